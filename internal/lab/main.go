@@ -1,0 +1,77 @@
+package lab
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+)
+
+// RequireEnv turns a test that is skipped for want of namespaces into one that
+// fails.
+const RequireEnv = "NATLESS_REQUIRE_LAB"
+
+var (
+	unavailable error // why there are no labs in this test binary
+	binary      struct {
+		once sync.Once
+		dir  string
+		err  error
+	}
+)
+
+// Main runs the tests of a package that uses labs and ends the process; call
+// it in TestMain. It finds out whether labs can be had, in a user namespace
+// where this is not root.
+func Main(m interface{ Run() int }) {
+	if unavailable = Enter(); unavailable != nil {
+		fmt.Fprintf(os.Stderr, "namespace tests are not run: %v\n", unavailable)
+	}
+	code := m.Run()
+	if binary.dir != "" {
+		if err := os.RemoveAll(binary.dir); err != nil {
+			fmt.Fprintf(os.Stderr, "remove the built binary: %v\n", err)
+		}
+	}
+	os.Exit(code)
+}
+
+// TB is what Require and Binary need of testing.TB.
+type TB interface {
+	Helper()
+	Skipf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// Require skips the test where no labs can be had, or fails it when RequireEnv
+// is set to 1.
+func Require(t TB) {
+	t.Helper()
+	switch {
+	case unavailable == nil:
+	case os.Getenv(RequireEnv) == "1":
+		t.Fatalf("no network namespaces: %v", unavailable)
+	default:
+		t.Skipf("no network namespaces: %v", unavailable)
+	}
+}
+
+// Binary is the path of natless, built once from the working tree.
+func Binary(t TB) string {
+	t.Helper()
+	binary.once.Do(func() {
+		if binary.dir, binary.err = os.MkdirTemp("", "natless-test-"); binary.err != nil {
+			return
+		}
+		c := exec.Command("go", "build", "-buildvcs=false", "-o", binary.dir, "github.com/natless/natless/cmd/natless")
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := c.CombinedOutput(); err != nil {
+			binary.err = fmt.Errorf("%w\n%s", err, out)
+		}
+	})
+	if binary.err != nil {
+		t.Fatalf("build natless: %v", binary.err)
+	}
+	return filepath.Join(binary.dir, "natless")
+}
