@@ -19,6 +19,7 @@ const (
 	minMTU6   = 1280
 	minMTU4   = 68 // RFC 791 3.2
 	maxMTU    = 65535
+	minPool   = 8   // its addresses are counted in memory
 	maxSocket = 107 // sockaddr_un.sun_path - 1
 )
 
@@ -182,8 +183,9 @@ func (c *Config) checkOwn(r *report) {
 			r.add(path, "%v: lies in pref64, %v: expected an address outside", a, c.Translation.Pref64)
 		}
 		for _, m := range c.Maps {
-			if m.IPv4.Contains(a) || m.IPv6.Contains(a) {
-				r.add(path, "%v: belongs to the map at %s: expected an address that no map has", a, m.Origin)
+			// Inside a larger map it is taken out of it, as from a pool.
+			if all := netip.PrefixFrom(a, a.BitLen()); m.IPv4 == all || m.IPv6 == all {
+				r.add(path, "%v: is mapped at %s: expected an address that is not", a, m.Origin)
 				return
 			}
 		}
@@ -194,8 +196,26 @@ func (c *Config) checkOwn(r *report) {
 		r.add("translation.ipv4", "not given, and no pool has an address for it: expected natless's own IPv4 address")
 	}
 	for i, p := range c.Translation.RFC6791 {
-		if p.IsValid() {
-			r.unicast(element("translation.rfc6791_ipv4", i), p)
+		c.checkStandIn(r, element("translation.rfc6791_ipv4", i), p)
+	}
+}
+
+// checkStandIn looks at one of rfc6791_ipv4: a stand-in for routers that is a
+// client too would put words in the client's mouth.
+func (c *Config) checkStandIn(r *report, path string, p netip.Prefix) {
+	if !p.IsValid() || p.IsSingleIP() && p.Addr() == c.OwnIPv4() || !r.unicast(path, p) {
+		return
+	}
+	for _, m := range c.Maps {
+		if m.IPv4.Overlaps(p) {
+			r.add(path, "%v: overlaps the map of %v at %s: expected addresses that no client has", p, m.IPv4, m.Origin)
+			return
+		}
+	}
+	for _, pool := range c.Pools {
+		if pool.IPv4.Overlaps(p) {
+			r.add(path, "%v: overlaps the pool %v at %s: expected addresses that no client has", p, pool.IPv4, pool.Origin)
+			return
 		}
 	}
 }
@@ -228,6 +248,9 @@ func (c *Config) checkMaps(r *report) {
 		if room := 128 - m.IPv6.Bits(); room < 32-m.IPv4.Bits() {
 			r.add(path+".ipv6", "%v: too small for %v: expected a prefix length of at most %d", m.IPv6, m.IPv4, 96+m.IPv4.Bits())
 		}
+		if p := c.Translation.Pref64; p.Overlaps(m.IPv6) {
+			r.add(path+".ipv6", "%v: overlaps pref64, %v: expected a prefix outside", m.IPv6, p)
+		}
 	}
 }
 
@@ -239,15 +262,12 @@ func (c *Config) checkPools(r *report) {
 			r.add(path+".clients", `an empty list: expected IPv6 prefixes, or "local"`)
 		}
 		// Timers run in seconds.
-		if p.Idle < time.Second {
-			r.add(path+".idle", "%s: expected at least 1s", formatDuration(p.Idle))
+		if p.Idle > 0 && p.Idle < time.Second {
+			r.add(path+".idle", `%s: expected "0" or at least 1s`, formatDuration(p.Idle))
 		}
 		if p.MaxLife > 0 && p.MaxLife < time.Second {
 			r.add(path+".max_life", `%s: expected "0" or at least 1s`, formatDuration(p.MaxLife))
 		}
-	}
-	if own := c.OwnIPv4(); len(c.Pools) > 0 && own.IsValid() && !c.firstFree(own).IsValid() {
-		r.add("pool[0].ipv4", "%v: no address is left for clients beside the maps and natless's own, %v: expected a larger pool", c.Pools[0].IPv4, own)
 	}
 }
 
@@ -255,6 +275,13 @@ func (c *Config) checkPoolAddresses(r *report, path string, i int) {
 	p := c.Pools[i].IPv4
 	if !r.unicast(path, p) {
 		return
+	}
+	if p.Bits() < minPool {
+		r.add(path, "%v: too large: expected a prefix length of at least %d", p, minPool)
+		return
+	}
+	if own := c.OwnIPv4(); !c.free(c.Pools[i], own).IsValid() {
+		r.add(path, "%v: maps and natless's own address, %v, leave none for clients: expected a larger pool", p, own)
 	}
 	for _, other := range c.Pools[:i] {
 		if p.Overlaps(other.IPv4) {

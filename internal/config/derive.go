@@ -86,30 +86,41 @@ func (c *Config) OwnIPv4() netip.Addr {
 	if c.Translation.IPv4.IsValid() {
 		return c.Translation.IPv4
 	}
-	return c.firstFree(netip.Addr{})
-}
-
-// firstFree is the first address of the pools that is not the address of its
-// network, in no map, and not taken.
-func (c *Config) firstFree(taken netip.Addr) netip.Addr {
 	for _, p := range c.Pools {
-		a := p.IPv4.Addr()
-		if p.IPv4.Bits() < 31 {
-			a = a.Next()
-		}
-		for p.IPv4.Contains(a) {
-			if a == taken {
-				a = a.Next()
-				continue
-			}
-			i := slices.IndexFunc(c.Maps, func(m Map) bool { return m.IPv4.Contains(a) })
-			if i < 0 {
-				return a
-			}
-			a = last(c.Maps[i].IPv4).Next()
+		if a := c.free(p, netip.Addr{}); a.IsValid() {
+			return a
 		}
 	}
 	return netip.Addr{}
+}
+
+// free is the first address of the pool that is not the address of its
+// network, in no map, and not taken.
+func (c *Config) free(p Pool, taken netip.Addr) netip.Addr {
+	var lost []netip.Prefix
+	for _, m := range c.Maps {
+		if m.IPv4.Overlaps(p.IPv4) {
+			lost = append(lost, m.IPv4)
+		}
+	}
+	if taken.IsValid() {
+		lost = append(lost, netip.PrefixFrom(taken, 32))
+	}
+	slices.SortFunc(lost, netip.Prefix.Compare)
+
+	a := p.IPv4.Addr()
+	if p.IPv4.Bits() < 31 {
+		a = a.Next()
+	}
+	for _, l := range lost {
+		if l.Contains(a) {
+			a = last(l).Next()
+		}
+	}
+	if !p.IPv4.Contains(a) {
+		return netip.Addr{}
+	}
+	return a
 }
 
 // last is the highest address of an IPv4 prefix.

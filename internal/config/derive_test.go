@@ -26,9 +26,7 @@ func TestOwnIPv4(t *testing.T) {
 		// The first addresses of the pool are mapped, by nested maps.
 		"203.0.113.16": "[[pool]]\nipv4 = \"203.0.113.0/24\"\n[[map]]\nipv4 = \"203.0.113.1\"\nipv6 = \"2001:db8::1\"\n" +
 			"[[map]]\nipv4 = \"203.0.113.0/28\"\nipv6 = \"2001:db8:1::/120\"",
-		// A whole pool is mapped, and the next is of two addresses.
-		"198.51.100.8": "[[pool]]\nipv4 = \"203.0.113.0/24\"\n[[pool]]\nipv4 = \"198.51.100.8/31\"\n" +
-			"[[map]]\nipv4 = \"203.0.113.0/24\"\nipv6 = \"2001:db8:1::/120\"",
+		"198.51.100.8": "[[pool]]\nipv4 = \"198.51.100.8/31\"",
 	} {
 		assert.Equal(t, want, mustParse(t, file).OwnIPv4().String())
 	}
@@ -89,7 +87,7 @@ func TestAllowPrivate(t *testing.T) {
 }
 
 func TestMasquerade(t *testing.T) {
-	pools := "[[pool]]\n[[pool]]\nipv4 = \"203.0.113.0/24\"\n[[pool]]\nipv4 = \"100.64.0.0/10\"\n[[pool]]\nipv4 = \"10.0.0.0/7\"\n"
+	pools := "[[pool]]\n[[pool]]\nipv4 = \"203.0.113.0/24\"\n[[pool]]\nipv4 = \"100.64.0.0/10\"\n[[pool]]\nipv4 = \"172.0.0.0/8\"\n"
 	prefix := netip.MustParsePrefix
 	assert.Equal(t, []netip.Prefix{prefix("169.254.64.0/20"), prefix("100.64.0.0/10")}, mustParse(t, pools).Masquerade())
 	assert.Len(t, mustParse(t, pools+"[network]\nmasquerade = \"on\"").Masquerade(), 4)

@@ -144,8 +144,8 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
-// A century, in days: far below where durations overflow.
-const maxDays = 36500
+// Twenty years, in days: what a counter of seconds tells apart by far.
+const maxDays = 7300
 
 // formatDuration is the shortest text that parseDuration reads as d.
 func formatDuration(d time.Duration) string {
