@@ -1,0 +1,258 @@
+// Package hostnet is everything natless does to its host, and undoes: the
+// device's state, the routes that lead packets into it, forwarding, one
+// nftables table. It stands at both ends of the way of a packet: what the
+// kernel routes to the device, and what it may do with what comes out.
+//
+// All of it works in the network namespace of the calling thread, and every
+// change is written to a record in /run/natless before it is made, so that
+// [Down], or the next [Prepare], can undo or take over whatever a killed
+// natless left behind.
+//
+// The host is compared with what the plan wants, and the differences are a
+// list of changes in words. [Check] prints that list, [Host.Attach] carries it
+// out, [Host.Watch] does so again whenever the host changes.
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Plan is what natless wants of its host.
+type Plan struct {
+	Device string // name of the TUN device
+	MTU    int    // bytes; 0: the largest among the host's links, see [ChooseMTU]
+	Manage bool   // false: only the device's own state is touched
+	Keep   bool   // Close leaves all but the device in place, for the next run
+
+	IPv6 []netip.Prefix // routed to the device: pref64, natless's own address
+	IPv4 []netip.Prefix // routed to the device: pools, maps, own address, stand-ins for routers
+
+	Masquerade []netip.Prefix // IPv4 sources to masquerade when they leave the host
+	Inbound    []netip.Prefix // IPv4 destinations open to new connections from uplinks
+
+	Clients []netip.Prefix // IPv6 sources that are permitted
+	Local   bool           // as are the host and what it reaches over links without default route
+}
+
+// Host is a network namespace that natless is at work in. Its methods may be
+// called from several goroutines.
+type Host struct {
+	mu     sync.Mutex
+	plan   Plan
+	mtu    int
+	device int // interface index; 0 until attached
+	lock   *lock
+	rec    *record
+	closed bool
+
+	table      tableSpec       // as last installed
+	tablePrint string          // handles of it, to see that others changed it
+	done       map[string]bool // keys of changes made before: again means put back
+}
+
+// Prepare refuses what cannot work on this host, naming what stands in the
+// way, and makes sure that no other natless runs in this network namespace. It
+// takes over what a killed natless left. On error the host is as it was.
+func Prepare(p Plan) (*Host, error) {
+	l, err := acquire()
+	if err != nil {
+		return nil, err
+	}
+	h, err := prepare(p, l)
+	if err != nil {
+		l.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+func prepare(p Plan, l *lock) (*Host, error) {
+	rec, err := readRecord(l.key)
+	if err != nil {
+		return nil, err
+	}
+	v, err := look()
+	if err != nil {
+		return nil, err
+	}
+	if found := conflicts(p, v); len(found) > 0 && p.Manage {
+		return nil, errors.Join(asErrors(found)...)
+	}
+	rec.Device = p.Device
+	if err := rec.save(); err != nil {
+		return nil, err
+	}
+	return &Host{plan: p, mtu: resolveMTU(p, v), lock: l, rec: rec, done: map[string]bool{}}, nil
+}
+
+// MTU tells the device's MTU in bytes, as planned or chosen.
+func (h *Host) MTU() int { return h.mtu }
+
+// Attach brings the device with this interface index up and makes the host
+// send packets to it. After an error the caller closes the Host, which undoes
+// what was done.
+func (h *Host) Attach(device int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.device = device
+	return h.settle()
+}
+
+// Update makes the host fit another plan, as after maps were added. The
+// device, its MTU and what happens on exit stay as they were.
+func (h *Host) Update(p Plan) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p.Device, p.MTU, p.Keep, p.Manage = h.plan.Device, h.plan.MTU, h.plan.Keep, h.plan.Manage
+	v, err := look()
+	if err != nil {
+		return err
+	}
+	if found := conflicts(p, v); len(found) > 0 && p.Manage {
+		return errors.Join(asErrors(found)...)
+	}
+	h.plan = p
+	return h.settle()
+}
+
+// settle makes every change the plan asks for and stops at the first error.
+func (h *Host) settle() error {
+	v, err := look()
+	if err != nil {
+		return err
+	}
+	for _, c := range h.changes(v) {
+		if err := h.make(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// change is one step towards what the plan wants.
+type change struct {
+	key  string // what it is about, the same whenever it has to be done again
+	text string // what it does, for people
+	do   func() error
+}
+
+// beforeChange lets tests stop natless dead at any step.
+var beforeChange = func(string) {}
+
+func (h *Host) make(c change) error {
+	beforeChange(c.text)
+	if err := c.do(); err != nil {
+		return fmt.Errorf("%s: %w", c.text, err)
+	}
+	h.done[c.key] = true
+	return nil
+}
+
+// changes lists what separates the host from the plan, in the order in which
+// it is safe: packets find no way into the device before the table guards it,
+// and none through the host before all of it stands.
+func (h *Host) changes(v *view) []change {
+	list := h.deviceChanges(v)
+	if !h.plan.Manage {
+		return list
+	}
+	drop, add := h.routeChanges(v)
+	f := h.forwarding(v)
+	list = append(f.device, list...)
+	list = append(list, add.blackholes...)
+	list = append(list, h.tableChanges(v, f)...)
+	list = append(list, drop.device...)
+	list = append(list, add.device...)
+	list = append(list, f.links...)
+	return append(list, drop.blackholes...)
+}
+
+// Close undoes all that was done and is still as natless left it; with
+// Plan.Keep it leaves the table, the blackholes and forwarding to the next run.
+// The lines say what stays behind for good, and why.
+func (h *Host) Close() ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, nil
+	}
+	h.closed = true
+	defer h.lock.release()
+	if h.plan.Keep && h.plan.Manage {
+		return nil, h.rec.removeEmpty()
+	}
+	_, stays, err := undo(h.rec)
+	return stays, err
+}
+
+// Down removes everything natless ever made in this network namespace, also
+// after it was killed, and tells in lines what that was. Where there is
+// nothing it does nothing. It refuses while a natless runs.
+func Down() ([]string, error) {
+	l, err := acquire()
+	if err != nil {
+		var running *RunningError
+		if errors.As(err, &running) {
+			return nil, fmt.Errorf("%w; stop it first", err)
+		}
+		return nil, err
+	}
+	defer l.release()
+	rec, err := readRecord(l.key)
+	if err != nil {
+		return nil, err
+	}
+	done, stays, err := undo(rec)
+	return append(done, stays...), err
+}
+
+// undo takes back, in the reverse order of changes, what the record and the
+// marks of natless's own (route protocol, table name) show. Whatever fails, it
+// goes on with the rest, and keeps the record if anything did.
+func undo(rec *record) (done, stays []string, err error) {
+	v, err := look()
+	if err != nil {
+		return nil, nil, err
+	}
+	var errs []error
+	step := func(lines []string, err error) {
+		done = append(done, lines...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	lines, stays, err := undoSettings(rec, v)
+	step(lines, err)
+	step(removeRoutes(v, isDeviceRoute))
+	step(removeTable())
+	step(removeRoutes(v, isBlackhole))
+	step(undoDevice(rec, v))
+	if len(errs) > 0 {
+		return done, stays, errors.Join(errs...)
+	}
+	return done, stays, rec.remove()
+}
+
+func asErrors(lines []string) []error {
+	errs := make([]error, len(lines))
+	for i, l := range lines {
+		errs[i] = errors.New(l)
+	}
+	return errs
+}
+
+// retry runs a netlink dump again when the kernel's tables changed under it.
+func retry(dump func() error, again func(error) bool) error {
+	var err error
+	for range 10 {
+		if err = dump(); err == nil || !again(err) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
+}
