@@ -47,6 +47,7 @@ type Lab struct {
 	// Dir is a directory for what the lab's processes need, removed by Close.
 	Dir string
 
+	lock     *os.File // says to Down that the lab is in use
 	mu       sync.Mutex
 	nodes    []*Node
 	detached []*os.Process
@@ -64,7 +65,7 @@ func New() (*Lab, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), os.RemoveAll(dir))
 	}
-	return &Lab{Dir: dir, close: []func() error{lock.Close}}, nil
+	return &Lab{Dir: dir, lock: lock, close: []func() error{lock.Close}}, nil
 }
 
 // Close kills the lab's processes, gives up its namespaces, with which their
@@ -260,8 +261,29 @@ func (n *Node) Address(name, cidr string) error {
 		return fmt.Errorf("read the address %q: %w", cidr, err)
 	}
 	return n.withLink(name, "give "+cidr+" to", func(link netlink.Link) error {
-		return n.Netlink.AddrAdd(link, addr)
+		if err := n.Netlink.AddrAdd(link, addr); err != nil {
+			return err
+		}
+		return n.settled(link, addr)
 	})
+}
+
+// settled waits until an address is no longer tentative, which the kernel sees
+// to a moment later even where it detects no duplicates.
+func (n *Node) settled(link netlink.Link, addr *netlink.Addr) error {
+	for range 200 {
+		all, err := n.Netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, a := range all {
+			if a.IP.Equal(addr.IP) && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+				return nil
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return errors.New("the address stays tentative")
 }
 
 // RemoveAddress takes an address in CIDR notation from a link.
@@ -383,4 +405,28 @@ func (l *Lab) leave(p *os.Process) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.detached = append(l.detached, p)
+}
+
+// RunWithTUN runs a command in the node where /dev/net holds a tun device of
+// the given mode and nothing else; 0: not even that.
+func (n *Node) RunWithTUN(c *exec.Cmd, mode uint32) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the mount namespace ends with the thread
+		done <- first(
+			func() error { return netns.Set(n.ns) },
+			func() error { return unix.Unshare(unix.CLONE_NEWNS) },
+			func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
+			func() error { return unix.Mount("tmpfs", "/dev/net", "tmpfs", 0, "mode=0755") },
+			func() error {
+				if mode == 0 {
+					return nil
+				}
+				return errors.Join(unix.Mknod("/dev/net/tun", unix.S_IFCHR, int(unix.Mkdev(10, 200))),
+					unix.Chmod("/dev/net/tun", mode))
+			},
+			c.Run,
+		)
+	}()
+	return <-done
 }

@@ -61,7 +61,7 @@ func Require(t TB) {
 func Binary(t TB) string {
 	t.Helper()
 	binary.once.Do(func() {
-		if binary.dir, binary.err = os.MkdirTemp("", "natless-test-"); binary.err != nil {
+		if binary.dir, binary.err = publicDir(); binary.err != nil {
 			return
 		}
 		c := exec.Command("go", "build", "-buildvcs=false", "-o", binary.dir, "github.com/natless/natless/cmd/natless")
@@ -74,4 +74,13 @@ func Binary(t TB) string {
 		t.Fatalf("build natless: %v", binary.err)
 	}
 	return filepath.Join(binary.dir, "natless")
+}
+
+// publicDir makes a directory from which other users may run programs.
+func publicDir() (string, error) {
+	dir, err := os.MkdirTemp("", "natless-test-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o755)
 }
