@@ -39,14 +39,6 @@ func assertDefaults(t *testing.T, text string) {
 	assert.Equal(t, string(want), string(got), text)
 }
 
-var exampleLine = regexp.MustCompile(`(?m)^#(\[|[a-z0-9_]+ = )`)
-
-func TestExampleConfiguration(t *testing.T) {
-	text := read(t, "contrib/natless.toml")
-	assertDefaults(t, text)
-	assertDefaults(t, exampleLine.ReplaceAllString(text, "$1"))
-}
-
 // documented is the configuration that the tables of docs/configuration.md
 // amount to, and the names of all keys that page has, as TABLE.KEY.
 func documented(t *testing.T) (text string, keys map[string]bool) {
