@@ -22,9 +22,6 @@ import (
 func conflicts(p Plan, v *view) []string {
 	device := v.byName(p.Device)
 	var found []string
-	if device.index != 0 && device.kind != "tuntap" {
-		found = append(found, fmt.Sprintf("device %s: a link of that name exists and is no TUN device but of type %s", p.Device, device.kind))
-	}
 	for _, want := range p.prefixes() {
 		culprit := v.culprit(want, device.index)
 		if culprit == "" {
@@ -37,6 +34,21 @@ func conflicts(p Plan, v *view) []string {
 		found = append(found, text)
 	}
 	return found
+}
+
+// deviceConflicts names what keeps natless from the device it wants, before it
+// has it.
+func deviceConflicts(p Plan, v *view) []string {
+	device := v.byName(p.Device)
+	switch {
+	case device.index == 0:
+		return nil
+	case device.kind != kindTUN:
+		return []string{fmt.Sprintf("device %s: a link of that name exists, of type %s", p.Device, device.kind)}
+	case device.queues > 0:
+		return []string{fmt.Sprintf("device %s: another program holds it open", p.Device)}
+	}
+	return nil
 }
 
 // culprit describes the first use of a prefix that stands in natless's way, or

@@ -51,9 +51,8 @@ func (h *Host) deviceChanges(v *view) []change {
 	var list []change
 	add := func(what string, do func(netlink.Link) error) {
 		list = append(list, change{
-			key:  "device " + what,
-			text: fmt.Sprintf("set link %s %s", dev.name, what),
-			do:   func() error { return h.setDevice(dev, do) },
+			key: "device " + what, text: fmt.Sprintf("set link %s %s", dev.name, what), again: h.settled,
+			do: func() error { return h.setDevice(dev, do) },
 		})
 	}
 	if mode, ok := addrGenMode(dev); !ok || mode != strconv.Itoa(addrGenModeNone) {

@@ -49,9 +49,9 @@ type Host struct {
 	rec    *record
 	closed bool
 
-	table      tableSpec       // as last installed
-	tablePrint string          // handles of it, to see that others changed it
-	done       map[string]bool // keys of changes made before: again means put back
+	settled    bool      // all that the plan wants was in place once
+	table      tableSpec // as last installed
+	tablePrint string    // its handles, to see that others changed it
 }
 
 // Prepare refuses what cannot work on this host, naming what stands in the
@@ -79,14 +79,18 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	if found := conflicts(p, v); len(found) > 0 && p.Manage {
+	found := deviceConflicts(p, v)
+	if p.Manage {
+		found = append(found, conflicts(p, v)...)
+	}
+	if len(found) > 0 {
 		return nil, errors.Join(asErrors(found)...)
 	}
 	rec.Device = p.Device
 	if err := rec.save(); err != nil {
 		return nil, err
 	}
-	return &Host{plan: p, mtu: resolveMTU(p, v), lock: l, rec: rec, done: map[string]bool{}}, nil
+	return &Host{plan: p, mtu: resolveMTU(p, v), lock: l, rec: rec}, nil
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
@@ -115,7 +119,7 @@ func (h *Host) Update(p Plan) error {
 	if found := conflicts(p, v); len(found) > 0 && p.Manage {
 		return errors.Join(asErrors(found)...)
 	}
-	h.plan = p
+	h.plan, h.settled = p, false
 	return h.settle()
 }
 
@@ -130,14 +134,16 @@ func (h *Host) settle() error {
 			return err
 		}
 	}
+	h.settled = true
 	return nil
 }
 
 // change is one step towards what the plan wants.
 type change struct {
-	key  string // what it is about, the same whenever it has to be done again
-	text string // what it does, for people
-	do   func() error
+	key   string // what it is about, the same whenever it has to be done again
+	text  string // what it does, for people
+	again bool   // it was in place before
+	do    func() error
 }
 
 // beforeChange lets tests stop natless dead at any step.
@@ -148,7 +154,6 @@ func (h *Host) make(c change) error {
 	if err := c.do(); err != nil {
 		return fmt.Errorf("%s: %w", c.text, err)
 	}
-	h.done[c.key] = true
 	return nil
 }
 

@@ -56,11 +56,11 @@ func (h *Host) routeChanges(v *view) (drop, add routeSet) {
 	}
 	for _, p := range wanted {
 		if !blackholed[p] {
-			add.blackholes = append(add.blackholes, routeAdd(p, 0, fmt.Sprintf("add blackhole route %s metric %d", p, metricBlackhole)))
+			add.blackholes = append(add.blackholes, h.routeAdd(p, 0, fmt.Sprintf("add blackhole route %s metric %d", p, metricBlackhole)))
 		}
 		if !onDevice[p] {
 			text := fmt.Sprintf("add route %s dev %s metric %d", p, h.plan.Device, metricDevice)
-			add.device = append(add.device, routeAdd(p, h.device, text))
+			add.device = append(add.device, h.routeAdd(p, h.device, text))
 		}
 	}
 	return drop, add
@@ -72,8 +72,8 @@ func (p Plan) prefixes() []netip.Prefix {
 }
 
 // routeAdd never replaces: a route of the same prefix and metric is another's.
-func routeAdd(p netip.Prefix, device int, text string) change {
-	return change{key: text, text: text, do: func() error {
+func (h *Host) routeAdd(p netip.Prefix, device int, text string) change {
+	return change{key: text, text: text, again: h.settled, do: func() error {
 		r := newNetlinkRoute(p, device)
 		err := netlink.RouteAdd(r)
 		if errors.Is(err, unix.EEXIST) {

@@ -94,8 +94,8 @@ func (h *Host) want(v *view, s setting) []change {
 	}
 	path := sysctlPath(s.Family, name, s.Key)
 	text := s.text(name, s.Set)
-	return []change{{key: text, text: "set " + text, do: func() error {
-		if err := h.note(s, now); err != nil {
+	return []change{{key: text, text: "set " + text, again: h.rec.find(s) >= 0, do: func() error {
+		if err := h.note(v, s, now); err != nil {
 			return err
 		}
 		err := writeSysctl(path, s.Set)
@@ -108,7 +108,11 @@ func (h *Host) want(v *view, s setting) []change {
 
 // note writes down what a setting was. What was noted before stays: a setting
 // put back is still the one that was found at first.
-func (h *Host) note(s setting, now string) error {
+func (h *Host) note(v *view, s setting, now string) error {
+	h.rec.Settings = slices.DeleteFunc(h.rec.Settings, func(o setting) bool {
+		_, there := o.name(v)
+		return !there // its link went, and the setting with it
+	})
 	s.Was = now
 	s.AllWas, _ = readSysctl(sysctlPath(s.Family, allLinks, s.Key))
 	if i := h.rec.find(s); i >= 0 {

@@ -176,13 +176,14 @@ func (s tableSpec) String() string {
 // installed, or does because others changed it.
 func (h *Host) tableChanges(v *view, f forwardingPlan) []change {
 	spec := h.tableSpec(v, f)
-	if h.tablePrint != "" && reflect.DeepEqual(spec, h.table) {
+	same := h.tablePrint != "" && reflect.DeepEqual(spec, h.table)
+	if same {
 		if now, err := tablePrint(); err == nil && now == h.tablePrint {
 			return nil
 		}
 	}
 	text := spec.String()
-	return []change{{key: text, text: "replace " + text, do: func() error {
+	return []change{{key: text, text: "replace " + text, again: same, do: func() error {
 		if err := installTable(spec); err != nil {
 			return err
 		}

@@ -32,6 +32,8 @@ type link struct {
 	queues   int // of a TUN device: how many are open
 }
 
+const kindTUN = "tun"
+
 type address struct {
 	addr  netip.Addr
 	index int
@@ -109,6 +111,9 @@ func newLink(l netlink.Link) link {
 	}
 	if tun, ok := l.(*netlink.Tuntap); ok {
 		n.queues = tun.Queues
+		if tun.Mode == netlink.TUNTAP_MODE_TUN {
+			n.kind = kindTUN
+		}
 	}
 	return n
 }
