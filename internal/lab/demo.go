@@ -396,7 +396,7 @@ func (d *demo) keep() error {
 		return fmt.Errorf("keep the lab: %w", err)
 	}
 	enter, down := "", d.self+" lab down"
-	if os.Getenv(insideEnv) != "" {
+	if Inside() {
 		enter = fmt.Sprintf("nsenter --preserve-credentials -U -m -t %d ", d.daemon.Process.Pid)
 	}
 	fmt.Fprintf(d.Out, "\nThe lab stands. Enter it:\n")

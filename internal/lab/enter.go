@@ -140,3 +140,7 @@ func relay(child *os.Process) (stop func()) {
 		close(c)
 	}
 }
+
+// Inside reports whether this process is root of a user namespace that Enter
+// has made, and not of the machine.
+func Inside() bool { return os.Getenv(insideEnv) != "" }

@@ -1,16 +1,15 @@
 package lab
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
-)
 
-// RequireEnv turns a test that is skipped for want of namespaces into one that
-// fails.
-const RequireEnv = "NATLESS_REQUIRE_LAB"
+	"github.com/natless/natless/internal/testenv"
+)
 
 var (
 	unavailable error // why there are no labs in this test binary
@@ -25,8 +24,9 @@ var (
 // it in TestMain. It finds out whether labs can be had, in a user namespace
 // where this is not root.
 func Main(m interface{ Run() int }) {
-	if unavailable = Enter(); unavailable != nil {
-		fmt.Fprintf(os.Stderr, "namespace tests are not run: %v\n", unavailable)
+	flag.Parse()
+	if !testenv.Short() {
+		unavailable = Enter()
 	}
 	code := m.Run()
 	if binary.dir != "" {
@@ -37,28 +37,19 @@ func Main(m interface{ Run() int }) {
 	os.Exit(code)
 }
 
-// TB is what Require and Binary need of testing.TB.
-type TB interface {
-	Helper()
-	Skipf(format string, args ...any)
-	Fatalf(format string, args ...any)
-}
-
-// Require skips the test where no labs can be had, or fails it when RequireEnv
-// is set to 1.
-func Require(t TB) {
+// Require skips the test where no labs can be had.
+func Require(t testenv.TB) {
 	t.Helper()
-	switch {
-	case unavailable == nil:
-	case os.Getenv(RequireEnv) == "1":
-		t.Fatalf("no network namespaces: %v", unavailable)
-	default:
-		t.Skipf("no network namespaces: %v", unavailable)
+	if testenv.Short() {
+		t.Skip("namespaces are not for -short")
+	}
+	if unavailable != nil {
+		testenv.Skip(t, "no network namespaces: "+unavailable.Error())
 	}
 }
 
 // Binary is the path of natless, built once from the working tree.
-func Binary(t TB) string {
+func Binary(t testenv.TB) string {
 	t.Helper()
 	binary.once.Do(func() {
 		if binary.dir, binary.err = publicDir(); binary.err != nil {

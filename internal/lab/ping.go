@@ -54,8 +54,9 @@ func (p *pinger) limit(hops int) error {
 }
 
 // once sends one request with size bytes of data and waits for what comes of
-// it, at most until timeout.
-func (p *pinger) once(seq, size int, timeout time.Duration) (a Answer, err error) {
+// it, at most until timeout or the deadline of
+// ctx.
+func (p *pinger) once(ctx context.Context, seq, size int, timeout time.Duration) (a Answer, err error) {
 	m := icmp.Message{Type: ipv6.ICMPTypeEchoRequest, Body: &icmp.Echo{ID: p.id, Seq: seq, Data: block()[:size]}}
 	if p.target.Is4() {
 		m.Type = ipv4.ICMPTypeEcho
@@ -65,7 +66,11 @@ func (p *pinger) once(seq, size int, timeout time.Duration) (a Answer, err error
 		return a, err
 	}
 	start := time.Now()
-	if err := p.conn.SetDeadline(start.Add(timeout)); err != nil {
+	deadline := start.Add(timeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := p.conn.SetDeadline(deadline); err != nil {
 		return a, err
 	}
 	if _, err := p.conn.WriteTo(b, &net.IPAddr{IP: p.target.AsSlice()}); err != nil {
@@ -124,7 +129,7 @@ func Ping(ctx context.Context, n *Node, source string, target netip.Addr, size i
 	}
 	defer p.conn.Close()
 	for seq := 1; seq <= 3 && ctx.Err() == nil; seq++ {
-		if a, err = p.once(seq, size, Stall/4); err == nil && a.Reached {
+		if a, err = p.once(ctx, seq, size, Stall/4); err == nil && a.Reached {
 			return a, nil
 		}
 		if err == nil {
@@ -149,7 +154,7 @@ func Traceroute(ctx context.Context, n *Node, source string, target netip.Addr) 
 		}
 		var a Answer
 		for try := 0; try < 2 && a.Type == nil; try++ { // routers limit their errors
-			a, err = p.once(100*limit+try, 32, Stall/10)
+			a, err = p.once(ctx, 100*limit+try, 32, Stall/10)
 		}
 		hops = append(hops, a)
 		if a.Reached {
