@@ -41,7 +41,7 @@ func (t *testbed) build(ctx context.Context, c contender) error {
 	name := prefix + strconv.Itoa(os.Getpid())
 	t.c, t.h, t.s = name+"c", name+"h", name+"s"
 	var err error
-	if t.dir, err = os.MkdirTemp("", prefix); err != nil {
+	if t.dir, err = os.MkdirTemp("", name+"-"); err != nil {
 		return err
 	}
 	setup := exec.CommandContext(ctx, "sh", "-ec", `
@@ -147,7 +147,7 @@ func remove(namespace string) {
 	exec.Command("ip", "netns", "del", namespace).Run() // it may not exist
 }
 
-// sweep removes namespaces that a killed run left behind.
+// sweep removes what a killed run left behind.
 func sweep() {
 	names, _ := filepath.Glob("/run/netns/" + prefix + "*")
 	for _, path := range names {
@@ -155,6 +155,10 @@ func sweep() {
 		pid, err := strconv.Atoi(strings.TrimRight(strings.TrimPrefix(name, prefix), "chs"))
 		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 			remove(name)
+			scratch, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+strconv.Itoa(pid)+"-*"))
+			for _, dir := range scratch {
+				os.RemoveAll(dir)
+			}
 		}
 	}
 }
