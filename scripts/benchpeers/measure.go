@@ -43,8 +43,9 @@ type result struct {
 	P99       float64  `json:"p99_us,omitempty"`
 	CPUPacket *float64 `json:"cpu_us_per_packet,omitempty"` // of the translator's processes
 	CPUMiB    *float64 `json:"cpu_us_per_mib,omitempty"`
-	Bytes     int64    `json:"bytes,omitempty"`   // received
-	Packets   int64    `json:"packets,omitempty"` // received
+	Bytes     int64    `json:"bytes,omitempty"`     // received
+	Packets   int64    `json:"packets,omitempty"`   // received
+	Forwarded int64    `json:"forwarded,omitempty"` // UDP: what left the host for the server
 	Error     string   `json:"error,omitempty"`
 }
 
@@ -95,20 +96,23 @@ func (t *testbed) measure(ctx context.Context, c contender, m measurement, secon
 	if m.iperf == nil {
 		return t.ping(ctx, c.target, seconds, r)
 	}
-	before, _ := t.cpu()
+	spent, _ := t.cpu()
+	sent := t.sent()
 	if err := t.iperf(ctx, c.target, m.iperf, seconds, r); err != nil {
 		return err
 	}
-	after, any := t.cpu()
-	if !any || r.Bytes == 0 {
-		return nil
-	}
-	spent := float64((after - before).Microseconds())
-	perMiB := spent / (float64(r.Bytes) / (1 << 20))
-	r.CPUMiB = &perMiB
+	now, any := t.cpu()
+	bytes := float64(r.Bytes)
 	if r.Packets > 0 {
-		perPacket := spent / float64(r.Packets)
-		r.CPUPacket = &perPacket
+		// What the receiver then drops has cost the translator as much.
+		r.Forwarded = t.sent() - sent
+		bytes *= float64(r.Forwarded) / float64(r.Packets)
+	}
+	if us := float64((now - spent).Microseconds()); any && bytes > 0 {
+		r.CPUMiB = new(us / (bytes / (1 << 20)))
+		if r.Forwarded > 0 {
+			r.CPUPacket = new(us / float64(r.Forwarded))
+		}
 	}
 	return nil
 }

@@ -128,7 +128,7 @@ func (r *report) print(w io.Writer) {
 	fmt.Fprintf(w, "%s, %d CPUs, Linux %s; load at start %s\n", r.Machine.CPU, r.Machine.CPUs, r.Machine.Kernel, r.Machine.Load)
 	fmt.Fprintf(w, "Client, translator and server shared the CPUs; others used %.0f%% of them: %s\n", r.Machine.OthersPercent,
 		cmp.Or(strings.Join(r.Machine.Others, ", "), "none for long"))
-	fmt.Fprintf(w, "%d rounds of %d s, interleaved; medians, ratios of medians; CPU: the translator's processes\n", r.Settings.Rounds, r.Settings.Seconds)
+	fmt.Fprintf(w, "%d rounds of %d s, interleaved; medians, ratios of medians; CPU of the translator's\nprocesses, for UDP per packet that left the host\n", r.Settings.Rounds, r.Settings.Seconds)
 	for _, m := range r.measures {
 		fmt.Fprintf(w, "\n%s\n", m.title)
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -194,4 +195,16 @@ func (t *testbed) cpu() (total time.Duration, any bool) {
 		}
 	}
 	return total, any
+}
+
+// sent counts the packets that the host has sent to the server.
+func (t *testbed) sent() int64 {
+	out, _ := exec.Command("ip", "-n", t.h, "-j", "-s", "link", "show", "dev", "server").Output()
+	var links []struct {
+		Stats struct{ TX struct{ Packets int64 } } `json:"stats64"`
+	}
+	if json.Unmarshal(out, &links) != nil || len(links) == 0 {
+		return 0
+	}
+	return links[0].Stats.TX.Packets
 }
