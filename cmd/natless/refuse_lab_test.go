@@ -106,7 +106,7 @@ func refuses(t *testing.T, n *lab.Node, config string, run func(*exec.Cmd) error
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o644))
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	c := n.Command(ctx, lab.Binary(t), append([]string{"run", "-c", file, "--socket", dir + "/sock", "--state-dir", dir}, flags...)...)
+	c := n.Command(ctx, lab.Binary(t), append([]string{"run", "-c", file, "--socket", dir + "/sock", "--state-dir", ""}, flags...)...)
 	var stdout, stderr strings.Builder
 	c.Stdout, c.Stderr = &stdout, &stderr
 	if run == nil {

@@ -125,7 +125,7 @@ func (n *Node) Natless(binary, config string, flags ...string) (*Daemon, error) 
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("write the daemon's configuration: %w", err)
 	}
-	args := append([]string{"run", "-c", file, "--socket", d.Socket, "--state-dir", filepath.Join(dir, "state")}, flags...)
+	args := append([]string{"run", "-c", file, "--socket", d.Socket, "--state-dir", ""}, flags...)
 	d.Cmd = n.Command(context.Background(), binary, args...)
 	return d, nil
 }
