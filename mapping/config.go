@@ -106,7 +106,11 @@ func New(c Config) (*Table, error) {
 	if !c.AllowPrivate {
 		b.private()
 	}
-	t.current.Store(&snapshot{b.v4, b.v6, 1})
+	s := &snapshot{v4: b.v4, v6: b.v6, revision: 1}
+	for p := range b.v4.All4() {
+		s.octets.add(p)
+	}
+	t.current.Store(s)
 	return t, nil
 }
 

@@ -525,6 +525,8 @@ func TestResolveAllocatesNothing(t *testing.T) {
 		assert.Zero(t, testing.AllocsPerRun(100, func() {
 			tick++
 			x.Resolve(f, tick)
+			in := f
+			x.ResolveIn(&in, tick)
 			x.Lookup(f)
 			x.ResolveError(f)
 			x.HairpinBack(f)
