@@ -276,6 +276,11 @@ func (b *builder) standIns(c Config) error {
 		if e, _ := b.v4.LookupPrefix(p); e != nil && e.kind != kindBeyond {
 			return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
 		}
+		for _, e := range b.v4.Subnets(p) {
+			if e.kind == kindMap {
+				return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
+			}
+		}
 	}
 	return nil
 }
@@ -342,6 +347,9 @@ func FirstUsable(pool netip.Prefix) netip.Addr {
 // takes out of it; invalid if there is none.
 func DefaultOwnIPv4(pools []Pool, maps []Map) netip.Addr {
 	for _, p := range pools {
+		if !p.IPv4.Addr().Is4() {
+			continue // New says so
+		}
 		a := FirstUsable(p.IPv4)
 		for p.IPv4.Contains(a) {
 			i := slices.IndexFunc(maps, func(m Map) bool { return m.IPv4.Contains(a) })

@@ -242,6 +242,9 @@ func (t *Table) to6(src, dst netip.Addr, tick uint32, m missing) (src6, dst6 net
 	s := t.current.Load()
 	src6, verdict := t.source6(s, src, m)
 	if verdict != translate.OK {
+		if verdict != translate.SourceRefused && dst == t.own4 {
+			verdict = translate.OwnAddress // which takes no translation
+		}
 		return src, dst, verdict
 	}
 	e, _ := s.v4.Lookup(dst)
