@@ -55,9 +55,9 @@ func Check(p Plan) (Report, error) {
 		return Report{}, err
 	}
 	running := runningHere()
-	h := &Host{plan: p, mtu: resolveMTU(p, v), rec: rec, device: v.byName(p.Device).index}
+	h := &Host{plan: p, mtu: resolveMTU(p, v), rec: rec, device: v.device(p.Device)}
 	r := Report{Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device}}
-	if h.device != 0 {
+	if h.device != missing {
 		r.Actions = []string{"use the existing TUN device " + p.Device}
 	}
 	for _, c := range h.changes(v) {
@@ -154,5 +154,5 @@ func Local(device string) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Clip(v.local(v.byName(device).index)), nil
+	return slices.Clip(v.local(v.device(device))), nil
 }

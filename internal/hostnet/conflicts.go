@@ -20,15 +20,15 @@ import (
 // site's own prefix. Lying inside a default route, or inside a route that leads
 // nowhere, is no conflict.
 func conflicts(p Plan, v *view) []string {
-	device := v.byName(p.Device)
+	device := v.device(p.Device)
 	var found []string
 	for _, want := range p.prefixes() {
-		culprit := v.culprit(want, device.index)
+		culprit := v.culprit(want, device)
 		if culprit == "" {
 			continue
 		}
 		text := fmt.Sprintf("%s: overlaps %s", want, culprit)
-		if free, ok := v.propose(want, device.index); ok {
+		if free, ok := v.propose(want, device); ok {
 			text += fmt.Sprintf("; %s is free", free)
 		}
 		found = append(found, text)
@@ -74,7 +74,7 @@ func (v *view) clashes(want netip.Prefix, r route, device int) bool {
 	if r.table == unix.RT_TABLE_LOCAL {
 		return r.kind == unix.RTN_LOCAL
 	}
-	if device != 0 && len(r.links) == 1 && r.links[0] == device {
+	if len(r.links) == 1 && r.links[0] == device {
 		return false // the operator's own route to the device
 	}
 	if r.kind == unix.RTN_MULTICAST || r.kind == unix.RTN_BROADCAST || r.kind == unix.RTN_ANYCAST {

@@ -78,14 +78,19 @@ func (v *view) carriesIPv4(l link, device int) bool {
 	})
 }
 
-// carriesClients tells whether clients may be behind a link. An uplink's are
-// not let in, so it need not forward either.
+// carriesClients tells whether clients may be behind a link: with Local behind
+// any that leads somewhere, but for uplinks. Theirs are not let in, so they need
+// not forward either.
 func (v *view) carriesClients(l link, p Plan, device int) bool {
 	if l.loopback || l.index == device || v.uplinks()[l.index] {
 		return false
 	}
-	return p.Local || slices.ContainsFunc(v.towards(p.Clients), func(r route) bool {
-		return slices.Contains(r.links, l.index)
+	to := v.towards(p.Clients)
+	if p.Local {
+		to = v.routes
+	}
+	return slices.ContainsFunc(to, func(r route) bool {
+		return r.leadsTo6() && slices.Contains(r.links, l.index)
 	})
 }
 

@@ -156,6 +156,11 @@ func (r route) leadsTo() bool {
 	return r.kind == unix.RTN_UNICAST && r.table != unix.RT_TABLE_LOCAL
 }
 
+// leadsTo6 is leadsTo for IPv6 beyond the link itself.
+func (r route) leadsTo6() bool {
+	return r.leadsTo() && r.dst.Addr().Is6() && (r.isDefault() || r.dst.Addr().IsGlobalUnicast())
+}
+
 // uplinks are the links that carry a default route of either family in any
 // table.
 func (v *view) uplinks() map[int]bool {
@@ -182,7 +187,7 @@ func (v *view) local(device int) []netip.Prefix {
 	}
 	uplinks := v.uplinks()
 	for _, r := range v.routes {
-		if !r.leadsTo() || r.isDefault() || !r.dst.Addr().Is6() || !r.dst.Addr().IsGlobalUnicast() {
+		if !r.leadsTo6() || r.isDefault() {
 			continue
 		}
 		if slices.ContainsFunc(r.links, func(i int) bool {
@@ -205,6 +210,14 @@ func (v *view) byName(name string) link {
 	return link{}
 }
 
+// device is the index of the link of that name, or missing.
+func (v *view) device(name string) int {
+	if l := v.byName(name); l.index != 0 {
+		return l.index
+	}
+	return missing
+}
+
 // sorted lists the links in the order of their indexes.
 func (v *view) sorted() []link {
 	return slices.SortedFunc(maps.Values(v.links), func(a, b link) int { return cmp.Compare(a.index, b.index) })
@@ -213,8 +226,8 @@ func (v *view) sorted() []link {
 // names lists the names of links in alphabetical order.
 func (v *view) names(indexes map[int]bool) []string {
 	var names []string
-	for i := range indexes {
-		if l, ok := v.links[i]; ok {
+	for i, in := range indexes {
+		if l, ok := v.links[i]; ok && in {
 			names = append(names, l.name)
 		}
 	}
