@@ -132,6 +132,7 @@ func undoDevice(rec *record, v *view) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("putting device %s back: %w", rec.Device, err)
 	}
+	beforeChange("put back " + rec.Device)
 	if !was.Up {
 		err = netlink.LinkSetDown(l)
 	}

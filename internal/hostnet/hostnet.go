@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -159,13 +160,19 @@ type change struct {
 	do    func() error
 }
 
+// headline is the text without what takes more than a line.
+func (c change) headline() string {
+	head, _, _ := strings.Cut(c.text, " {\n")
+	return head
+}
+
 // beforeChange lets tests stop natless dead at any step.
 var beforeChange = func(string) {}
 
 func (h *Host) make(c change) error {
 	beforeChange(c.text)
 	if err := c.do(); err != nil {
-		return fmt.Errorf("%s: %w", c.text, err)
+		return fmt.Errorf("%s: %w", c.headline(), err)
 	}
 	return nil
 }

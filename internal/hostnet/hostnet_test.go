@@ -107,7 +107,7 @@ func TestStartInterruptedAtAnyStep(t *testing.T) {
 				h, err := Prepare(testPlan())
 				require.NoError(t, err)
 				index, shut := openTUN(t, "natless0", false)
-				finished = attachUntil(h, index, n)
+				finished = dieBefore(n, func() error { return h.Attach(index) })
 				end(t, h, shut)
 				require.Empty(t, difference(before, snapshot(t)))
 				require.NoDirExists(t, runDir)
@@ -117,8 +117,9 @@ func TestStartInterruptedAtAnyStep(t *testing.T) {
 	}
 }
 
-// attachUntil stops dead before the n-th change, or tells that there was none.
-func attachUntil(h *Host, index, n int) (finished bool) {
+// dieBefore runs do and stops dead before its n-th change, or tells that it
+// came to its end.
+func dieBefore(n int, do func() error) (finished bool) {
 	type death struct{}
 	beforeChange = func(string) {
 		if n == 0 {
@@ -134,10 +135,28 @@ func attachUntil(h *Host, index, n int) (finished bool) {
 			}
 		}
 	}()
-	if err := h.Attach(index); err != nil {
+	if err := do(); err != nil {
 		panic(err)
 	}
 	return true
+}
+
+func TestCloseKilledAtAnyStep(t *testing.T) {
+	finished := false
+	for n := 0; !finished && !t.Failed(); n++ {
+		t.Run(fmt.Sprintf("before %d", n), func(t *testing.T) {
+			testHost(t)
+			before := snapshot(t)
+			h, shut := start(t, testPlan())
+			finished = dieBefore(n, func() error { _, err := h.Close(); return err })
+			kill(h, shut)
+			_, err := Down()
+			require.NoError(t, err)
+			require.Empty(t, difference(before, snapshot(t)))
+			require.NoDirExists(t, runDir)
+		})
+		require.True(t, n > 5 || !finished, "there is more to a stop")
+	}
 }
 
 func TestSecondInstanceIsRefused(t *testing.T) {

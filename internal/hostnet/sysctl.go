@@ -156,6 +156,7 @@ func (s setting) stays() bool {
 // takeBack gives a setting its old value if it is still as natless set it and
 // nobody has meanwhile set all links alike, and strikes it off the record.
 func (r *record) takeBack(s setting, v *view) (line string, err error) {
+	beforeChange("set back " + s.Key)
 	name, ok := s.name(v)
 	path := sysctlPath(s.Family, name, s.Key)
 	now, _ := readSysctl(path)

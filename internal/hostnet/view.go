@@ -20,6 +20,9 @@ type view struct {
 	links  map[int]link
 	addrs  []address
 	routes []route
+	// uplinks are the links that carry a default route of either family in any
+	// table.
+	uplinks map[int]bool
 }
 
 type link struct {
@@ -100,6 +103,7 @@ func look() (*view, error) {
 			}
 		}
 	}
+	v.uplinks = v.findUplinks()
 	return v, nil
 }
 
@@ -161,9 +165,8 @@ func (r route) leadsTo6() bool {
 	return r.leadsTo() && r.dst.Addr().Is6() && (r.isDefault() || r.dst.Addr().IsGlobalUnicast())
 }
 
-// uplinks are the links that carry a default route of either family in any
-// table.
-func (v *view) uplinks() map[int]bool {
+// findUplinks lists the links that carry a default route.
+func (v *view) findUplinks() map[int]bool {
 	up := map[int]bool{}
 	for _, r := range v.routes {
 		if !r.isDefault() {
@@ -185,13 +188,12 @@ func (v *view) local(device int) []netip.Prefix {
 			found[netip.PrefixFrom(a.addr, 128)] = true
 		}
 	}
-	uplinks := v.uplinks()
 	for _, r := range v.routes {
 		if !r.leadsTo6() || r.isDefault() {
 			continue
 		}
 		if slices.ContainsFunc(r.links, func(i int) bool {
-			return uplinks[i] || i == device || v.links[i].loopback
+			return v.uplinks[i] || i == device || v.links[i].loopback
 		}) {
 			continue
 		}
