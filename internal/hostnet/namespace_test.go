@@ -112,6 +112,9 @@ func testRoute(t *testing.T, dst, link, via string) *netlink.Route {
 	return r
 }
 
+// lastTUN is the file of the device that openTUN opened last.
+var lastTUN int
+
 // openTUN makes a TUN device that goes when the returned function is called,
 // or with persist stays.
 func openTUN(t *testing.T, name string, persist bool) (index int, shut func()) {
@@ -125,6 +128,7 @@ func openTUN(t *testing.T, name string, persist bool) (index int, shut func()) {
 	if persist {
 		require.NoError(t, unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
 	}
+	lastTUN = fd
 	open := true
 	shut = func() {
 		if open {
@@ -224,16 +228,19 @@ func sysctls(t *testing.T) []string {
 // difference lists what is only in one of two snapshots.
 func difference(before, after []string) string {
 	var b strings.Builder
-	for _, l := range before {
-		if !slices.Contains(after, l) {
-			b.WriteString("- " + l + "\n")
+	only := func(mark string, these, those []string) {
+		known := map[string]bool{}
+		for _, l := range those {
+			known[l] = true
+		}
+		for _, l := range these {
+			if !known[l] {
+				b.WriteString(mark + l + "\n")
+			}
 		}
 	}
-	for _, l := range after {
-		if !slices.Contains(before, l) {
-			b.WriteString("+ " + l + "\n")
-		}
-	}
+	only("- ", before, after)
+	only("+ ", after, before)
 	return b.String()
 }
 
@@ -243,4 +250,10 @@ func prefixes(list ...string) []netip.Prefix {
 		out = append(out, netip.MustParsePrefix(s))
 	}
 	return out
+}
+
+// rules are the lines of a table's chains, without its sets.
+func rules(table string) []string {
+	_, chains, _ := strings.Cut(table, "\tchain ")
+	return strings.Split(chains, "\n")
 }

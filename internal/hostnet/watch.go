@@ -157,7 +157,7 @@ func (w *watcher) look() (closed bool) {
 	w.tellLocal(v)
 	w.tellClashes(v)
 	if _, ok := v.links[h.device]; !ok {
-		if !w.gone {
+		if !w.gone && h.device != missing {
 			w.tell(Failed, "device %s is gone", h.plan.Device)
 		}
 		w.gone = true
@@ -218,7 +218,7 @@ func (w *watcher) make(c change) {
 	}
 	if len(p.made) == putBacks {
 		p.until = now.Add(pause)
-		w.tell(Paused, "another program keeps undoing this, natless waits a minute: %s", c.text)
+		w.tell(Paused, "another program keeps undoing this, natless waits a minute: %s", c.headline())
 		return
 	}
 	p.made = append(p.made, now)
@@ -226,9 +226,9 @@ func (w *watcher) make(c change) {
 	case err != nil:
 		w.tell(Failed, "%v", err)
 	case c.again:
-		w.tell(Restored, "%s", c.text)
+		w.tell(Restored, "%s", c.headline())
 	default:
-		w.tell(Followed, "%s", c.text)
+		w.tell(Followed, "%s", c.headline())
 	}
 }
 
