@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 // The tests below run on a thread of their own in a network namespace of its
@@ -31,7 +33,7 @@ const (
 func inNamespace(t testing.TB, f func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		unavailable(t, "network namespaces need root")
+		testenv.Skip(t, "network namespaces need root")
 	}
 	done := make(chan struct{})
 	go func() {
@@ -41,23 +43,15 @@ func inNamespace(t testing.TB, f func()) {
 		// namespace with the thread.
 		ns, err := netns.New()
 		if err != nil {
-			unavailable(t, "no network namespace to be had: "+err.Error())
+			testenv.Skip(t, "no network namespace to be had: "+err.Error())
 		}
 		defer ns.Close()
 		if err := Check("nl0"); err != nil {
-			unavailable(t, err.Error())
+			testenv.Skip(t, err.Error())
 		}
 		f()
 	}()
 	<-done
-}
-
-func unavailable(t testing.TB, why string) {
-	t.Helper()
-	if os.Getenv("NATLESS_REQUIRE_LAB") == "1" {
-		require.Fail(t, why)
-	}
-	t.Skip(why)
 }
 
 func open(t testing.TB, c Config) *Device {
@@ -175,7 +169,7 @@ func TestReadsUDPSuperPacket(t *testing.T) {
 	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 1, Offload: true})
 		if !d.Features().USO {
-			unavailable(t, "this kernel has no USO on TUN devices (Linux 6.2)")
+			testenv.Skip(t, "this kernel has no USO on TUN devices (Linux 6.2)")
 		}
 		up(t, d, "192.0.2.1/24")
 		s := connected(t)
@@ -483,7 +477,7 @@ func TestWithoutPrivilege(t *testing.T) {
 func TestWithoutDeviceNode(t *testing.T) {
 	inNamespace(t, func() {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil { // of this thread
-			unavailable(t, "no mount namespace to be had: "+err.Error())
+			testenv.Skip(t, "no mount namespace to be had: "+err.Error())
 		}
 		require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		require.NoError(t, unix.Mount("none", "/dev/net", "tmpfs", 0, ""))

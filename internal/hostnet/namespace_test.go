@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 // inNamespace moves the test to a network namespace of its own, on a thread
@@ -24,14 +26,14 @@ import (
 func inNamespace(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		skip(t, "network namespaces need root")
+		testenv.Skip(t, "network namespaces need root")
 	}
 	runtime.LockOSThread() // never unlocked: the thread must not serve others
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		skip(t, "making a network namespace: "+err.Error())
+		testenv.Skip(t, "making a network namespace: "+err.Error())
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		skip(t, err.Error())
+		testenv.Skip(t, err.Error())
 	}
 	old := runDir
 	runDir = filepath.Join(t.TempDir(), "run")
@@ -39,14 +41,6 @@ func inNamespace(t *testing.T) {
 	lo, err := netlink.LinkByName("lo")
 	require.NoError(t, err)
 	require.NoError(t, netlink.LinkSetUp(lo))
-}
-
-func skip(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("NATLESS_REQUIRE_LAB") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // addLink makes one end of a veth pair with addresses and returns its index.
@@ -145,7 +139,7 @@ func nft(t *testing.T, command string) string {
 	t.Helper()
 	path, err := exec.LookPath("nft")
 	if err != nil {
-		skip(t, "nft is not installed")
+		testenv.Skip(t, "nft is not installed")
 	}
 	out, err := exec.Command(path, command).CombinedOutput()
 	require.NoError(t, err, string(out))

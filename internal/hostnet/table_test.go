@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 func anyPrefixes(t *rapid.T) []netip.Prefix {
@@ -118,7 +120,7 @@ func dropLegacyForward(t *testing.T, ipv6 bool) {
 	info := make([]byte, legacyInfoLen)
 	copy(info, "filter")
 	if err := getsockopt(fd, level, legacyGetInfo, info); err != nil {
-		skip(t, "this kernel has no legacy iptables: "+err.Error())
+		testenv.Skip(t, "this kernel has no legacy iptables: "+err.Error())
 	}
 	drops, err := legacyForwardDrops(ipv6, level)
 	require.NoError(t, err)
