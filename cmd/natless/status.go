@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -87,7 +86,7 @@ func statsCommand() *cobra.Command {
 		Short: "Every counter, by verdict",
 		Long: `Shows what became of all packets since natless started. A super-packet, many
 segments in one, counts once. With --explain also what each counter means and
-what to do about it; that works without a running natless.`,
+what to do about it.`,
 		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := background()
@@ -130,10 +129,9 @@ func tabulateStats(r *rows, s control.Stats, explain bool) {
 // explanation is the verdict's row in the table of verdicts, in one line.
 func explanation(v translate.Verdict) string {
 	info := v.Info()
-	said := []string{info.Advice, "(" + info.Section}
+	basis := info.Section
 	if info.Reply != "" {
-		said[1] += "; answered with " + info.Reply
+		basis += "; answered with " + info.Reply
 	}
-	said[1] += ")"
-	return strings.Join(slices.Compact(said), " ")
+	return fmt.Sprintf("%s (%s)", info.Advice, basis)
 }

@@ -162,6 +162,7 @@ func (d *daemon) becomeReady() {
 // problems are what the operator should know now, and whether natless cannot
 // do what it was asked for because of it.
 func (d *daemon) problems() (degraded bool, warnings []string) {
+	warnings = []string{} // a list in JSON even when empty
 	d.mu.Lock()
 	for c := range d.clashes {
 		warnings = append(warnings, c)
