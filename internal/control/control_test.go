@@ -130,6 +130,18 @@ func TestQuestions(t *testing.T) {
 	assert.EqualError(t, err, `asking the daemon at `+path+`: "fe80::1%eth0": expected an IPv4 or IPv6 address`)
 }
 
+// healthy is a source without anything to warn of.
+type healthy struct{ source }
+
+func (healthy) Status() Status { return Status{} }
+
+func TestNoWarnings(t *testing.T) {
+	path, _ := start(t, healthy{}, nil)
+	answer, err := io.ReadAll(say(t, path, "GET /v1/status HTTP/1.0\r\n\r\n"))
+	require.NoError(t, err)
+	assert.Contains(t, string(answer), `"warnings":[]`)
+}
+
 // TestShape holds what scripts rely on: paths, codes, types, names.
 func TestShape(t *testing.T) {
 	path, _ := start(t, source{maps: rows(2)}, nil)
