@@ -1,0 +1,107 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/songgao/water"
+	"golang.org/x/sys/unix"
+)
+
+// plainQueue is a queue without virtio header: whole, finished packets.
+type plainQueue struct{ file *os.File }
+
+// openPlain attaches queues without offloads.
+func (d *Device) openPlain(p plan) error {
+	for i := range p.queues {
+		q, err := newPlainQueue(p)
+		if err != nil {
+			return err
+		}
+		d.queues = append(d.queues, q)
+		if i > 0 {
+			continue
+		}
+		// A persistent device still has the offloads of its last reader, and
+		// would hand out super-packets with no word of it.
+		if err := q.control(func(fd int) error { return setOffload(fd)(0) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newPlainQueue(p plan) (*plainQueue, error) {
+	ifce, err := water.New(water.Config{
+		DeviceType: water.TUN,
+		PlatformSpecificParams: water.PlatformSpecificParams{
+			Name:       p.name,
+			Persist:    p.adopted, // it sets the flag either way
+			MultiQueue: p.flags&unix.IFF_MULTI_QUEUE != 0,
+		},
+	})
+	if err != nil {
+		return nil, explain(err)
+	}
+	file, ok := ifce.ReadWriteCloser.(*os.File)
+	if !ok {
+		ifce.Close()
+		return nil, errors.New("its queue is not a file")
+	}
+	q := &plainQueue{file}
+	err = q.control(func(fd int) error {
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC)
+		return os.NewSyscallError("fcntl", err)
+	})
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return q, nil
+}
+
+func (q *plainQueue) control(f func(fd int) error) error {
+	conn, err := q.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = conn.Control(func(fd uintptr) { inner = f(int(fd)) })
+	return errors.Join(err, inner)
+}
+
+// Read implements Queue. The header is zero.
+func (q *plainQueue) Read(buf []byte, off int) (int, Header, error) {
+	n, err := q.file.Read(buf[off:])
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return 0, Header{}, os.ErrClosed
+	case err != nil:
+		return 0, Header{}, fmt.Errorf("read from the TUN device: %w", err)
+	case n >= len(buf)-off:
+		return 0, Header{}, errTooBig
+	}
+	return n, Header{}, nil
+}
+
+// Write implements Queue. The header is not looked at: the packet must be
+// finished and no larger than the links can take.
+func (q *plainQueue) Write(buf []byte, off, n int, _ Header) error {
+	_, err := q.file.Write(buf[off : off+n])
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return os.ErrClosed
+	case err != nil:
+		return fmt.Errorf("write to the TUN device: %w", err)
+	}
+	return nil
+}
+
+// Close implements Queue.
+func (q *plainQueue) Close() error {
+	if err := q.file.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}

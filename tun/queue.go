@@ -1,0 +1,195 @@
+package tun
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawQueue reads and writes with one system call per packet, past the runtime's
+// poller: a worker has a thread of its own, and while packets are there it has
+// nothing to wait for. Only when the kernel has none does it poll, on the
+// device and on an eventfd by which Close wakes it.
+type rawQueue struct {
+	fd, wake int
+	shared   *shared
+	state    atomic.Int64  // calls in progress, plus closing and dead
+	closed   chan struct{} // closed with fd
+	_        [64]byte      // another queue's state lies on another cache line
+}
+
+// shared is what the queues of one device have in common.
+type shared struct {
+	adopted bool
+	open    atomic.Int32
+}
+
+// Bits of rawQueue.state above any count of calls.
+const (
+	closing = 1 << 32 // no call may begin
+	dead    = 1 << 33 // the descriptors are closed
+)
+
+func newRawQueue(name string, flags uint16, s *shared) (*rawQueue, error) {
+	fd, err := openControl()
+	if err != nil {
+		return nil, err
+	}
+	wake, err := attach(fd, name, flags)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	s.open.Add(1)
+	return &rawQueue{fd: fd, wake: wake, shared: s, closed: make(chan struct{})}, nil
+}
+
+func attach(fd int, name string, flags uint16) (wake int, err error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return -1, err
+	}
+	ifr.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return -1, fmt.Errorf("TUNSETIFF: %w", explain(err))
+	}
+	wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("eventfd", err)
+	}
+	return wake, nil
+}
+
+// enter begins a call that uses the descriptors; leave ends it. The last to
+// leave a closing queue closes them, so that no call ever uses a number that
+// meanwhile is another file's.
+func (q *rawQueue) enter() bool {
+	if q.state.Add(1) < closing {
+		return true
+	}
+	q.leave()
+	return false
+}
+
+func (q *rawQueue) leave() {
+	if q.state.Add(-1) == closing && q.state.CompareAndSwap(closing, closing|dead) {
+		q.destroy()
+	}
+}
+
+func (q *rawQueue) destroy() {
+	if q.shared.open.Add(-1) == 0 && q.shared.adopted {
+		// Offloads outlive a reader on a persistent device, and the next one
+		// may not know what a super-packet is. A device that is gone refuses.
+		_ = setOffload(q.fd)(0)
+	}
+	unix.Close(q.fd)
+	unix.Close(q.wake)
+	close(q.closed)
+}
+
+// Close implements Queue.
+func (q *rawQueue) Close() error {
+	if q.enter() {
+		q.state.Or(closing)
+		var one [8]byte
+		binary.NativeEndian.PutUint64(one[:], 1)
+		_, _ = unix.Write(q.wake, one[:]) // fails only where it is set already
+		q.leave()
+	}
+	<-q.closed
+	return nil
+}
+
+// Read implements Queue.
+func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
+	if !q.enter() {
+		return 0, Header{}, os.ErrClosed
+	}
+	defer q.leave()
+	b := buf[off-HeaderLen:]
+	for {
+		n, err := unix.Read(q.fd, b)
+		switch {
+		case err == nil && n >= len(b):
+			return 0, Header{}, errTooBig // cut off by the kernel without a word
+		case err == nil && n <= HeaderLen:
+			return 0, Header{}, readError(unix.EBADMSG)
+		case err == nil:
+			return n - HeaderLen, decode((*[HeaderLen]byte)(b)), nil
+		case err == unix.EAGAIN:
+			if err := q.wait(); err != nil {
+				return 0, Header{}, err
+			}
+		case err != unix.EINTR:
+			return 0, Header{}, failed[readError](err)
+		}
+	}
+}
+
+// wait returns when the device may have a packet, or with os.ErrClosed.
+func (q *rawQueue) wait() error {
+	fds := [2]unix.PollFd{
+		{Fd: int32(q.fd), Events: unix.POLLIN},
+		{Fd: int32(q.wake), Events: unix.POLLIN},
+	}
+	if _, err := unix.Poll(fds[:], -1); err != nil && err != unix.EINTR {
+		return failed[readError](err)
+	}
+	if q.state.Load() >= closing {
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// Write implements Queue.
+func (q *rawQueue) Write(buf []byte, off, n int, h Header) error {
+	if !q.enter() {
+		return os.ErrClosed
+	}
+	defer q.leave()
+	b := buf[off-HeaderLen : off+n]
+	encode((*[HeaderLen]byte)(b), h)
+	for {
+		w, err := unix.Write(q.fd, b)
+		switch {
+		case err == nil && w != len(b):
+			return io.ErrShortWrite
+		case err == nil:
+			return nil
+		case err != unix.EINTR:
+			return failed[writeError](err)
+		}
+	}
+}
+
+var errTooBig = fmt.Errorf("read from the TUN device: %w for the packet", io.ErrShortBuffer)
+
+// readError and writeError are the kernel's errors with what was tried. They
+// are numbers below 256, so that making an error of one allocates nothing: a
+// flood of refused packets must not cost more than one of good packets.
+type (
+	readError  unix.Errno
+	writeError unix.Errno
+)
+
+func (e readError) Error() string  { return "read from the TUN device: " + unix.Errno(e).Error() }
+func (e readError) Unwrap() error  { return unix.Errno(e) }
+func (e writeError) Error() string { return "write to the TUN device: " + unix.Errno(e).Error() }
+func (e writeError) Unwrap() error { return unix.Errno(e) }
+
+// failed makes E of an error of package unix, which is always an Errno.
+func failed[E interface {
+	~uintptr
+	error
+}](err error) error {
+	errno, ok := err.(unix.Errno)
+	if !ok {
+		return err
+	}
+	return E(errno)
+}
