@@ -39,6 +39,8 @@ type packet struct {
 	more         bool
 	offset       int // of body in the datagram, in bytes
 
+	routed bool // a source route or routing header that has not run out
+
 	fragmentHeader bool // IPv6: there is one, or one is wanted
 	extensions     int  // IPv6: bytes of all extension headers
 
@@ -83,18 +85,24 @@ func decode4(b []byte, quoted bool) (packet, string) {
 	}
 	headerLen := int(b[0]&15) * 4
 	total := int(binary.BigEndian.Uint16(b[2:]))
-	if headerLen < 20 || total < headerLen {
+	switch {
+	case headerLen < 20:
 		return packet{}, BadHeader
-	}
-	if len(b) < headerLen || len(b) < total && !quoted {
+	case len(b) < headerLen:
+		return packet{}, Truncated
+	case total < headerLen:
+		return packet{}, BadHeader
+	case len(b) < total && !quoted:
 		return packet{}, Truncated
 	}
-	if !quoted && sum(b[:headerLen]) != 0 {
-		return packet{}, BadIPv4Checksum
-	}
-	if !quoted {
-		if why := walkOptions(b[20:headerLen]); why != "" {
-			return packet{}, why
+	sourceRoute := false
+	if !quoted { // routers garble what they quote, and nobody will follow its route
+		if sum(b[:headerLen]) != 0 {
+			return packet{}, BadIPv4Checksum
+		}
+		var ok bool
+		if sourceRoute, ok = walkOptions(b[20:headerLen]); !ok {
+			return packet{}, BadHeader
 		}
 	}
 	var ip layers.IPv4
@@ -106,6 +114,7 @@ func decode4(b []byte, quoted bool) (packet, string) {
 	}
 	return packet{
 		version:      4,
+		routed:       sourceRoute,
 		src:          netip.AddrFrom4([4]byte(ip.SrcIP.To4())),
 		dst:          netip.AddrFrom4([4]byte(ip.DstIP.To4())),
 		tos:          ip.TOS,
@@ -120,32 +129,28 @@ func decode4(b []byte, quoted bool) (packet, string) {
 	}, ""
 }
 
-// walkOptions looks for a source route that has not run out (RFC 7915 4.1).
-func walkOptions(o []byte) string {
-	for len(o) > 0 {
-		const endOfList, noOperation, looseRoute, strictRoute = 0, 1, 131, 137
-		if o[0] == endOfList {
-			return ""
-		}
+// walkOptions looks for a source route that has not run out (RFC 7915 4.1);
+// ok is false when the list of options does not hold together.
+func walkOptions(o []byte) (sourceRoute, ok bool) {
+	const endOfList, noOperation, looseRoute, strictRoute = 0, 1, 131, 137
+	for len(o) > 0 && o[0] != endOfList {
 		if o[0] == noOperation {
 			o = o[1:]
 			continue
 		}
 		if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
-			return BadHeader
+			return false, false
 		}
 		if o[0] == looseRoute || o[0] == strictRoute {
 			if o[1] < 3 {
-				return BadHeader
+				return false, false
 			}
 			length, pointer := o[1], o[2]
-			if pointer <= length {
-				return SourceRoute
-			}
+			sourceRoute = sourceRoute || pointer <= length
 		}
 		o = o[o[1]:]
 	}
-	return ""
+	return sourceRoute, true
 }
 
 // decode6 is RFC 8200 3 and 4.
@@ -177,20 +182,23 @@ func decode6(b []byte, quoted bool) (packet, string) {
 		next := 0 // length of this extension header
 		switch d.proto {
 		case protoHopByHop, protoDestOpts, protoRouting:
-			if len(d.body) < 8 {
+			if d.proto == protoHopByHop && d.extensions > 0 { // RFC 8200 4.1
 				return packet{}, BadHeader
+			}
+			if len(d.body) < 8 {
+				return packet{}, Truncated
 			}
 			next = int(d.body[1])*8 + 8
 			if len(d.body) < next {
-				return packet{}, BadHeader
+				return packet{}, Truncated
 			}
 			if d.proto == protoRouting && d.body[3] != 0 {
-				return packet{}, RoutingHeader
+				d.routed = true
 			}
 			d.proto = d.body[0]
 		case protoFragment:
 			if len(d.body) < 8 {
-				return packet{}, BadHeader
+				return packet{}, Truncated
 			}
 			next = 8
 			d.fragmentHeader = true
@@ -227,43 +235,85 @@ func isExtension(proto uint8) bool {
 // check is everything about a decoded packet that can stop it without asking
 // where it goes.
 func (d packet) check(s Settings) string {
-	if d.isFragment() {
-		return d.checkFragment()
+	if why := d.checkShape(); why != "" {
+		return why
+	}
+	if why := d.checkProtocol(); why != "" {
+		return why
+	}
+	if why := d.checkTransport(s); why != "" {
+		return why
 	}
 	switch {
-	case d.version == 4 && d.proto == protoIGMP: // RFC 7915 4.2
-		return ICMPType
-	case len(d.body) < d.transportHeader():
-		return Truncated
-	case d.isICMP():
-		return d.checkICMP()
-	case d.version == 4 && d.isUDPWithoutChecksum():
-		return d.checkUDPZero(s)
+	case d.routed && d.version == 4:
+		return SourceRoute // RFC 7915 4.1
+	case d.routed:
+		return RoutingHeader // RFC 7915 5.1
 	}
 	return ""
 }
 
-func (d packet) checkFragment() string {
-	if len(d.body) == 0 || d.more && len(d.body)%8 != 0 || d.offset+len(d.body) > 65535 {
+// checkShape holds a fragment against RFC 791 3.2 and RFC 8200 4.5; the whole
+// datagram has to fit into IPv4 also.
+func (d packet) checkShape() string {
+	if !d.isFragment() {
+		return ""
+	}
+	if d.declared == 0 || d.more && d.declared%8 != 0 || d.offset+d.declared > 65535-20 {
 		return BadFragment
 	}
-	if d.isICMP() {
+	return ""
+}
+
+// checkProtocol refuses what would become something else on the other side:
+// the other family's ICMP, IGMP (RFC 7915 4.2), and IPv4 protocol numbers that
+// IPv6 takes for extension headers.
+func (d packet) checkProtocol() string {
+	switch d.proto {
+	case protoIGMP:
+		return ICMPType
+	case protoICMP4, protoICMP6:
+		if !d.isICMP() {
+			return ICMPType
+		}
+	case protoHopByHop, protoRouting, protoFragment, protoDestOpts:
+		if d.version == 4 {
+			return BadHeader
+		}
+	}
+	return ""
+}
+
+func (d packet) checkTransport(s Settings) string {
+	if d.isICMP() && d.isFragment() {
 		return ICMPFragment // RFC 7915 1.2
 	}
-	if d.version == 4 && d.proto == protoIGMP {
-		return ICMPType
-	}
-	if d.offset > 0 {
+	short := Truncated
+	switch d.part() {
+	case Later:
 		if d.offset < d.transportHeader() { // RFC 1858
 			return BadFragment
 		}
 		return ""
+	case First:
+		short = BadFragment
 	}
 	if len(d.body) < d.transportHeader() {
-		return BadFragment
+		return short
 	}
-	if d.version == 4 && d.isUDPWithoutChecksum() {
-		return UDPZeroFragment
+	switch {
+	case d.isICMP():
+		return d.checkICMP()
+	case d.proto == protoTCP:
+		offset := int(d.body[12]>>4) * 4
+		if offset < 20 {
+			return BadHeader
+		}
+		if len(d.body) < offset {
+			return short
+		}
+	case d.proto == protoUDP:
+		return d.checkUDP(s)
 	}
 	return ""
 }

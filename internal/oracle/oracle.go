@@ -146,13 +146,14 @@ func (d packet) toIPv6(s Settings, to Flow, m Mapping) Result {
 	if out.fragmentHeader {
 		size += 8
 	}
+	mtu := max(1280, s.IPv6MTU)
 	if d.dontFragment {
-		if size > s.IPv6MTU {
+		if size > mtu {
 			return Result{Verdict: TooBig}
 		}
 		return Result{Verdict: Translated, Packets: [][]byte{out.build6()}}
 	}
-	limit := min(s.LowestIPv6MTU, s.IPv6MTU)
+	limit := min(max(1280, s.LowestIPv6MTU), mtu)
 	if size <= limit {
 		return Result{Verdict: Translated, Packets: [][]byte{out.build6()}}
 	}
@@ -164,7 +165,9 @@ func (d packet) toIPv6(s Settings, to Flow, m Mapping) Result {
 	return Result{Verdict: Fragmented, Packets: packets}
 }
 
-// toIPv4 is RFC 7915 5.1.
+// toIPv4 is RFC 7915 5.1. What leaves without DF may be larger than the MTU:
+// the next IPv4 router, which is the kernel behind natless, cuts it as 5.1.1
+// asks.
 func (d packet) toIPv4(s Settings, to Flow, m Mapping) Result {
 	out := packet{
 		version: 4,
@@ -191,18 +194,10 @@ func (d packet) toIPv4(s Settings, to Flow, m Mapping) Result {
 	} else {
 		out.dontFragment = size > 1260
 	}
-	if size <= s.IPv4MTU {
-		return Result{Verdict: Translated, Packets: [][]byte{out.build4()}}
-	}
-	if 40+d.extensions+len(d.body) > 1280 {
+	if out.dontFragment && size > s.IPv4MTU || size > 65535 {
 		return Result{Verdict: TooBig}
 	}
-	// RFC 7915 5.1.1: what came in at most 1280 bytes has to get through.
-	var packets [][]byte
-	for _, piece := range out.cut((s.IPv4MTU - 20) / 8 * 8) {
-		packets = append(packets, piece.build4())
-	}
-	return Result{Verdict: Fragmented, Packets: packets}
+	return Result{Verdict: Translated, Packets: [][]byte{out.build4()}}
 }
 
 // translateBody is what follows the IP headers, for the other family.

@@ -40,7 +40,7 @@ func (d packet) checkQuoted() string {
 	if d.version == 6 && d.declared+20 > 65535 {
 		return ICMPQuote
 	}
-	if d.version == 4 && d.proto == protoIGMP {
+	if d.checkShape() != "" || d.checkProtocol() != "" || d.routed {
 		return ICMPQuote
 	}
 	if d.isICMP() && d.isFragment() {

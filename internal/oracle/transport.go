@@ -82,18 +82,24 @@ func (d packet) flow() Flow {
 	return f
 }
 
-func (d packet) isUDPWithoutChecksum() bool {
-	return d.proto == protoUDP && len(d.body) >= 8 && d.body[6] == 0 && d.body[7] == 0
-}
-
-// checkUDPZero is RFC 7915 4.5 for a whole packet.
-func (d packet) checkUDPZero(s Settings) string {
+// checkUDP looks at the length (RFC 768) and for a missing checksum
+// (RFC 7915 4.5).
+func (d packet) checkUDP(s Settings) string {
+	length := int(binary.BigEndian.Uint16(d.body[4:]))
+	if length < 8 {
+		return BadHeader
+	}
+	if d.part() == Whole && length > len(d.body) {
+		return Truncated
+	}
+	if d.version == 6 || binary.BigEndian.Uint16(d.body[6:]) != 0 {
+		return ""
+	}
+	if d.part() == First {
+		return UDPZeroFragment
+	}
 	if s.DropUDPZero {
 		return UDPZeroChecksum
-	}
-	length := int(binary.BigEndian.Uint16(d.body[4:]))
-	if length < 8 || length > len(d.body) {
-		return BadHeader
 	}
 	return ""
 }
