@@ -10,16 +10,18 @@ package translate
 
 import "net/netip"
 
-// Headroom is how many bytes a buffer must leave free in front of a packet:
-// the growth from the shortest IPv4 header to IPv6 with a fragment header.
-const Headroom = 28
+// Headroom is how many bytes a buffer must leave free in front of a packet. An
+// ICMP error grows most: twice an IPv6 header for an IPv4 one, a fragment
+// header in the quote and padding behind it, 52 bytes in all.
+const Headroom = 64
 
 // Packet is one packet, or one GSO super-packet, in a worker's buffer. It is
 // made once per worker and reused; it owns nothing and keeps no reference to
-// anything but Buf.
+// anything but Buf. It is not for concurrent use.
 type Packet struct {
 	// Buf is the worker's buffer. Buf[:Off] is headroom for the longer header
-	// of the other family; Buf[Off:Off+Len] is the packet.
+	// of the other family, at least Headroom bytes; Buf[Off:Off+Len] is the
+	// packet. Parse takes padding behind the packet off Len.
 	Buf      []byte
 	Off, Len int
 
@@ -29,9 +31,26 @@ type Packet struct {
 
 	// Flow is read from the outer headers by Parse.
 	Flow Flow
-	// Quoted is the flow of the packet inside an ICMP error, valid when
-	// HasQuote reports true.
+	// Quoted is the flow of the packet inside an ICMP error, as it stands
+	// there, valid when HasQuote reports true.
 	Quoted Flow
+
+	// ID generates IPv4 identifications (RFC 7915 5.1): its low 16 bits are
+	// the next one. Rewrite advances it by one per packet that needed one, and
+	// by one per segment of a super-packet. The owner seeds it.
+	ID uint32
+
+	outer header
+	quote header // of the packet inside an ICMP error; quote.start is 0 without one
+	icmp  icmpError
+
+	v6        bool  // the family of the packet as it came
+	checksum  uint8 // where the transport checksum is, from outer.l4; 0: there is none
+	l4Header  uint8 // length of the transport header of a super-packet
+	echo      bool  // an ICMP echo request or reply
+	mtu       int   // of the error that answers TooBig
+	cut       cutter
+	assembled [minIPv6MTU]byte // an ICMP error under translation; headers of fragments
 }
 
 // Offload is the GSO and checksum metadata of a packet. It has the fields of
@@ -83,12 +102,97 @@ func (f Flow) Reversed() Flow {
 	return f
 }
 
+// Parse reads the headers of the packet and its offload: the flow, the quoted
+// flow, and what Rewrite needs. It changes no byte of the packet; it takes
+// padding behind the packet off Len. The verdict is OK, or why the packet
+// cannot be translated. Of several faults the first counts:
+//
+//  1. NotIP: no byte, or a version other than 4 and 6.
+//  2. IPv4: Truncated (20 bytes), BadHeader (IHL below 5), Truncated (IHL),
+//     BadHeader (total length below IHL), Truncated (total length),
+//     BadIPv4Checksum, BadHeader (an option before the end of the list that
+//     runs past the header or is too short).
+//     IPv6: Truncated (40 bytes, payload length); then the extension headers
+//     in their order: BadHeader (hop-by-hop options behind another header),
+//     Truncated, BadFragment (an extension header other than ESP behind the
+//     fragment header, also an atomic one: RFC 7915 5.1.1).
+//  3. Fragments that are not atomic: BadFragment (without data, not the last
+//     and not of a multiple of 8 bytes, reaching past 65515 bytes).
+//  4. ICMPType: ICMP of the other family, IGMP. BadHeader: an IPv4 protocol
+//     number that IPv6 would take for an extension header (0, 43, 44, 60).
+//  5. ICMP: ICMPFragment, Truncated (8 bytes), ICMPType (RFC 7915 4.2, 5.2),
+//     ICMPQuote.
+//     TCP, UDP, UDP-Lite, DCCP, SCTP in a later fragment: BadFragment (it
+//     begins inside the transport header, which has 20, 8, 8, 12, 12 bytes);
+//     in a whole packet or first fragment: Truncated or BadFragment (that
+//     header is not there whole); TCP: BadHeader (data offset below 5),
+//     Truncated or BadFragment (the header with options is not there whole);
+//     UDP, unless in a super-packet: BadHeader (length below 8), Truncated
+//     (length, of a whole packet); IPv4 UDP without checksum: UDPZeroFragment,
+//     UDPZeroChecksum (if o says so).
+//  6. Offload: BadHeader (NeedsCsum on a fragment, or on a protocol other than
+//     TCP, UDP, UDP-Lite, DCCP, ICMP; a GSO type that is unknown or not that
+//     of the packet, a packet with a fragment header, GSO without NeedsCsum,
+//     without a segment size). Offsets and header lengths are not trusted and
+//     not looked at.
+//  7. SourceRoute: a loose or strict source route that has not run out (RFC
+//     7915 4.1). RoutingHeader: segments left (RFC 7915 5.1).
+func (p *Packet) Parse(o *Options) Verdict {
+	b := p.Buf[p.Off : p.Off+p.Len]
+	p.quote.start = 0
+	p.checksum, p.l4Header, p.echo = 0, 0, false
+	p.Flow.SrcPort, p.Flow.DstPort, p.Flow.Frag = 0, 0, Whole
+	if len(b) == 0 {
+		return p.notIP()
+	}
+	switch b[0] >> 4 {
+	case 6:
+		p.v6 = true
+		return p.parseIPv6(b, o)
+	case 4:
+		p.v6 = false
+		return p.parseIPv4(b, o)
+	}
+	return p.notIP()
+}
+
+func (p *Packet) notIP() Verdict {
+	p.Flow = Flow{}
+	return NotIP
+}
+
+// HasQuote reports whether the packet is an ICMP error, whose quoted packet
+// has the flow Quoted.
+func (p *Packet) HasQuote() bool { return p.quote.start != 0 }
+
+// IsEchoRequest reports whether the packet is an ICMP echo request.
+func (p *Packet) IsEchoRequest() bool {
+	if !p.echo {
+		return false
+	}
+	typ := p.Buf[p.Off+p.outer.l4]
+	return typ == icmp4Echo && !p.v6 || typ == icmp6Echo && p.v6
+}
+
 // Options are the settings of translation that an operator chooses. They are
 // read-only while packets are under way.
 type Options struct {
-	IPv4MTU       int  // the largest IPv4 packet that may leave, in bytes
-	IPv6MTU       int  // the largest IPv6 packet that may leave, in bytes
-	LowestIPv6MTU int  // IPv4 packets without DF are cut to this (RFC 7915 4.1)
+	IPv4MTU       int  // the largest IPv4 packet that may leave with DF, in bytes, at least 68
+	IPv6MTU       int  // the largest IPv6 packet that may leave, in bytes; less than 1280 counts as 1280
+	LowestIPv6MTU int  // IPv4 packets without DF are cut to this or to IPv6MTU, whichever is less (RFC 7915 4.1); less than 1280 counts as 1280
 	DropUDPZero   bool // drop unfragmented IPv4 UDP without a checksum instead of computing one (RFC 7915 4.5)
 	ZeroTOS       bool // zero the traffic class instead of copying it (RFC 7915 4.1, 5.1)
+}
+
+// lowestIPv6MTU and ipv6MTU are the options with their floor: no IPv6 link has
+// an MTU below 1280 (RFC 8200 5).
+func (o *Options) ipv6MTU() int       { return max(o.IPv6MTU, minIPv6MTU) }
+func (o *Options) lowestIPv6MTU() int { return min(max(o.LowestIPv6MTU, minIPv6MTU), o.ipv6MTU()) }
+
+// trafficClass is the TOS or traffic class of a translated packet.
+func (o *Options) trafficClass(tos uint8) uint8 {
+	if o.ZeroTOS {
+		return 0
+	}
+	return tos
 }
