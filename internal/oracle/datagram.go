@@ -44,6 +44,7 @@ type packet struct {
 	fragmentHeader bool // IPv6: there is one, or one is wanted
 	extensions     int  // IPv6: bytes of all extension headers
 
+	behind      []byte // a quoted packet: what is there beyond its end
 	totalLength int    // a quoted packet: the IPv4 header's word
 	declared    int    // how long the length field says that body is
 	body        []byte // what there is of it
@@ -318,17 +319,22 @@ func (d packet) checkTransport(s Settings) string {
 	return ""
 }
 
-// cut divides d into pieces of at most size bytes.
-func (d packet) cut(size int) []packet {
+// cut divides d into pieces with at most room bytes; all but the last are
+// multiples of eight.
+func (d packet) cut(room int) []packet {
 	var pieces []packet
-	for at := 0; at < len(d.body); at += size {
+	for at := 0; at < len(d.body); {
+		size := len(d.body) - at
+		if size > room {
+			size = room / 8 * 8
+		}
 		piece := d
-		end := min(at+size, len(d.body))
-		piece.body = d.body[at:end]
-		piece.declared = len(piece.body)
+		piece.body = d.body[at : at+size]
+		piece.declared = size
 		piece.offset = d.offset + at
-		piece.more = d.more || end < len(d.body)
+		piece.more = d.more || at+size < len(d.body)
 		pieces = append(pieces, piece)
+		at += size
 	}
 	return pieces
 }

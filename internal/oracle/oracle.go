@@ -159,7 +159,7 @@ func (d packet) toIPv6(s Settings, to Flow, m Mapping) Result {
 	}
 	out.fragmentHeader = true
 	var packets [][]byte
-	for _, piece := range out.cut((limit - 40 - 8) / 8 * 8) {
+	for _, piece := range out.cut(limit - 40 - 8) {
 		packets = append(packets, piece.build6())
 	}
 	return Result{Verdict: Fragmented, Packets: packets}

@@ -265,6 +265,14 @@ func TestCutToLowestMTU(t *testing.T) {
 	joined := append(clone(r.Packets[0][48:]), r.Packets[1][48:]...)
 	assert.Equal(t, in[28:], joined[8:])
 
+	// The last piece needs no multiple of eight: 1240 + 1243 where 1243 are allowed.
+	s := defaults
+	s.LowestIPv6MTU = 1291
+	r = Translate(udp4(20+1240+1243, 0), s, sides)
+	require.Len(t, r.Packets, 2)
+	assert.Len(t, r.Packets[0], 48+1240)
+	assert.Len(t, r.Packets[1], 1291)
+
 	// A middle fragment keeps its place and its M on every piece.
 	r = Translate(udp4(20+1480, 0x2000|185), defaults, sides)
 	require.Equal(t, Fragmented, r.Verdict)
@@ -449,8 +457,12 @@ func TestQuotes(t *testing.T) {
 	// Eight bytes of transport are enough, and the length it had stays.
 	got = Translate(message(4, 3, 3, 0, unhex(t, quote4)[:28]), defaults, sides)
 	assert.Equal(t, hex.EncodeToString(unhex(t, back6)[:48]), hex.EncodeToString(got.Packets[0][48:]))
-	// Seven are not.
+	// Less is translated as far as it goes; half a checksum goes nowhere.
 	got = Translate(message(4, 3, 3, 0, unhex(t, quote4)[:27]), defaults, sides)
+	assert.Equal(t, hex.EncodeToString(unhex(t, back6)[:46])+"9b", hex.EncodeToString(got.Packets[0][48:]))
+	got = Translate(message(4, 3, 3, 0, unhex(t, quote4)[:20]), defaults, sides)
+	assert.Equal(t, hex.EncodeToString(unhex(t, back6)[:40]), hex.EncodeToString(got.Packets[0][48:]))
+	got = Translate(message(4, 3, 3, 0, unhex(t, quote4)[:19]), defaults, sides)
 	assert.Equal(t, ICMPQuote, got.Verdict)
 
 	// A quoted echo request becomes one.
@@ -531,12 +543,9 @@ func TestOriginate(t *testing.T) {
 	from4, from6 := netip.MustParseAddr("192.0.0.8"), netip.MustParseAddr("fd00::8")
 	in := unhex(t, "4500001e 12344000 01117b64"+v4src+v4dst+"0fa0 0050 000a 9b49 6869")
 	got := Originate(in, HopLimit, defaults, from4)
-	// Header: 45c0+003a+4001+(c000+0008)+(c000+0201) -> 0808, so f7f7.
-	// Message: 0b00 + quote. The quoted header sums to ffff, the rest to 1 3acc-ish.
-	assert.Equal(t, "45c0003a00000000400100000000"[:20], hex.EncodeToString(got[:10]))
-	requireValid(t, got)
-	assert.Equal(t, "0b00", hex.EncodeToString(got[20:22]))
-	assert.Equal(t, in, got[28:])
+	// The quoted IPv4 header sums to zero, its UDP to 13ad, 0b00 makes 1ead.
+	assert.Equal(t, hex.EncodeToString(unhex(t, "45c0003a abcd0000 40014c2c c0000008"+v4src+"0b00e152 00000000"))+hex.EncodeToString(in),
+		hex.EncodeToString(got))
 
 	assert.Equal(t, "030405b4", func() string { // fragmentation needed, 1480 - 20 = 1460
 		s := defaults

@@ -76,6 +76,7 @@ func originate4(pkt []byte, verdict string, r reply, s Settings, from netip.Addr
 		src:      from,
 		dst:      src,
 		tos:      0xc0, // RFC 1812 4.3.2.5: internetwork control
+		id:       uint32(s.ID),
 		ttl:      64,
 		proto:    protoICMP4,
 		declared: len(body),

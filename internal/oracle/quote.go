@@ -23,7 +23,7 @@ func (d packet) splitError() (extension []byte, quoted packet, why string) {
 	case d.body[0] == 1 || d.body[0] == 3: // in 64-bit words
 		length = int(d.body[4]) * 8
 	}
-	if length > 0 && length < len(carried) {
+	if length >= leastQuote && length+4 <= len(carried) {
 		carried, extension = carried[:length], carried[length:]
 	}
 	quoted, why = decode(carried, true)
@@ -31,7 +31,16 @@ func (d packet) splitError() (extension []byte, quoted packet, why string) {
 		return nil, packet{}, ICMPQuote
 	}
 	quoted.totalLength = int(binary.BigEndian.Uint16(carried[2:]))
+	quoted.behind = carried[len(carried)-max(0, len(carried)-ownLength(carried)):]
 	return extension, quoted, ""
+}
+
+// ownLength is what the header of a packet says of its size.
+func ownLength(b []byte) int {
+	if b[0]>>4 == 4 {
+		return int(binary.BigEndian.Uint16(b[2:]))
+	}
+	return 40 + int(binary.BigEndian.Uint16(b[4:]))
 }
 
 // checkQuoted is check for a packet inside an ICMP error, which need not be
@@ -40,7 +49,7 @@ func (d packet) checkQuoted() string {
 	if d.version == 6 && d.declared+20 > 65535 {
 		return ICMPQuote
 	}
-	if d.checkShape() != "" || d.checkProtocol() != "" || d.routed {
+	if d.checkProtocol() != "" || d.routed {
 		return ICMPQuote
 	}
 	if d.isICMP() && d.isFragment() {
@@ -49,10 +58,10 @@ func (d packet) checkQuoted() string {
 	if d.part() == Later {
 		return ""
 	}
-	if d.transportHeader() > 0 && len(d.body) < 8 {
-		return ICMPQuote
-	}
 	if d.isICMP() {
+		if len(d.body) < 8 {
+			return ICMPQuote
+		}
 		if _, ok := d.echo(); !ok { // RFC 7915 4.3, 5.3: stop at the first embedded header
 			return ICMPQuote
 		}
@@ -69,6 +78,9 @@ func (d packet) translateError(s Settings, to Flow, m Mapping) []byte {
 		room, unit = limit4-20-8, 4
 	}
 	quote := quoted.translateQuoted(s, m)
+	if len(extension) == 0 {
+		quote = append(quote, quoted.behind...) // not padding, as far as one can tell
+	}
 	length := 0
 	if h.attribute > 0 && len(extension) > 0 {
 		for len(quote) < leastQuote || len(quote)%unit != 0 {

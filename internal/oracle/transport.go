@@ -63,7 +63,7 @@ func (d packet) checksumAt() int {
 func (d packet) hasPorts() bool {
 	switch d.proto {
 	case protoTCP, protoUDP, protoUDPLite, protoDCCP, protoSCTP:
-		return true
+		return len(d.body) >= 4
 	}
 	return false
 }
@@ -126,6 +126,9 @@ func (d packet) translateTransport(to Flow, quoted bool) []byte {
 			putUDPChecksum(body[at:], adjust(0, 0, pseudo(to.Src, to.Dst, protoUDP, length)+sum(body[:length])))
 		}
 		return body
+	}
+	if d.proto == protoUDPLite && old == 0 {
+		return body // never right (RFC 3828 3.1), and it stays so
 	}
 	// Length and protocol of the pseudo-header are the same in both families.
 	before := pseudo(d.src, d.dst, 0, 0) + sum(d.body[:4])
