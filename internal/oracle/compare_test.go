@@ -2,6 +2,7 @@ package oracle_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -18,6 +19,7 @@ type scene struct {
 	room     int  // headroom beyond what translate asks for
 	ports    bool // the mapping changes ports
 	salt     byte // of the mapping
+	answer   bool // an echo request is for natless itself
 	refusal  translate.Verdict
 	packet   []byte
 }
@@ -39,15 +41,44 @@ func newScene(data []byte, build func(*packetgen.Source) []byte) scene {
 		room:    choose(s, 0, 0, 1, 64),
 		ports:   s.OneIn(4),
 		salt:    s.Byte(),
+		answer:  s.OneIn(4),
 		refusal: translate.SourceRefused + translate.Verdict(s.Below(translate.Verdicts-int(translate.SourceRefused))),
 	}
 	if s.OneIn(16) {
 		sc.packet = bytes.Clone(s.Rest())
 		sc.packet = sc.packet[:min(len(sc.packet), 65575)]
 	} else {
+		fold := s.OneIn(8)
 		sc.packet = build(s)
+		if fold {
+			sc.foldToZero()
+		}
 	}
 	return sc
+}
+
+// foldToZero gives a whole packet the one checksum that comes out as zero.
+func (sc scene) foldToZero() {
+	r := oracle.Read(sc.packet, sc.settings)
+	at, ok := map[uint8]int{1: 2, 58: 2, 6: 16, 17: 6, 33: 6, 136: 6}[r.Flow.Proto]
+	if r.Verdict != oracle.Translated || r.Flow.Frag != oracle.Whole || r.Quoted != nil || !ok {
+		return // of an ICMP error, the length changes
+	}
+	to := oracle.Translate(sc.packet, sc.settings, sc.mapping)
+	if to.Verdict != oracle.Translated {
+		return
+	}
+	out, headers := to.Packets[0], 40
+	length := int(binary.BigEndian.Uint16(sc.packet[4:])) + 40
+	if sc.packet[0]>>4 == 4 {
+		length = int(binary.BigEndian.Uint16(sc.packet[2:]))
+	} else {
+		headers = 20
+	}
+	in := sc.packet[:length][length-(len(out)-headers):]
+	before := binary.BigEndian.Uint16(in[at:])
+	after := binary.BigEndian.Uint16(out[headers+at:])
+	binary.BigEndian.PutUint16(in[at:], uint16((int(before)+65535-int(after))%65535))
 }
 
 func (sc scene) options() translate.Options {
@@ -102,6 +133,9 @@ func toTranslate(f oracle.Flow) translate.Flow {
 // not matter.
 var reused translate.Packet
 
+// reached counts the verdicts that both translators came to.
+var reached = map[string]int{}
+
 // compare has both translators turn the packet and fails where they differ.
 func (sc scene) compare(t testing.TB) {
 	t.Helper()
@@ -128,6 +162,7 @@ func (sc scene) compare(t testing.TB) {
 		fail("parse: translate says %s, oracle %s", verdict, read.Verdict)
 	}
 	if verdict != translate.OK {
+		reached[read.Verdict]++
 		sc.compareReply(t, p, verdict, fail)
 		return
 	}
@@ -146,12 +181,17 @@ func (sc scene) compare(t testing.TB) {
 	}
 	sc.compareReply(t, p, sc.refusal, fail)
 
+	if sc.answer && p.IsEchoRequest() {
+		sc.compareAnswer(p, fail)
+		return
+	}
 	p.ID = 0xdead0000 | uint32(sc.settings.ID)
 	verdict = p.Rewrite(&o, to, quoted)
 	want := oracle.Translate(sc.packet, sc.settings, sc.mapping)
 	if verdict.String() != want.Verdict {
 		fail("rewrite: translate says %s, oracle %s", verdict, want.Verdict)
 	}
+	reached[want.Verdict]++
 	if !verdict.Leaves() {
 		untouched()
 		sc.compareReply(t, p, verdict, fail)
@@ -180,6 +220,17 @@ func (sc scene) compare(t testing.TB) {
 	}
 	if p.Offload != (translate.Offload{}) {
 		fail("offload %+v out of nothing", p.Offload)
+	}
+}
+
+// compareAnswer compares the replies to an echo request.
+func (sc scene) compareAnswer(p *translate.Packet, fail func(string, ...any)) {
+	p.ID = uint32(sc.settings.ID)
+	p.AnswerEcho()
+	reached["answered"]++
+	got, want := p.Buf[p.Off:p.Off+p.Len], oracle.Answer(sc.packet, sc.settings)
+	if !bytes.Equal(got, want) {
+		fail("answer, first difference at byte %d\ntranslate %x\noracle    %x", firstDifference(got, want), got, want)
 	}
 }
 

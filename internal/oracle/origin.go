@@ -151,3 +151,28 @@ func walk6(pkt []byte) (proto uint8, at, segmentsLeft int, later bool) {
 	}
 	return proto, at, segmentsLeft, false
 }
+
+// Answer is the reply to an echo request that Read accepts: type and addresses
+// turned, everything in front of the message made anew (RFC 792, RFC 4443
+// 4.2), with the request's type of service (RFC 1349 5.1).
+func Answer(pkt []byte, s Settings) []byte {
+	d := Read(pkt, s).d
+	reply := packet{
+		version:  d.version,
+		src:      d.dst,
+		dst:      d.src,
+		tos:      d.tos,
+		ttl:      64,
+		proto:    d.proto,
+		id:       uint32(s.ID),
+		declared: len(d.body),
+		body:     clone(d.body),
+	}
+	reply.body[0] = map[int]uint8{4: 0, 6: 129}[d.version]
+	old := binary.BigEndian.Uint16(d.body[2:])
+	binary.BigEndian.PutUint16(reply.body[2:], adjust(old, sum(d.body[:2]), sum(reply.body[:2])))
+	if d.version == 4 {
+		return reply.build4()
+	}
+	return reply.build6()
+}

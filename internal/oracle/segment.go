@@ -8,65 +8,69 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// GSO says of a packet what a virtio_net_hdr says: how the kernel is to cut
-// it, and which checksum it is to complete. Numbers as <linux/virtio_net.h>
-// has them.
+// GSO says of a packet what a virtio_net_hdr says: which checksum the kernel
+// is to complete, and how it is to cut.
 type GSO struct {
-	NeedsChecksum             bool
-	ChecksumAt, ChecksumStart int // where the field is, where its coverage starts; both from the start of the packet
-	Size                      int // payload of a segment; 0: not a super-packet
-	UDP                       bool
+	ChecksumStart int // where the checksum's coverage starts, from the start of the packet
+	ChecksumAt    int // where its field is, from ChecksumStart; it holds the uninverted sum of the pseudo-header
+	Size          int // payload of a segment; 0: not a super-packet
+	UDP           bool
 }
 
-// Segment cuts a super-packet as the kernel does, or completes the checksum of
-// an ordinary one: identifications of IPv4 count up by one, TCP sequence
-// numbers by what went before, FIN and PSH stand on the last segment only and
-// CWR on the first only (RFC 3168 6.1.2), checksums are complete.
+// Segment completes the checksum of a packet as the kernel or the hardware
+// does, and cuts a super-packet before: identifications of IPv4 count up by
+// one, TCP sequence numbers by what went before, FIN and PSH stand on the last
+// segment only and CWR on the first only (RFC 3168 6.1.2). The sum of the
+// pseudo-header is taken from the packet, so that a wrong one shows.
 func Segment(pkt []byte, g GSO) [][]byte {
+	start := pkt[g.ChecksumStart:]
+	partial := int(binary.BigEndian.Uint16(start[g.ChecksumAt:]))
 	if g.Size == 0 {
 		out := clone(pkt)
-		if g.NeedsChecksum {
-			complete(out, g.ChecksumStart, g.ChecksumAt)
-		}
+		complete(out[g.ChecksumStart:], g.ChecksumAt, partial)
 		return [][]byte{out}
 	}
+	layer, first := layers.LayerTypeTCP, layers.LayerTypeIPv4
 	if g.UDP {
-		return segment(pkt, g.Size, layers.LayerTypeUDP)
+		layer = layers.LayerTypeUDP
 	}
-	return segment(pkt, g.Size, layers.LayerTypeTCP)
-}
-
-// complete does what the hardware would: the field holds the sum of the
-// pseudo-header, and gets the checksum of everything from start on.
-func complete(pkt []byte, start, at int) {
-	checksum := adjust(0, 0, sum(pkt[start:]))
-	if checksum == 0 && at-start == 6 { // UDP; TCP may have either zero
-		checksum = 0xffff
-	}
-	binary.BigEndian.PutUint16(pkt[at:], checksum)
-}
-
-func segment(pkt []byte, size int, transport gopacket.LayerType) [][]byte {
-	first := layers.LayerTypeIPv4
 	if pkt[0]>>4 == 6 {
 		first = layers.LayerTypeIPv6
 	}
-	parsed := gopacket.NewPacket(pkt, first, gopacket.Default)
-	if parsed.Layer(transport) == nil {
-		panic(fmt.Sprintf("segmenting %x: no %v in it", pkt[:min(len(pkt), 80)], transport))
+	parsed := gopacket.NewPacket(pkt, first, gopacket.Default).Layer(layer)
+	if parsed == nil {
+		panic(fmt.Sprintf("segmenting %x: no %v in it", pkt[:min(len(pkt), 80)], layer))
 	}
-	payload := parsed.Layer(transport).LayerPayload()
+	payload := parsed.LayerPayload()
 	headers := pkt[:len(pkt)-len(payload)]
-	at := len(headers) - len(parsed.Layer(transport).LayerContents())
+	at := len(headers) - len(parsed.LayerContents())
 	var out [][]byte
-	for from := 0; from < len(payload); from += size {
-		to := min(from+size, len(payload))
+	for from := 0; from < len(payload); from += g.Size {
+		to := min(from+g.Size, len(payload))
 		one := append(clone(headers), payload[from:to]...)
 		setIP(one, len(out))
-		setTransport(one, at, transport, from, to == len(payload))
+		if g.UDP {
+			binary.BigEndian.PutUint16(one[at+4:], uint16(len(one)-at))
+		} else {
+			setTCP(one[at:], from, to == len(payload))
+		}
+		// The pseudo-header has the length in it.
+		complete(one[at:], g.ChecksumAt, (partial+65535-len(start)+len(one)-at)%65535)
 		out = append(out, one)
 	}
 	return out
+}
+
+// complete writes the checksum of b at offset at; pseudo is the sum of its
+// pseudo-header.
+func complete(b []byte, at, pseudo int) {
+	b[at], b[at+1] = 0, 0
+	checksum := adjust(0, 0, sum(b)+pseudo%65535)
+	if at == 6 { // of UDP and UDP-Lite; zero is as good in DCCP's
+		putUDPChecksum(b[at:], checksum)
+	} else {
+		binary.BigEndian.PutUint16(b[at:], checksum)
+	}
 }
 
 func setIP(one []byte, index int) {
@@ -81,31 +85,13 @@ func setIP(one []byte, index int) {
 	binary.BigEndian.PutUint16(one[10:], adjust(0, 0, sum(one[:headerLen])))
 }
 
-func setTransport(one []byte, at int, transport gopacket.LayerType, from int, last bool) {
-	d, why := decode(one, false)
-	if why != "" {
-		panic(fmt.Sprintf("segment %x does not hold together: %s", one[:min(len(one), 80)], why))
+func setTCP(header []byte, from int, last bool) {
+	const fin, psh, cwr = 0x01, 0x08, 0x80
+	binary.BigEndian.PutUint32(header[4:], binary.BigEndian.Uint32(header[4:])+uint32(from))
+	if !last {
+		header[13] &^= fin | psh
 	}
-	header := one[at:]
-	field := 6
-	if transport == layers.LayerTypeUDP {
-		binary.BigEndian.PutUint16(header[4:], uint16(len(header)))
-	} else {
-		field = 16
-		const fin, psh, cwr = 0x01, 0x08, 0x80
-		binary.BigEndian.PutUint32(header[4:], binary.BigEndian.Uint32(header[4:])+uint32(from))
-		if !last {
-			header[13] &^= fin | psh
-		}
-		if from > 0 {
-			header[13] &^= cwr
-		}
-	}
-	header[field], header[field+1] = 0, 0
-	checksum := adjust(0, 0, pseudo(d.src, d.dst, d.proto, len(header))+sum(header))
-	if transport == layers.LayerTypeUDP {
-		putUDPChecksum(header[field:], checksum)
-	} else {
-		binary.BigEndian.PutUint16(header[field:], checksum)
+	if from > 0 {
+		header[13] &^= cwr
 	}
 }
