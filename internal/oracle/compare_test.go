@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/natless/natless/internal/oracle"
@@ -15,13 +16,17 @@ import (
 
 // A scene is everything that decides what becomes of a packet.
 type scene struct {
-	settings oracle.Settings
-	room     int  // headroom beyond what translate asks for
-	ports    bool // the mapping changes ports
-	salt     byte // of the mapping
-	answer   bool // an echo request is for natless itself
-	refusal  translate.Verdict
-	packet   []byte
+	settings    oracle.Settings
+	room        int  // headroom beyond what translate asks for
+	ports       bool // the mapping changes ports
+	salt        byte // of the mapping
+	strange     bool // the device says something of offloads that may not fit
+	strangeness translate.Offload
+	wrong       int  // 1 to 3: a flow of the mapping is of the wrong family
+	fold        bool // the checksum is to come out as zero
+	answer      bool // an echo request is for natless itself
+	refusal     translate.Verdict
+	packet      []byte
 }
 
 func choose[T any](s *packetgen.Source, choices ...T) T { return choices[s.Below(len(choices))] }
@@ -44,15 +49,25 @@ func newScene(data []byte, build func(*packetgen.Source) []byte) scene {
 		answer:  s.OneIn(4),
 		refusal: translate.SourceRefused + translate.Verdict(s.Below(translate.Verdicts-int(translate.SourceRefused))),
 	}
+	if s.OneIn(32) {
+		sc.wrong = 1 + s.Below(3)
+	}
+	if sc.strange = s.OneIn(32); sc.strange {
+		sc.strangeness = translate.Offload{
+			Flags:      choose[uint8](s, 1, 0, 2, s.Byte()),
+			GSOType:    choose[uint8](s, 0, 1, 4, 5, 0x81, 0x84, 0x80, 3, s.Byte()),
+			GSOSize:    choose[uint16](s, 0, 1, 1448, s.Uint16()),
+			HdrLen:     s.Uint16(),
+			CsumStart:  s.Uint16(),
+			CsumOffset: s.Uint16(),
+		}
+	}
 	if s.OneIn(16) {
 		sc.packet = bytes.Clone(s.Rest())
 		sc.packet = sc.packet[:min(len(sc.packet), 65575)]
 	} else {
-		fold := s.OneIn(8)
+		sc.fold = s.OneIn(8)
 		sc.packet = build(s)
-		if fold {
-			sc.foldToZero()
-		}
 	}
 	return sc
 }
@@ -143,6 +158,9 @@ func (sc scene) compare(t testing.TB) {
 		t.Helper()
 		t.Fatalf("%s\npacket   %x\nsettings %+v ports %v salt %d", fmt.Sprintf(format, args...), sc.packet, sc.settings, sc.ports, sc.salt)
 	}
+	if sc.fold {
+		sc.foldToZero()
+	}
 	p, o := &reused, sc.options()
 	off := translate.Headroom + sc.room
 	buf := append(make([]byte, off), sc.packet...)
@@ -158,6 +176,10 @@ func (sc scene) compare(t testing.TB) {
 	}
 	read := oracle.Read(sc.packet, sc.settings)
 	untouched()
+	if sc.strange && read.Verdict == oracle.Translated {
+		sc.compareStrange(p, read, fail)
+		return
+	}
 	if verdict.String() != read.Verdict {
 		fail("parse: translate says %s, oracle %s", verdict, read.Verdict)
 	}
@@ -181,6 +203,11 @@ func (sc scene) compare(t testing.TB) {
 	}
 	sc.compareReply(t, p, sc.refusal, fail)
 
+	if sc.wrong > 0 {
+		sc.compareWrong(p, to, quoted, fail)
+		untouched()
+		return
+	}
 	if sc.answer && p.IsEchoRequest() {
 		sc.compareAnswer(p, fail)
 		return
@@ -221,6 +248,53 @@ func (sc scene) compare(t testing.TB) {
 	if p.Offload != (translate.Offload{}) {
 		fail("offload %+v out of nothing", p.Offload)
 	}
+}
+
+// compareStrange holds that what a device says of offloads has to fit the
+// packet, as Parse documents.
+func (sc scene) compareStrange(p *translate.Packet, read oracle.Reading, fail func(string, ...any)) {
+	o := sc.options()
+	p.Offload = sc.strangeness
+	kind, flags := p.Offload.GSOType&^translate.GSOECN, p.Offload.Flags
+	checksum := slices.Contains([]uint8{1, 58, 6, 17, 33, 136}, read.Flow.Proto)
+	fits := map[uint8]bool{
+		translate.GSOTCPv4: read.Flow.Proto == 6 && read.Flow.Src.Is4(),
+		translate.GSOTCPv6: read.Flow.Proto == 6 && read.Flow.Src.Is6(),
+		translate.GSOUDPL4: read.Flow.Proto == 17,
+	}
+	ok := p.Offload.GSOType != translate.GSOECN
+	if flags&translate.NeedsCsum != 0 && (!checksum || read.Flow.Frag != oracle.Whole) {
+		ok = false
+	}
+	if kind != translate.GSONone && (!fits[kind] || read.Flow.Frag != oracle.Whole || read.FragmentHeader || flags&translate.NeedsCsum == 0 || p.Offload.GSOSize == 0) {
+		ok = false
+	}
+	verdict := p.Parse(&o)
+	if ok != (verdict == translate.OK) || !ok && verdict != translate.BadHeader {
+		fail("%s with offload %+v", verdict, sc.strangeness)
+	}
+	reached[verdict.String()]++
+}
+
+// compareWrong holds that an address of the wrong family goes nowhere.
+func (sc scene) compareWrong(p *translate.Packet, to, quoted translate.Flow, fail func(string, ...any)) {
+	o := sc.options()
+	want := map[int]translate.Verdict{1: translate.SourceUnmapped, 2: translate.DestinationUnmapped, 3: translate.QuoteUnmapped}[sc.wrong]
+	switch sc.wrong {
+	case 1:
+		to.Src = p.Flow.Src
+	case 2:
+		to.Dst = p.Flow.Dst
+	case 3:
+		if !p.HasQuote() {
+			return
+		}
+		quoted.Src = p.Flow.Src
+	}
+	if got := p.Rewrite(&o, to, quoted); got != want {
+		fail("%s where a mapped flow is of the wrong family, expected %s", got, want)
+	}
+	reached[want.String()]++
 }
 
 // compareAnswer compares the replies to an echo request.

@@ -66,7 +66,11 @@ func (sc scene) compareOffload(t testing.TB, g packetgen.Partial) {
 	}
 	sc.compareSegmentReply(t, p, segments[0], sc.refusal, fail)
 	p.ID = 0xdead0000 | uint32(sc.settings.ID)
-	verdict = p.Rewrite(&o, toTranslate(sc.mapping(first.Flow, false)), translate.Flow{})
+	quoted := translate.Flow{}
+	if first.Quoted != nil {
+		quoted = toTranslate(sc.mapping(*first.Quoted, true))
+	}
+	verdict = p.Rewrite(&o, toTranslate(sc.mapping(first.Flow, false)), quoted)
 
 	var want [][]byte
 	var wantVerdict string
@@ -123,6 +127,9 @@ func (sc scene) compareOffload(t testing.TB, g packetgen.Partial) {
 // cutOutput checks the offload of the translated packet and does what it says.
 func (sc scene) cutOutput(p *translate.Packet, g packetgen.Partial, six bool, fail func(string, ...any)) [][]byte {
 	out := p.Buf[p.Off : p.Off+p.Len]
+	if g.Size == 0 && p.Offload == (translate.Offload{}) {
+		return [][]byte{out} // completed
+	}
 	start := 20
 	if six {
 		start = 40

@@ -73,6 +73,8 @@ type Reading struct {
 	Flow    Flow   // zero when the packet is dropped
 	Quoted  *Flow  // the flow inside an ICMP error, or nil
 
+	FragmentHeader bool // IPv6: there is one, perhaps of an atomic fragment
+
 	d packet
 }
 
@@ -85,7 +87,7 @@ func Read(pkt []byte, s Settings) Reading {
 	if why != "" {
 		return Reading{Verdict: why}
 	}
-	r := Reading{Verdict: Translated, Flow: d.flow(), d: d}
+	r := Reading{Verdict: Translated, Flow: d.flow(), FragmentHeader: d.fragmentHeader, d: d}
 	if d.isICMPError() {
 		_, quoted, _ := d.splitError()
 		f := quoted.flow()

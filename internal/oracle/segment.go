@@ -1,6 +1,7 @@
 package oracle
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -66,7 +67,10 @@ func Segment(pkt []byte, g GSO) [][]byte {
 func complete(b []byte, at, pseudo int) {
 	b[at], b[at+1] = 0, 0
 	checksum := adjust(0, 0, sum(b)+pseudo%65535)
-	if at == 6 { // of UDP and UDP-Lite; zero is as good in DCCP's
+	if pseudo == 0 && len(bytes.Trim(b, "\x00")) == 0 {
+		checksum = 0xffff // the one sum that is zero and not 65535: of nothing but zeros
+	}
+	if at == 6 { // of UDP, UDP-Lite and DCCP: the kernel does not ask which
 		putUDPChecksum(b[at:], checksum)
 	} else {
 		binary.BigEndian.PutUint16(b[at:], checksum)

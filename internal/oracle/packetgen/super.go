@@ -26,10 +26,24 @@ func partial(s *Source, version int) Partial {
 		proto = 17
 	}
 	if p.Size == 0 {
-		proto = pick(s, proto, 136, 33)
+		proto = pick(s, proto, 136, 33, icmpOf(version), proto)
 	}
 	h := partialHeader(s, version, proto)
-	body := partialTransport(s, &p, proto)
+	addresses := h[12:20]
+	if version == 6 {
+		addresses = h[8:40]
+	}
+	var body []byte
+	if proto == icmpOf(version) {
+		p.ChecksumAt, p.UDP = 2, false
+		if s.OneIn(2) {
+			body = echo(s, version, addresses, 2000)
+		} else {
+			body = icmpError(s, version, addresses, 2000, 0)
+		}
+	} else {
+		body = partialTransport(s, &p, proto)
+	}
 	most := 65535 - len(h) - len(body)
 	n := size(s, most)
 	if p.Size > 0 { // a few segments, the last one full or not
@@ -40,16 +54,18 @@ func partial(s *Source, version int) Partial {
 		// More than 64 segments is more than the kernel makes of UDP.
 		n = max(p.Size+1, min(n, 64*p.Size))
 	}
-	body = append(body, filler(s, n)...)
+	if proto != icmpOf(version) {
+		body = append(body, filler(s, n)...)
+	}
 	if proto == 17 {
 		binary.BigEndian.PutUint16(body[4:], uint16(len(body)))
 	}
-	addresses := h[12:20]
-	if version == 6 {
-		addresses = h[8:40]
-	}
 	pseudo := binary.BigEndian.AppendUint32(append([]byte{}, addresses...), uint32(len(body)))
-	binary.BigEndian.PutUint16(body[p.ChecksumAt:], ^checksum(append(pseudo, 0, 0, 0, proto)))
+	pseudo = append(pseudo, 0, 0, 0, proto)
+	if proto == icmp4 { // has no pseudo-header
+		pseudo = nil
+	}
+	binary.BigEndian.PutUint16(body[p.ChecksumAt:], ^checksum(pseudo))
 	p.ChecksumStart = len(h)
 	if version == 4 {
 		binary.BigEndian.PutUint16(h[2:], uint16(len(h)+len(body)))
