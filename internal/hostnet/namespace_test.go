@@ -197,7 +197,7 @@ func calm(t *testing.T) {
 		}
 		last = now
 		return same >= 3
-	}, 5*time.Second, 20*time.Millisecond)
+	}, longEnough, 20*time.Millisecond)
 }
 
 // counting are sysctls that show what happens and set nothing.

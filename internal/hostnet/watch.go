@@ -35,7 +35,7 @@ type Event struct {
 const (
 	gather   = 50 * time.Millisecond // changes of the host come in swarms
 	idleLook = 10 * time.Second      // some sysctls change without a word
-	restFor  = 10                    // looks take at most a tenth of the time, however large the routing tables
+	restFor  = 4                     // looks take at most a fifth of the time, however large the routing tables
 
 	putBacks = 5           // of one thing
 	pause    = time.Minute // within this, and the rest after it

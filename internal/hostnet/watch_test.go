@@ -16,6 +16,9 @@ import (
 	"github.com/vishvananda/netns"
 )
 
+// longEnough is waited for what must come, on a machine with other things to do.
+const longEnough = 30 * time.Second
+
 // watched collects what a Watch in the test's namespace says.
 type watched struct {
 	mu     sync.Mutex
@@ -43,7 +46,7 @@ func watch(t *testing.T, h *Host) *watched {
 		cancel()
 		require.NoError(t, <-ended)
 	})
-	require.Eventually(t, func() bool { return w.localNow() != nil }, 5*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return w.localNow() != nil }, longEnough, 5*time.Millisecond)
 	return w
 }
 
@@ -73,7 +76,7 @@ func (w *watched) says(t *testing.T, k Kind, part string) {
 		defer w.mu.Unlock()
 		return slices.ContainsFunc(w.events, func(e Event) bool { return e.Kind == k && strings.Contains(e.Text, part) })
 	}
-	if !within(5*time.Second, ok) {
+	if !within(longEnough, ok) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		t.Fatalf("no event %s %q in %v", k, part, w.events)
@@ -97,7 +100,7 @@ func returns(t *testing.T, to []string) {
 		left = difference(to, snapshot(t))
 		return left == ""
 	}
-	if !within(5*time.Second, same) {
+	if !within(longEnough, same) {
 		t.Fatal(left)
 	}
 }
@@ -142,7 +145,7 @@ func TestWatchFollowsLinks(t *testing.T) {
 
 	addLink(t, "later", "2001:db8:2::1/64")
 	w.says(t, Followed, "net.ipv6.conf.later.force_forwarding = 1")
-	require.True(t, within(5*time.Second, func() bool {
+	require.True(t, within(longEnough, func() bool {
 		return slices.Contains(w.localNow(), netip.MustParsePrefix("2001:db8:2::/64"))
 	}))
 
@@ -153,17 +156,17 @@ func TestWatchFollowsLinks(t *testing.T) {
 	require.NoError(t, netlink.RouteAdd(r))
 	w.says(t, Followed, "set back net.ipv6.conf.later.force_forwarding = 0")
 	w.says(t, Followed, "net.ipv4.conf.later.forwarding = 1")
-	require.True(t, within(5*time.Second, func() bool {
+	require.True(t, within(longEnough, func() bool {
 		return !slices.Contains(w.localNow(), netip.MustParsePrefix("2001:db8:2::/64"))
 	}))
-	require.True(t, within(5*time.Second, func() bool {
+	require.True(t, within(longEnough, func() bool {
 		return strings.Contains(nft(t, "list set inet natless uplinks"), `"later"`)
 	}))
 
 	later, err := netlink.LinkByName("later")
 	require.NoError(t, err)
 	require.NoError(t, netlink.LinkDel(later))
-	require.True(t, within(5*time.Second, func() bool {
+	require.True(t, within(longEnough, func() bool {
 		return !strings.Contains(nft(t, "list set inet natless uplinks"), `"later"`)
 	}))
 	_, err = h.Close()
@@ -191,11 +194,10 @@ func TestWatchDoesNotFightForEver(t *testing.T) {
 	path := sysctlPath("ipv6", "clients", keyForceForwarding)
 	for range putBacks {
 		require.NoError(t, writeSysctl(path, no))
-		require.True(t, within(5*time.Second, func() bool { now, _ := readSysctl(path); return now == yes }))
+		require.True(t, within(longEnough, func() bool { now, _ := readSysctl(path); return now == yes }))
 	}
 	require.NoError(t, writeSysctl(path, no))
 	w.says(t, Paused, "net.ipv6.conf.clients.force_forwarding")
-	time.Sleep(5 * gather)
 	now, _ := readSysctl(path)
 	require.Equal(t, no, now)
 }
