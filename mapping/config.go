@@ -12,14 +12,14 @@ import (
 
 // Config is what a table is made of.
 type Config struct {
-	Pref64           netip.Prefix   // RFC 6052; the zero value: explicit mappings only
-	Maps             []Map          // any order; nested prefixes are legal
-	Pools            []Pool         // tried in order
-	OwnIPv4, OwnIPv6 netip.Addr     // natless's own; never lent, never mapped
-	RFC6791          []netip.Prefix // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
-	Hairpin          bool           // clients reach each other by their IPv4 addresses
-	AllowPrivate     bool           // private IPv4 addresses may stand behind Pref64
-	Now              func() time.Time
+	Pref64           netip.Prefix     // RFC 6052; the zero value: explicit mappings only
+	Maps             []Map            // any order; nested prefixes are legal
+	Pools            []Pool           // tried in order
+	OwnIPv4, OwnIPv6 netip.Addr       // natless's own; never lent, never mapped
+	RFC6791          []netip.Prefix   // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
+	Hairpin          bool             // clients reach each other by their IPv4 addresses
+	AllowPrivate     bool             // private IPv4 addresses may stand behind Pref64
+	Now              func() time.Time // dates leases; nil: time.Now
 }
 
 // Map is an explicit mapping (RFC 7757): the IPv4 suffix, what follows the

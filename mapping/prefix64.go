@@ -101,7 +101,7 @@ func (p *Prefix64) extract(hi, lo uint64) (uint32, bool) {
 	if hi&p.hiMask != p.hi || lo&p.loMask != p.lo || p.hiMask == 0 {
 		return 0, false
 	}
-	return uint32((hi&^p.hiMask)<<p.low | lo>>p.shift&(1<<p.low-1)), true
+	return uint32((hi&^p.hiMask)<<p.low | lo>>p.shift), true
 }
 
 // halves are the 128 bits of an IPv6 address, most significant first. AsSlice

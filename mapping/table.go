@@ -104,8 +104,8 @@ func (t *Table) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
 
 // ResolveError is Lookup for the outer flow of an ICMP error, where a source
 // that has no counterpart is no reason to drop: path MTU discovery depends on
-// it. To IPv4 such an error leaves with a random address of rfc6791 (RFC 6791
-// 4), to IPv6 with natless's own. It never leases. Sources that nobody can
+// it. To IPv4 such an error leaves with a random address of rfc6791 (RFC
+// 6791), to IPv6 with natless's own. It never leases. Sources that nobody can
 // have (loopback, multicast, pref64 itself and the like) are refused all the
 // same.
 func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdict) {
@@ -223,7 +223,7 @@ func (t *Table) unmappedSource4(a netip.Addr, tick uint32, m missing) (netip.Add
 	return a, translate.SourceUnmapped
 }
 
-// standIn4 is a random address of rfc6791: RFC 6791 4 asks for one, so that a
+// standIn4 is a random address of rfc6791: RFC 6791 asks for one, so that a
 // traceroute through several unmapped routers does not look like a loop.
 func (t *Table) standIn4() netip.Addr {
 	n := rand.Uint64N(t.rfc6791Size)
