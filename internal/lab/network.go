@@ -125,7 +125,7 @@ func (n *Node) Natless(binary, config string, flags ...string) (*Daemon, error) 
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("write the daemon's configuration: %w", err)
 	}
-	args := append([]string{"run", "-c", file, "--socket", d.Socket, "--state-dir", filepath.Join(dir, "state")}, flags...)
+	args := append([]string{"run", "-c", file, "--socket", d.Socket, "--state-dir", ""}, flags...)
 	d.Cmd = n.Command(context.Background(), binary, args...)
 	return d, nil
 }
@@ -159,10 +159,16 @@ func (d *Daemon) Ready(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	if out, err := d.Query(ctx, "status", "--wait"); err != nil {
-		return fmt.Errorf("wait for natless to be ready: %w: %s%s", err, out, d.Output())
+	out, err := d.Query(ctx, "status", "--wait")
+	if err == nil {
+		return nil
 	}
-	return nil
+	select {
+	case <-d.Exited:
+		return fmt.Errorf("wait for natless run to be ready: it ended: %v: %s", d.err, d.Output())
+	default:
+		return fmt.Errorf("wait for natless run to be ready: %w: %s", err, out)
+	}
 }
 
 // Query runs another command of natless against the daemon, and returns what
