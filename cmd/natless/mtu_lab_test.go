@@ -16,10 +16,10 @@ import (
 	"github.com/natless/natless/internal/lab"
 )
 
-// longPath is a network with a router on either side of the host, so that a
-// narrow link need not be next to who sends:
+// longPath is a network with routers on either side of the host, so that a
+// narrow link is nobody's own:
 //
-//	client ─near6─ r6 ─far6─ host, natless ─far4─ r4 ─near4─ server
+//	client ─near6─ r6 ─mid6─ s6 ─far6─ host, natless ─far4─ s4 ─mid4─ r4 ─near4─ server
 //
 // The named link has an MTU of 1400 bytes, the others have 1500.
 func longPath(t *testing.T, narrow string) *world {
@@ -29,14 +29,16 @@ func longPath(t *testing.T, narrow string) *world {
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, l.Close()) })
 	node := map[string]*lab.Node{}
-	for _, name := range []string{"client", "r6", "host", "r4", "server"} {
+	for _, name := range []string{"client", "r6", "s6", "host", "s4", "r4", "server"} {
 		node[name], err = l.Node(name)
 		require.NoError(t, err)
 	}
 	for _, link := range []struct{ name, a, b, aAddr, bAddr string }{
 		{"near6", "client", "r6", client1 + "/64", "2001:db8:1::1/64"},
-		{"far6", "r6", "host", "2001:db8:a::2/64", "2001:db8:a::1/64"},
-		{"far4", "host", "r4", "192.0.2.1/24", "192.0.2.2/24"},
+		{"mid6", "r6", "s6", "2001:db8:a::2/64", "2001:db8:a::1/64"},
+		{"far6", "s6", "host", "2001:db8:b::2/64", "2001:db8:b::1/64"},
+		{"far4", "host", "s4", "192.0.2.1/25", "192.0.2.2/25"},
+		{"mid4", "s4", "r4", "192.0.2.129/25", "192.0.2.130/25"},
 		{"near4", "r4", "server", lab.HostIPv4 + "/24", lab.ServerIPv4 + "/24"},
 	} {
 		mtu := 1500
@@ -48,13 +50,25 @@ func longPath(t *testing.T, narrow string) *world {
 		require.NoError(t, a.Address(link.name, link.aAddr))
 		require.NoError(t, b.Address(link.name, link.bAddr))
 	}
-	require.NoError(t, node["client"].Route("::/0", "2001:db8:1::1", ""))
-	require.NoError(t, node["r6"].Route("::/0", "2001:db8:a::1", ""))
-	require.NoError(t, node["host"].Route("2001:db8:1::/64", "2001:db8:a::2", ""))
-	require.NoError(t, node["host"].Route("0.0.0.0/0", "192.0.2.2", ""))
-	require.NoError(t, node["server"].Route("0.0.0.0/0", lab.HostIPv4, ""))
-	require.NoError(t, node["r6"].SetSysctl("net/ipv6/conf/all/forwarding", "1"))
-	require.NoError(t, node["r4"].SetSysctl("net/ipv4/ip_forward", "1"))
+	for _, route := range []struct{ node, prefix, via string }{
+		{"client", "::/0", "2001:db8:1::1"},
+		{"r6", "::/0", "2001:db8:a::1"},
+		{"s6", "::/0", "2001:db8:b::1"},
+		{"s6", "2001:db8:1::/64", "2001:db8:a::2"},
+		{"host", "2001:db8:1::/64", "2001:db8:b::2"},
+		{"host", "2001:db8:a::/64", "2001:db8:b::2"},
+		{"host", "0.0.0.0/0", "192.0.2.2"},
+		{"s4", lab.HostIPv4 + "/32", "192.0.2.130"},
+		{"s4", lab.ServerIPv4 + "/32", "192.0.2.130"},
+		{"r4", "0.0.0.0/0", "192.0.2.129"},
+		{"server", "0.0.0.0/0", lab.HostIPv4},
+	} {
+		require.NoError(t, node[route.node].Route(route.prefix, route.via, ""))
+	}
+	for _, name := range []string{"r6", "s6", "s4", "r4"} {
+		require.NoError(t, node[name].SetSysctl("net/ipv6/conf/all/forwarding", "1"))
+		require.NoError(t, node[name].SetSysctl("net/ipv4/ip_forward", "1"))
+	}
 	serve(t, node["server"], lab.ServerIPv4)
 	return &world{
 		Network: &lab.Network{Lab: l, Clients: []*lab.Node{node["client"]}, Host: node["host"], Server: node["server"]},
@@ -70,17 +84,17 @@ func TestLabPathMTU(t *testing.T) {
 	eachOffload(t, func(t *testing.T, offload string) {
 		for _, c := range []struct {
 			narrow, direction string
-			at                string // where the translated error arrives
+			at                string // where the translated error arrives; "": it need not cross
 			mtu               int
 		}{
-			{"near6", "download", "server", 1380},
-			{"far6", "download", "server", 1380},
-			{"far4", "download", "", 0}, // r4 tells the server in its own words
-			{"near4", "download", "", 0},
-			{"near6", "upload", "", 0},
+			{"mid6", "download", "server", 1380}, // from a router that no IPv4 address stands for
+			{"far6", "download", "server", 1380}, // from the host
+			{"far4", "download", "", 0},
+			{"mid4", "download", "", 0},
+			{"mid6", "upload", "", 0},
 			{"far6", "upload", "", 0},
 			{"far4", "upload", "client", 1420},
-			{"near4", "upload", "client", 1420},
+			{"mid4", "upload", "client", 1420},
 		} {
 			t.Run(c.narrow+"/"+c.direction, func(t *testing.T) {
 				w := longPath(t, c.narrow)
@@ -103,8 +117,10 @@ func TestLabPathMTU(t *testing.T) {
 				case "client":
 					isTooBig(t, atClient, c.mtu)
 				}
-				assert.Equal(t, mss(t, atClient, true), mss(t, atServer, true), "the client's MSS is left alone")
-				assert.Equal(t, mss(t, atServer, false), mss(t, atClient, false), "the server's MSS is left alone")
+				assert.Equal(t, "1440", mss(t, atClient, true))
+				assert.Equal(t, "1440", mss(t, atServer, true), "the client's MSS is left alone")
+				assert.Equal(t, "1460", mss(t, atServer, false))
+				assert.Equal(t, "1460", mss(t, atClient, false), "the server's MSS is left alone")
 			})
 		}
 	})

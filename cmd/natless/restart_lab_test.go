@@ -39,7 +39,10 @@ func TestLabRestartUnderLoad(t *testing.T) {
 				running, done := make(chan struct{}), make(chan error, 1)
 				go func() {
 					started := false
-					down, err := lab.Download(ctx, w.client.HTTP(""), server6+":8080", make([]byte, size), func(got int) {
+					// TCP doubles its patience with every packet it sends
+					// again: it may take as long again until it tries.
+					patient := w.client.PatientHTTP("", 20*time.Second)
+					down, err := lab.Download(ctx, patient, server6+":8080", make([]byte, size), func(got int) {
 						if !started && got > size/8 {
 							started = true
 							close(running)

@@ -89,16 +89,19 @@ func serve(w http.ResponseWriter, r *http.Request) {
 // HTTP is a client whose connections start in the node, from a source address
 // or, when that is "", from whichever the kernel takes. Each request has a
 // connection of its own, which fails when it stands still for Stall.
-func (n *Node) HTTP(source string) *http.Client {
+func (n *Node) HTTP(source string) *http.Client { return n.PatientHTTP(source, Stall) }
+
+// PatientHTTP is HTTP with a time of its own to stand still.
+func (n *Node) PatientHTTP(source string, stall time.Duration) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, Stall)
+			ctx, cancel := context.WithTimeout(ctx, stall)
 			defer cancel()
 			conn, err := n.DialFrom(ctx, network, source, address)
 			if err != nil {
 				return nil, err
 			}
-			return &impatient{Conn: conn, stall: Stall}, nil
+			return &impatient{Conn: conn, stall: stall}, nil
 		},
 		DisableKeepAlives:  true,
 		DisableCompression: true,

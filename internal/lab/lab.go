@@ -26,6 +26,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -236,10 +237,12 @@ func Wire(a *Node, aName string, b *Node, bName string, mtu int) error {
 	if err := a.Netlink.LinkAdd(pair); err != nil {
 		return fmt.Errorf("join %s and %s: %w", a.Name, b.Name, err)
 	}
-	if err := a.Up(aName); err != nil {
-		return err
-	}
-	return b.Up(bName)
+	return first(
+		func() error { return a.Up(aName) },
+		func() error { return b.Up(bName) },
+		func() error { return a.withLink(aName, "wait for the link-local address of", a.settled) },
+		func() error { return b.withLink(bName, "wait for the link-local address of", b.settled) },
+	)
 }
 
 // Up sets a link up.
@@ -264,26 +267,25 @@ func (n *Node) Address(name, cidr string) error {
 		if err := n.Netlink.AddrAdd(link, addr); err != nil {
 			return err
 		}
-		return n.settled(link, addr)
+		return n.settled(link)
 	})
 }
 
-// settled waits until an address is no longer tentative, which the kernel sees
-// to a moment later even where it detects no duplicates.
-func (n *Node) settled(link netlink.Link, addr *netlink.Addr) error {
+// settled waits until a link has an address, and none that is tentative: where
+// no duplicates are detected the kernel sees to that, but a moment later.
+func (n *Node) settled(link netlink.Link) error {
 	for range 200 {
 		all, err := n.Netlink.AddrList(link, netlink.FAMILY_ALL)
 		if err != nil {
 			return err
 		}
-		for _, a := range all {
-			if a.IP.Equal(addr.IP) && a.Flags&unix.IFA_F_TENTATIVE == 0 {
-				return nil
-			}
+		tentative := func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }
+		if len(all) > 0 && !slices.ContainsFunc(all, tentative) {
+			return nil
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return errors.New("the address stays tentative")
+	return errors.New("it stays tentative")
 }
 
 // RemoveAddress takes an address in CIDR notation from a link.

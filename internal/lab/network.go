@@ -159,10 +159,16 @@ func (d *Daemon) Ready(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	if out, err := d.Query(ctx, "status", "--wait"); err != nil {
-		return fmt.Errorf("wait for natless to be ready: %w: %s%s", err, out, d.Output())
+	out, err := d.Query(ctx, "status", "--wait")
+	if err == nil {
+		return nil
 	}
-	return nil
+	select {
+	case <-d.Exited:
+		return fmt.Errorf("wait for natless run to be ready: it ended: %v: %s", d.err, d.Output())
+	default:
+		return fmt.Errorf("wait for natless run to be ready: %w: %s", err, out)
+	}
 }
 
 // Query runs another command of natless against the daemon, and returns what
