@@ -143,6 +143,7 @@ func dieBefore(n int, do func() error) (finished bool) {
 }
 
 func TestCloseKilledAtAnyStep(t *testing.T) {
+	needsNamespaces(t)
 	finished := false
 	for n := 0; !finished && !t.Failed() && n < 100; n++ {
 		t.Run(fmt.Sprintf("before %d", n), func(t *testing.T) {
