@@ -12,14 +12,14 @@ import (
 
 // Config is what a table is made of.
 type Config struct {
-	Pref64           netip.Prefix   // RFC 6052; the zero value: explicit mappings only
-	Maps             []Map          // any order; nested prefixes are legal
-	Pools            []Pool         // tried in order
-	OwnIPv4, OwnIPv6 netip.Addr     // natless's own; never lent, never mapped
-	RFC6791          []netip.Prefix // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
-	Hairpin          bool           // clients reach each other by their IPv4 addresses
-	AllowPrivate     bool           // private IPv4 addresses may stand behind Pref64
-	Now              func() time.Time
+	Pref64           netip.Prefix     // RFC 6052; the zero value: explicit mappings only
+	Maps             []Map            // any order; nested prefixes are legal
+	Pools            []Pool           // tried in order
+	OwnIPv4, OwnIPv6 netip.Addr       // natless's own; never lent, never mapped
+	RFC6791          []netip.Prefix   // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
+	Hairpin          bool             // clients reach each other by their IPv4 addresses
+	AllowPrivate     bool             // private IPv4 addresses may stand behind Pref64
+	Now              func() time.Time // dates leases; nil: time.Now
 }
 
 // Map is an explicit mapping (RFC 7757): the IPv4 suffix, what follows the
@@ -106,7 +106,11 @@ func New(c Config) (*Table, error) {
 	if !c.AllowPrivate {
 		b.private()
 	}
-	t.current.Store(&snapshot{b.v4, b.v6, 1})
+	s := &snapshot{v4: b.v4, v6: b.v6, revision: 1}
+	for p := range b.v4.All4() {
+		s.octets.add(p)
+	}
+	t.current.Store(s)
 	return t, nil
 }
 
@@ -272,6 +276,11 @@ func (b *builder) standIns(c Config) error {
 		if e, _ := b.v4.LookupPrefix(p); e != nil && e.kind != kindBeyond {
 			return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
 		}
+		for _, e := range b.v4.Subnets(p) {
+			if e.kind == kindMap {
+				return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
+			}
+		}
 	}
 	return nil
 }
@@ -338,6 +347,9 @@ func FirstUsable(pool netip.Prefix) netip.Addr {
 // takes out of it; invalid if there is none.
 func DefaultOwnIPv4(pools []Pool, maps []Map) netip.Addr {
 	for _, p := range pools {
+		if !p.IPv4.Addr().Is4() {
+			continue // New says so
+		}
 		a := FirstUsable(p.IPv4)
 		for p.IPv4.Contains(a) {
 			i := slices.IndexFunc(maps, func(m Map) bool { return m.IPv4.Contains(a) })

@@ -24,12 +24,11 @@ const (
 
 // entry is what the table knows of a prefix. Where it maps, the leading 32
 // minus host bits of the IPv4 address are v4's, the leading bits of the IPv6
-// address are hi's and lo's, and between them go the host bits: the IPv4
-// suffix is the head of the IPv6 suffix (RFC 7757 3.3). What the IPv6 suffix
-// has more is zero on the way to IPv6 and ignored on the way to IPv4.
+// address are v6's, and between them go the host bits: the IPv4 suffix is the
+// head of the IPv6 suffix (RFC 7757 3.3). What the IPv6 suffix has more is
+// zero on the way to IPv6 and ignored on the way to IPv4.
 type entry struct {
-	hi, lo uint64
-	v4     uint32
+	v4, v6 netip.Addr    // the first addresses of the prefixes
 	host   uint8         // bits of the IPv4 suffix; 0 for one address, as leases are
 	shift  uint8         // bits of the IPv6 suffix that have no counterpart
 	kind   kind          //
@@ -38,35 +37,34 @@ type entry struct {
 }
 
 func newEntry(k kind, v4, v6 netip.Prefix, of any) *entry {
-	e := &entry{kind: k, v4: number4(v4.Addr()), host: uint8(32 - v4.Bits()), of: of}
-	e.hi, e.lo = halves(v6.Addr())
-	e.shift = uint8(128-v6.Bits()) - e.host
-	return e
+	host := uint8(32 - v4.Bits())
+	return &entry{kind: k, v4: v4.Addr(), v6: v6.Addr(), host: host, shift: uint8(128-v6.Bits()) - host, of: of}
 }
 
 // to6 is the IPv6 address of an IPv4 address under e, by RFC 7757 3.3.1.
 func (e *entry) to6(a netip.Addr) netip.Addr {
 	if e.host == 0 {
-		return addr6(e.hi, e.lo)
+		return e.v6
 	}
 	suffix := uint64(number4(a)) & (1<<e.host - 1)
+	hi, lo := halves(e.v6)
 	if e.shift >= 64 {
-		return addr6(e.hi|suffix<<(e.shift-64), e.lo)
+		return addr6(hi|suffix<<(e.shift-64), lo)
 	}
-	return addr6(e.hi|suffix>>(64-e.shift), e.lo|suffix<<e.shift)
+	return addr6(hi|suffix>>(64-e.shift), lo|suffix<<e.shift)
 }
 
 // to4 is the IPv4 address of an IPv6 address under e, by RFC 7757 3.3.2.
 func (e *entry) to4(a netip.Addr) netip.Addr {
 	if e.host == 0 {
-		return addr4(e.v4)
+		return e.v4
 	}
 	hi, lo := halves(a)
 	suffix := hi >> (e.shift - 64)
 	if e.shift < 64 {
 		suffix = hi<<(64-e.shift) | lo>>e.shift
 	}
-	return addr4(e.v4 | uint32(suffix&(1<<e.host-1)))
+	return addr4(number4(e.v4) | uint32(suffix&(1<<e.host-1)))
 }
 
 // used notes traffic on a lease. The stamp is written only when it changes, so
@@ -81,6 +79,12 @@ func (e *entry) used(tick uint32) {
 // on with a stand-in: real routers answer from link-local and class E
 // addresses, and natless from its own.
 func (e *entry) excusable() bool { return e.kind == kindBeyond || e.kind == kindOwn }
+
+// refused reports whether nobody is to be seen with such a source, natless
+// itself included.
+func (e *entry) refused() bool {
+	return e.kind == kindOwn || e.kind == kindBeyond || e.kind == kindIllegal
+}
 
 // verdict6 is the verdict on an IPv6 destination that is not under pref64. A
 // map there means an IPv4 node (RFC 7757 4.2.2: only a destination under pref64

@@ -3,7 +3,6 @@ package mapping
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/natless/natless/translate"
@@ -95,7 +94,7 @@ func (t *Table) Leases() []Lease {
 
 func (t *Table) leaseInfo(e *entry) Lease {
 	l := e.of.(*lease)
-	return Lease{l.addr, l.client, l.pool.IPv4, l.since, uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))}
+	return Lease{l.v4, l.v6, l.pool.IPv4, l.since, uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))}
 }
 
 // Pools lists the pools in the order they are tried.
@@ -109,7 +108,7 @@ func (t *Table) Pools() []PoolInfo {
 			quarantined++
 		}
 		list = append(list, PoolInfo{
-			IPv4: p.IPv4, Clients: slices.Clone(p.Clients), Local: p.Local,
+			IPv4: p.IPv4, Clients: append([]netip.Prefix{}, p.Clients...), Local: p.Local,
 			Size: p.size, Usable: p.usable, Lent: p.lent, Quarantined: quarantined, Free: p.usable - p.lent - quarantined,
 			Idle: ticks(p.Idle), MaxLife: ticks(p.MaxLife), Quarantine: ticks(p.Quarantine),
 			Origin: p.Origin,
@@ -122,7 +121,10 @@ func (t *Table) Pools() []PoolInfo {
 // changes nothing. a is an address as packets carry it, of either family.
 func (t *Table) Explain(a netip.Addr) Explanation {
 	s := t.current.Load()
-	if a.Is4() {
+	switch {
+	case !a.IsValid():
+		return Explanation{}.unmapped("not an address", translate.NotIP)
+	case a.Is4():
 		return t.explain4(s, a)
 	}
 	return t.explain6(s, a.WithZone(""))
@@ -179,7 +181,7 @@ func (t *Table) explainPref64(s *snapshot, a, v4 netip.Addr) Explanation {
 		return x
 	}
 	behind := t.explain4(s, v4)
-	x.Detail += ", which is " + behind.Detail
+	x.Detail += ": " + behind.Detail
 	x.Map, x.Lease, x.Pool, x.Origin = behind.Map, behind.Lease, behind.Pool, behind.Origin
 	switch v := e.verdict4(t.hairpin); {
 	case v == translate.OwnAddress:
@@ -211,7 +213,7 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 		return x
 	case *pool:
 		x.Rule, x.Pool, x.Origin, x.Verdict = RulePool, of.IPv4.String(), of.Origin, translate.DestinationUnmapped.String()
-		x.Detail = fmt.Sprintf("of %v, not lent", &of.Pool)
+		x.Detail = fmt.Sprintf("an address of %v, not lent", &of.Pool)
 		return x
 	}
 	switch e.kind {

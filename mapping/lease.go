@@ -32,12 +32,10 @@ const batch = 256
 
 type lease struct {
 	entry
-	pool   *pool
-	client netip.Addr
-	addr   netip.Addr
-	since  time.Time
-	born   uint32 // tick
-	due    uint32 // tick at which it could have ended
+	pool  *pool
+	since time.Time
+	born  uint32 // tick
+	due   uint32 // tick at which it could have ended
 }
 
 // pool is a Pool at work.
@@ -73,10 +71,8 @@ func (t *Table) lease(client netip.Addr, tick uint32) (netip.Addr, translate.Ver
 		return client, translate.PoolFull
 	}
 
-	l := &lease{pool: p, client: client, addr: addr, since: t.now(), born: tick}
-	l.kind, l.of = kindLease, l
-	l.v4 = number4(addr)
-	l.hi, l.lo = halves(client)
+	l := &lease{pool: p, since: t.now(), born: tick}
+	l.kind, l.v4, l.v6, l.of = kindLease, addr, client, l
 	l.stamp.Store(tick)
 	p.lent++
 	p.watch(l)
@@ -191,8 +187,8 @@ func (t *Table) expire(tick uint32) (more bool) {
 				p.watch(l)
 				continue
 			}
-			v4 = v4.DeletePersist(netip.PrefixFrom(l.addr, 32))
-			v6 = v6.DeletePersist(netip.PrefixFrom(l.client, 128))
+			v4 = v4.DeletePersist(netip.PrefixFrom(l.v4, 32))
+			v6 = v6.DeletePersist(netip.PrefixFrom(l.v6, 128))
 			p.takeBack(l, tick)
 		}
 	}
@@ -218,10 +214,10 @@ func (l *lease) aged(tick uint32) bool {
 // it back at once, and max_life would mean nothing.
 func (p *pool) takeBack(l *lease, tick uint32) {
 	p.lent--
-	r := &returned{addr: l.addr, until: tick + ticks(p.Quarantine)}
+	r := &returned{addr: l.v4, until: tick + ticks(p.Quarantine)}
 	if !l.aged(tick) {
-		r.client = l.client
-		p.former[l.client] = r
+		r.client = l.v6
+		p.former[l.v6] = r
 	}
 	p.queue.add(r)
 }

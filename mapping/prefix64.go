@@ -87,6 +87,9 @@ func (p *Prefix64) embed(v4 uint32) netip.Addr {
 // is not under the prefix or its u octet is not zero. The suffix is reserved
 // and ignored (RFC 6052 2.2).
 func (p Prefix64) Extract(v6 netip.Addr) (netip.Addr, bool) {
+	if !v6.Is6() {
+		return netip.Addr{}, false
+	}
 	v4, ok := p.extract(halves(v6))
 	if !ok {
 		return netip.Addr{}, false
@@ -98,12 +101,14 @@ func (p *Prefix64) extract(hi, lo uint64) (uint32, bool) {
 	if hi&p.hiMask != p.hi || lo&p.loMask != p.lo || p.hiMask == 0 {
 		return 0, false
 	}
-	return uint32((hi&^p.hiMask)<<p.low | lo>>p.shift&(1<<p.low-1)), true
+	return uint32((hi&^p.hiMask)<<p.low | lo>>p.shift), true
 }
 
-// halves are the 128 bits of an address, most significant first.
+// halves are the 128 bits of an IPv6 address, most significant first. AsSlice
+// is inlined and stays on the stack; As16 would be copied as a whole at once
+// after it is written in halves, which stalls the processor.
 func halves(a netip.Addr) (hi, lo uint64) {
-	b := a.As16()
+	b := a.AsSlice()
 	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
 }
 

@@ -88,8 +88,10 @@ func TestPrefix64UOctetAndSuffix(t *testing.T) {
 	v4, ok := p.Extract(addr("2001:db8:122:c000:2:2100:1234:5678"))
 	assert.True(t, ok, "the suffix is reserved")
 	assert.Equal(t, addr("192.0.2.33"), v4)
-	_, ok = p.Extract(addr("2001:db8:123:c000:2:2100::"))
-	assert.False(t, ok)
+	for _, a := range []netip.Addr{addr("2001:db8:123:c000:2:2100::"), addr("192.0.2.33"), {}} {
+		_, ok = p.Extract(a)
+		assert.False(t, ok)
+	}
 }
 
 func TestPrefix64None(t *testing.T) {

@@ -60,6 +60,7 @@ type Table struct {
 // beats a map of the whole address space.
 type snapshot struct {
 	v4, v6   *bart.Fast[*entry]
+	octets   octets // that v4 knows anything of: of most of the Internet nothing, and a lookup is spared
 	revision uint64
 }
 
@@ -82,36 +83,34 @@ const (
 // back. Any other verdict drops the packet, and the flow is then meaningless.
 // OwnAddress comes only for a source that could be answered.
 func (t *Table) Resolve(f translate.Flow, tick uint32) (translate.Flow, translate.Verdict) {
-	s := t.current.Load()
-	if f.Src.Is4() {
-		return t.to6(s, f, tick, lend)
-	}
-	return t.to4(s, f, tick, lend)
+	v := t.resolve(&f, tick, lend)
+	return f, v
+}
+
+// ResolveIn is Resolve in place. It is for the hot path: a flow by value is
+// copied several times on its way through a call, at more than the cost of
+// the lookup.
+func (t *Table) ResolveIn(f *translate.Flow, tick uint32) translate.Verdict {
+	return t.resolve(f, tick, lend)
 }
 
 // Lookup is Resolve without consequences: it leases nothing and no lease
 // counts as used. It serves packets quoted in ICMP errors (reversed) and
 // traces.
 func (t *Table) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
-	s := t.current.Load()
-	if f.Src.Is4() {
-		return t.to6(s, f, 0, refuse)
-	}
-	return t.to4(s, f, 0, refuse)
+	v := t.resolve(&f, 0, refuse)
+	return f, v
 }
 
 // ResolveError is Lookup for the outer flow of an ICMP error, where a source
 // that has no counterpart is no reason to drop: path MTU discovery depends on
-// it. To IPv4 such an error leaves with a random address of rfc6791 (RFC 6791
-// 4), to IPv6 with natless's own. It never leases. Sources that nobody can
+// it. To IPv4 such an error leaves with a random address of rfc6791 (RFC
+// 6791), to IPv6 with natless's own. It never leases. Sources that nobody can
 // have (loopback, multicast, pref64 itself and the like) are refused all the
 // same.
 func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdict) {
-	s := t.current.Load()
-	if f.Src.Is4() {
-		return t.to6(s, f, 0, standIn)
-	}
-	return t.to4(s, f, 0, standIn)
+	v := t.resolve(&f, 0, standIn)
+	return f, v
 }
 
 // HairpinBack is the second half of a hairpin (RFC 7757 4.2.2): the way back
@@ -122,11 +121,13 @@ func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdic
 func (t *Table) HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict) {
 	e, _ := t.current.Load().v4.Lookup(f.Dst)
 	if e == nil || e.kind > kindLease || !t.pref64.IsValid() {
-		return translate.Flow{}, translate.DestinationUnmapped
+		return f, translate.DestinationUnmapped
 	}
-	f.Dst = e.to6(f.Dst)
-	f.Src = t.pref64.embed(number4(f.Src))
-	return protocol6(f), translate.OK
+	f.Src, f.Dst = t.pref64.embed(number4(f.Src)), e.to6(f.Dst)
+	if f.Proto == icmp4 {
+		f.Proto = icmp6
+	}
+	return f, translate.OK
 }
 
 // Own reports whether a is an address of natless itself. Its IPv4 address
@@ -138,35 +139,47 @@ func (t *Table) Own(a netip.Addr) bool {
 // Revision counts the changes of the table.
 func (t *Table) Revision() uint64 { return t.current.Load().revision }
 
-// to4 translates a flow from IPv6 to IPv4. Source: map, then lease.
-func (t *Table) to4(s *snapshot, f translate.Flow, tick uint32, m missing) (translate.Flow, translate.Verdict) {
-	src, _ := s.v6.Lookup(f.Src)
-	if src != nil && src.kind > kindLease && !(m == standIn && src.excusable()) {
-		return translate.Flow{}, translate.SourceRefused
-	}
-	dst, verdict := t.destination4(s, f.Dst)
-	if !verdict.Leaves() {
-		return translate.Flow{}, verdict
-	}
-	f.Dst = dst
-
-	switch {
-	case src == nil || src.kind > kindLease:
-		from, v := t.unmappedSource4(f.Src, tick, m)
-		if v != translate.OK {
-			return translate.Flow{}, v
+// resolve translates a flow of either family in place. What it calls passes
+// addresses, which go in registers.
+func (t *Table) resolve(f *translate.Flow, tick uint32, m missing) (v translate.Verdict) {
+	if f.Src.Is4() {
+		f.Src, f.Dst, v = t.to6(f.Src, f.Dst, tick, m)
+		if f.Proto == icmp4 {
+			f.Proto = icmp6
 		}
-		f.Src = from
-	default:
-		if m == lend {
-			src.used(tick)
-		}
-		f.Src = src.to4(f.Src)
+		return v
 	}
+	f.Src, f.Dst, v = t.to4(f.Src, f.Dst, tick, m)
 	if f.Proto == icmp6 {
 		f.Proto = icmp4
 	}
-	return f, verdict
+	return v
+}
+
+// to4 translates a source and a destination from IPv6 to IPv4. Source: map,
+// then lease.
+func (t *Table) to4(src, dst netip.Addr, tick uint32, m missing) (src4, dst4 netip.Addr, _ translate.Verdict) {
+	s := t.current.Load()
+	e, _ := s.v6.Lookup(src)
+	mapped := e != nil && e.kind <= kindLease
+	if !mapped && e != nil && !(m == standIn && e.excusable()) {
+		return src, dst, translate.SourceRefused
+	}
+	dst4, verdict := t.destination4(s, dst)
+	if !verdict.Leaves() {
+		return src, dst, verdict
+	}
+	if mapped {
+		if m == lend {
+			e.used(tick)
+		}
+		return e.to4(src), dst4, verdict
+	}
+	src4, v := t.unmappedSource4(src, tick, m)
+	if v != translate.OK {
+		return src, dst, v
+	}
+	return src4, dst4, verdict
 }
 
 // destination4 is the IPv4 destination an IPv6 one means: a map's, then one
@@ -180,9 +193,15 @@ func (t *Table) destination4(s *snapshot, a netip.Addr) (netip.Addr, translate.V
 		if e == nil {
 			return a, translate.DestinationUnmapped
 		}
-		return e.to4(a), e.verdict6()
+		if v := e.verdict6(); v != translate.OK {
+			return a, v
+		}
+		return e.to4(a), translate.OK
 	}
 	dst := addr4(v4)
+	if !s.octets.has(v4) {
+		return dst, translate.OK
+	}
 	e, _ := s.v4.Lookup(dst)
 	if e == nil {
 		return dst, translate.OK
@@ -204,13 +223,10 @@ func (t *Table) unmappedSource4(a netip.Addr, tick uint32, m missing) (netip.Add
 	return a, translate.SourceUnmapped
 }
 
-// standIn4 is a random address of rfc6791: RFC 6791 4 asks for one, so that a
+// standIn4 is a random address of rfc6791: RFC 6791 asks for one, so that a
 // traceroute through several unmapped routers does not look like a loop.
 func (t *Table) standIn4() netip.Addr {
-	n := uint64(0)
-	if t.rfc6791Size > 1 {
-		n = rand.Uint64N(t.rfc6791Size)
-	}
+	n := rand.Uint64N(t.rfc6791Size)
 	for _, p := range t.rfc6791 {
 		if n < size4(p) {
 			return addr4(number4(p.Addr()) + uint32(n))
@@ -220,64 +236,77 @@ func (t *Table) standIn4() netip.Addr {
 	panic("mapping: rfc6791Size is not the sum of rfc6791")
 }
 
-// to6 translates a flow from IPv4 to IPv6. Destination: map, then lease.
-// Source: map, then pref64.
-func (t *Table) to6(s *snapshot, f translate.Flow, tick uint32, m missing) (translate.Flow, translate.Verdict) {
-	src, verdict := t.source6(s, f.Src)
+// to6 translates a source and a destination from IPv4 to IPv6. Destination:
+// map, then lease.
+func (t *Table) to6(src, dst netip.Addr, tick uint32, m missing) (src6, dst6 netip.Addr, _ translate.Verdict) {
+	s := t.current.Load()
+	src6, verdict := t.source6(s, src, m)
 	if verdict != translate.OK {
-		if m != standIn || verdict == translate.SourceRefused && !t.excusable4(s, f.Src) || !t.own6.IsValid() {
-			return translate.Flow{}, verdict
+		if verdict != translate.SourceRefused && dst == t.own4 {
+			verdict = translate.OwnAddress // which takes no translation
 		}
-		src = t.own6
+		return src, dst, verdict
 	}
-	dst, _ := s.v4.Lookup(f.Dst)
-	if dst == nil || dst.kind > kindLease {
-		return translate.Flow{}, dst.unreached()
+	e, _ := s.v4.Lookup(dst)
+	if e == nil || e.kind > kindLease {
+		return src, dst, e.unreached()
 	}
 	if m == lend {
-		dst.used(tick)
+		e.used(tick)
 	}
-	f.Src, f.Dst = src, dst.to6(f.Dst)
-	return protocol6(f), translate.OK
+	return src6, e.to6(dst), translate.OK
 }
 
 // source6 is the IPv6 source that an IPv4 one means: a map's, else the one
 // under pref64. A leased address, or an unlent one of a pool, goes by pref64
-// too: it is not what its client is known by on the IPv6 side.
-func (t *Table) source6(s *snapshot, a netip.Addr) (netip.Addr, translate.Verdict) {
+// too: its client is known by another address on the IPv6 side.
+func (t *Table) source6(s *snapshot, a netip.Addr, m missing) (netip.Addr, translate.Verdict) {
+	if number := number4(a); !s.octets.has(number) && t.pref64.IsValid() {
+		return t.pref64.embed(number), translate.OK
+	}
 	e, _ := s.v4.Lookup(a)
-	if e != nil {
-		switch e.kind {
-		case kindMap:
-			return e.to6(a), translate.OK
-		case kindPrivate:
-			if t.pref64.IsValid() {
-				return a, translate.PrivateIPv4
-			}
-		case kindLease, kindPool:
-		default:
-			return a, translate.SourceRefused
-		}
+	if e != nil && e.kind == kindMap {
+		return e.to6(a), translate.OK
 	}
-	if !t.pref64.IsValid() {
-		return a, translate.SourceUnmapped
+	v := t.unmappedSource6(e)
+	switch {
+	case v == translate.OK:
+		return t.pref64.embed(number4(a)), translate.OK
+	case m == standIn && t.own6.IsValid() && (v != translate.SourceRefused || e.excusable()):
+		return t.own6, translate.OK
 	}
-	return t.pref64.embed(number4(a)), translate.OK
+	return a, v
 }
 
-func (t *Table) excusable4(s *snapshot, a netip.Addr) bool {
-	e, _ := s.v4.Lookup(a)
-	return e != nil && e.excusable()
-}
-
-func protocol6(f translate.Flow) translate.Flow {
-	if f.Proto == icmp4 {
-		f.Proto = icmp6
+// unmappedSource6 is the verdict on an IPv4 source that no map has, OK if it
+// goes by pref64. e is what is known of it, possibly nil.
+func (t *Table) unmappedSource6(e *entry) translate.Verdict {
+	switch {
+	case e != nil && e.refused():
+		return translate.SourceRefused
+	case !t.pref64.IsValid():
+		return translate.SourceUnmapped
+	case e != nil && e.kind == kindPrivate:
+		return translate.PrivateIPv4
 	}
-	return f
+	return translate.OK
 }
 
-// publish makes a new snapshot the current one. The mutex must be held.
+// octets is a set of first octets of IPv4 addresses.
+type octets [4]uint64
+
+func (o *octets) add(p netip.Prefix) {
+	first := number4(p.Addr()) >> 24
+	for i := range uint32(1) << max(0, 8-p.Bits()) {
+		o[(first+i)>>6] |= 1 << ((first + i) & 63)
+	}
+}
+
+func (o *octets) has(v4 uint32) bool { return o[v4>>30]>>(v4>>24&63)&1 != 0 }
+
+// publish makes a new snapshot the current one. The mutex must be held. Leases
+// come and go inside their pools, so that the first octets stay.
 func (t *Table) publish(v4, v6 *bart.Fast[*entry]) {
-	t.current.Store(&snapshot{v4, v6, t.current.Load().revision + 1})
+	s := t.current.Load()
+	t.current.Store(&snapshot{v4, v6, s.octets, s.revision + 1})
 }

@@ -115,6 +115,7 @@ func TestResolve(t *testing.T) {
 		{"from class E", "250.0.0.1", "169.254.64.2", translate.SourceRefused, "", ""},
 		{"from link-local", "169.254.1.1", "169.254.64.2", translate.SourceRefused, "", ""},
 		{"from private", "10.0.0.1", "169.254.64.2", translate.PrivateIPv4, "", ""},
+		{"from private to natless", "10.0.0.1", "169.254.64.1", translate.OwnAddress, "", ""},
 		{"from multicast to natless", "224.0.0.1", "169.254.64.1", translate.SourceRefused, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -400,6 +401,11 @@ func TestNewRefuses(t *testing.T) {
 		{"endless duration", func(c *Config) { c.Pools[0].Quarantine = 1 << 62 }, []string{"a duration above"}},
 		{"rfc6791 in a pool", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("169.254.64.4/32")} }, []string{"rfc6791 169.254.64.4/32: overlaps pool"}},
 		{"rfc6791 in a map", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("198.51.100.4/32")} }, []string{"overlaps map"}},
+		{"rfc6791 after natless's own", func(c *Config) {
+			c.RFC6791 = []netip.Prefix{pfx("169.254.64.1/32"), pfx("169.254.64.4/32")}
+		}, []string{"rfc6791 169.254.64.4/32"}},
+		{"rfc6791 around a map", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("198.51.0.0/16")} }, []string{"overlaps map 198.51.100.0/24"}},
+		{"rfc6791 is multicast", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("224.0.0.0/24")} }, []string{"overlaps multicast"}},
 		{"rfc6791 of IPv6", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("2001:db8::/64")} }, []string{"not an IPv4 prefix"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -421,7 +427,8 @@ func TestDefaultOwnIPv4(t *testing.T) {
 	assert.Equal(t, addr("192.0.2.3"), DefaultOwnIPv4(pools, maps))
 	maps[0].IPv4 = pfx("192.0.2.2/31")
 	assert.Equal(t, addr("203.0.113.4"), DefaultOwnIPv4(pools, maps))
-	assert.False(t, DefaultOwnIPv4(nil, nil).IsValid())
+	assert.False(t, DefaultOwnIPv4([]Pool{{}, {IPv4: pfx("2001:db8::/64")}}, maps).IsValid())
+	assert.Equal(t, addr("203.0.113.4"), DefaultOwnIPv4(append([]Pool{{}}, pools...), maps))
 }
 
 // From IPv4 to IPv6 and back is the identity for any map, and the address on
@@ -525,6 +532,8 @@ func TestResolveAllocatesNothing(t *testing.T) {
 		assert.Zero(t, testing.AllocsPerRun(100, func() {
 			tick++
 			x.Resolve(f, tick)
+			in := f
+			x.ResolveIn(&in, tick)
 			x.Lookup(f)
 			x.ResolveError(f)
 			x.HairpinBack(f)

@@ -19,12 +19,11 @@ func add(sum, x uint64) uint64 {
 }
 
 // fold reduces an accumulator to 16 bits. It is 0 only for an accumulator of 0.
+// Adding a word to itself with its halves swapped leaves the sum of the halves,
+// with its carry, in the upper one.
 func fold(sum uint64) uint16 {
-	sum = sum>>32 + sum&0xffffffff
-	sum = sum>>16&0xffff + sum>>32 + sum&0xffff
-	sum = sum>>16 + sum&0xffff
-	sum = sum>>16 + sum&0xffff
-	return uint16(sum)
+	half := uint32((sum + bits.RotateLeft64(sum, 32)) >> 32)
+	return uint16((half + bits.RotateLeft32(half, 16)) >> 16)
 }
 
 // sumHeader is the folded sum of an IPv4 header, whose length is a multiple of 4.
@@ -54,7 +53,8 @@ func sumIPv6(sum uint64, b []byte) uint64 {
 
 // sumIPv4 adds the two addresses of an IPv4 header, which stand at b.
 func sumIPv4(sum uint64, b []byte) uint64 {
-	return add(sum, binary.BigEndian.Uint64(b))
+	b = b[:8]
+	return add(sum, uint64(binary.BigEndian.Uint32(b))+uint64(binary.BigEndian.Uint32(b[4:])))
 }
 
 // pseudoIPv6 is the sum of the IPv6 pseudo header (RFC 8200 8.1) for the two

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 	"unicode"
-
-	"github.com/natless/natless/translate"
 )
 
 // Limits of the kernel and of the protocols.
@@ -280,7 +278,7 @@ func (c *Config) checkPoolAddresses(r *report, path string, i int) {
 		r.add(path, "%v: too large: expected a prefix length of at least %d", p, minPool)
 		return
 	}
-	if own := c.OwnIPv4(); !c.free(c.Pools[i], own).IsValid() {
+	if own := c.OwnIPv4(); !c.firstFree(c.Pools[i:i+1], netip.PrefixFrom(own, 32)).IsValid() {
 		r.add(path, "%v: maps and natless's own address, %v, leave none for clients: expected a larger pool", p, own)
 	}
 	for _, other := range c.Pools[:i] {
@@ -298,25 +296,5 @@ func (c *Config) checkControl(r *report) {
 		r.add("control.socket", `%s: expected an absolute path, such as "/run/natless/natless.sock"`, given(s))
 	case len(s) > maxSocket:
 		r.add("control.socket", "%s: %d bytes long: expected at most %d", given(s), len(s), maxSocket)
-	}
-}
-
-// Options are the settings of the translation, for a device of that MTU in
-// bytes.
-func (c *Config) Options(deviceMTU int) translate.Options {
-	t := c.Translation
-	known := func(mtu int) int {
-		if mtu == 0 {
-			return deviceMTU
-		}
-		return min(mtu, deviceMTU)
-	}
-	ipv6 := known(t.IPv6MTU)
-	return translate.Options{
-		IPv4MTU:       known(t.IPv4MTU),
-		IPv6MTU:       ipv6,
-		LowestIPv6MTU: min(t.LowestIPv6MTU, ipv6),
-		DropUDPZero:   t.UDPZeroChecksum == "drop",
-		ZeroTOS:       t.TrafficClass == "zero",
 	}
 }

@@ -19,7 +19,8 @@ const DefaultFile = "/etc/natless/natless.toml"
 
 // Config is a whole configuration: one field for each key of the file, named
 // by the field's toml tag. An enum tag lists the words a string may be; an ip
-// tag gives the family of an address or a prefix and whether it may be "".
+// tag gives the family of an address or a prefix, and whether it is optional
+// (may be "") or may be of IPv4-mapped addresses.
 type Config struct {
 	Device      Device      `toml:"device"`
 	Network     Network     `toml:"network"`
@@ -123,7 +124,7 @@ type Log struct {
 type DNS64 struct {
 	Listen    []string       `toml:"listen"`
 	Upstreams []string       `toml:"upstreams"`
-	Exclude   []netip.Prefix `toml:"exclude" ip:"6"`
+	Exclude   []netip.Prefix `toml:"exclude" ip:"6 mapped"`
 }
 
 // RA is router advertisements with PREF64 (RFC 8781).

@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/translate"
 )
 
 // wellKnown is the prefix of RFC 6052 2.1.
@@ -86,50 +89,23 @@ func (c *Config) OwnIPv4() netip.Addr {
 	if c.Translation.IPv4.IsValid() {
 		return c.Translation.IPv4
 	}
-	for _, p := range c.Pools {
-		if a := c.free(p, netip.Addr{}); a.IsValid() {
-			return a
-		}
-	}
-	return netip.Addr{}
+	return c.firstFree(c.Pools)
 }
 
-// free is the first address of the pool that is not the address of its
-// network, in no map, and not taken.
-func (c *Config) free(p Pool, taken netip.Addr) netip.Addr {
-	var lost []netip.Prefix
+// firstFree is the first address of the pools that is neither mapped nor taken.
+func (c *Config) firstFree(pools []Pool, taken ...netip.Prefix) netip.Addr {
+	var from []mapping.Pool
+	for _, p := range pools {
+		from = append(from, mapping.Pool{IPv4: p.IPv4})
+	}
+	var lost []mapping.Map
 	for _, m := range c.Maps {
-		if m.IPv4.Overlaps(p.IPv4) {
-			lost = append(lost, m.IPv4)
-		}
+		lost = append(lost, mapping.Map{IPv4: m.IPv4})
 	}
-	if taken.IsValid() {
-		lost = append(lost, netip.PrefixFrom(taken, 32))
+	for _, p := range taken {
+		lost = append(lost, mapping.Map{IPv4: p})
 	}
-	slices.SortFunc(lost, netip.Prefix.Compare)
-
-	a := p.IPv4.Addr()
-	if p.IPv4.Bits() < 31 {
-		a = a.Next()
-	}
-	for _, l := range lost {
-		if l.Contains(a) {
-			a = last(l).Next()
-		}
-	}
-	if !p.IPv4.Contains(a) {
-		return netip.Addr{}
-	}
-	return a
-}
-
-// last is the highest address of an IPv4 prefix.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(b)
+	return mapping.DefaultOwnIPv4(from, lost)
 }
 
 // OwnIPv6 is natless's own IPv6 address: the one configured, or else a ULA
@@ -208,4 +184,24 @@ func plain(v reflect.Value) any {
 		return v.String()
 	}
 	return v.Interface() // addresses and prefixes are text, "" when zero
+}
+
+// Options are the settings of the translation, for a device of that MTU in
+// bytes.
+func (c *Config) Options(deviceMTU int) translate.Options {
+	t := c.Translation
+	known := func(mtu int) int {
+		if mtu == 0 {
+			return deviceMTU
+		}
+		return min(mtu, deviceMTU)
+	}
+	ipv6 := known(t.IPv6MTU)
+	return translate.Options{
+		IPv4MTU:       known(t.IPv4MTU),
+		IPv6MTU:       ipv6,
+		LowestIPv6MTU: min(t.LowestIPv6MTU, ipv6),
+		DropUDPZero:   t.UDPZeroChecksum == "drop",
+		ZeroTOS:       t.TrafficClass == "zero",
+	}
 }

@@ -6,9 +6,10 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/natless/natless/translate"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/natless/natless/translate"
 )
 
 func mustParse(t *testing.T, file string) *Config {

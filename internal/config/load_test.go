@@ -179,6 +179,7 @@ func TestBad(t *testing.T) {
 		"map without":     {"[[map]]\nipv4 = \"192.0.2.1\"", `f:1: map.ipv6: missing: expected an IPv6 prefix in quotes, such as "2001:db8::/64"`},
 		"map families":    {"[[map]]\nipv4 = \"2001:db8::1\"\nipv6 = \"2001:db8::1\"", `f:2: map.ipv4: 2001:db8::1: an IPv6 address where an IPv4 address belongs`},
 		"map bits behind": {"[[map]]\nipv4 = \"192.0.2.1/24\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: 192.0.2.1/24: bits are set behind the prefix: expected 192.0.2.0/24`},
+		"map mapped":      {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"::ffff:0:0/96\"", `f:3: map.ipv6: ::ffff:0:0/96: an IPv4-mapped IPv6 address: expected an IPv6 prefix`},
 		"map empty":       {"[[map]]\nipv4 = \"\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: "": expected an IPv4 prefix in quotes, such as "192.0.2.0/24"`},
 		"map too small":   {"[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/121\"", `f:3: map.ipv6: 2001:db8::/121: too small for 192.0.2.0/24: expected a prefix length of at most 120`},
 		"mapped twice, IPv4": {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\n[[map]]\nipv4 = \"192.0.2.1/32\"\nipv6 = \"2001:db8::2\"",

@@ -43,20 +43,20 @@ func setValue(out any, v any, tag reflect.StructTag) error {
 	case *time.Duration:
 		return store(out, v, expectedDuration, parseDuration)
 	case *netip.Addr:
-		family, optional := familyOf(tag)
+		family, option := familyOf(tag)
 		return store(out, v, family.address(), func(s string) (netip.Addr, error) {
-			if s == "" && optional {
+			if s == "" && option == "optional" {
 				return netip.Addr{}, nil
 			}
 			return parseAddr(s, family)
 		})
 	case *netip.Prefix:
-		family, optional := familyOf(tag)
+		family, option := familyOf(tag)
 		return store(out, v, family.prefix(), func(s string) (netip.Prefix, error) {
-			if s == "" && optional {
+			if s == "" && option == "optional" {
 				return netip.Prefix{}, nil
 			}
-			return parsePrefix(s, family)
+			return parsePrefix(s, family, option == "mapped")
 		})
 	case *Client:
 		return store(out, v, `an IPv6 prefix in quotes, or "local"`, parseClient)
@@ -173,12 +173,13 @@ func formatDuration(d time.Duration) string {
 // family is 4 or 6.
 type family int
 
-func familyOf(tag reflect.StructTag) (f family, optional bool) {
-	number, rest, _ := strings.Cut(tag.Get("ip"), " ")
+// familyOf reads an ip tag.
+func familyOf(tag reflect.StructTag) (f family, option string) {
+	number, option, _ := strings.Cut(tag.Get("ip"), " ")
 	if number == "4" {
-		return 4, rest == "optional"
+		return 4, option
 	}
-	return 6, rest == "optional"
+	return 6, option
 }
 
 func (f family) article() string {
@@ -218,8 +219,8 @@ func parseAddr(s string, f family) (netip.Addr, error) {
 
 // parsePrefix reads a prefix. A plain address is the prefix of all its bits;
 // bits behind the prefix are refused, because they are as often a wrong length
-// as a sloppy address.
-func parsePrefix(s string, f family) (netip.Prefix, error) {
+// as a sloppy address. With mapped, IPv4-mapped addresses pass for IPv6.
+func parsePrefix(s string, f family, mapped bool) (netip.Prefix, error) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		if err := f.check(a, "address"); err != nil {
 			return netip.Prefix{}, err
@@ -235,8 +236,7 @@ func parsePrefix(s string, f family) (netip.Prefix, error) {
 		}
 		return p, errors.New("expected " + f.prefix())
 	}
-	// A prefix of v4-mapped addresses is an IPv6 prefix like any other.
-	if !p.Addr().Is4In6() || f == 4 {
+	if !mapped || !p.Addr().Is4In6() {
 		if err := f.check(p.Addr(), "prefix"); err != nil {
 			return p, err
 		}
@@ -251,7 +251,7 @@ func parseClient(s string) (Client, error) {
 	if s == "local" {
 		return Client{Local: true}, nil
 	}
-	p, err := parsePrefix(s, 6)
+	p, err := parsePrefix(s, 6, false)
 	if err != nil && !strings.ContainsAny(s, ":.") {
 		return Client{}, errors.New(`expected an IPv6 prefix in quotes, or "local"`)
 	}

@@ -15,6 +15,8 @@ package control
 import (
 	"iter"
 	"net/netip"
+
+	"github.com/natless/natless/mapping"
 )
 
 // Source is the daemon as the server asks it, from several goroutines. What it
@@ -40,42 +42,43 @@ func Each[T any](s []T) iter.Seq[any] {
 	}
 }
 
-// Status is what the daemon is and has.
-type Status struct {
-	Version  string       `json:"version"`
-	Uptime   int64        `json:"uptime_seconds"`
-	Device   string       `json:"device"`
-	Offloads string       `json:"offloads"` // those in force, in words
-	Queues   int          `json:"queues"`
-	MTU      int          `json:"mtu"`    // bytes
-	Pref64   netip.Prefix `json:"pref64"` // "" for explicit mappings only
-	OwnIPv4  netip.Addr   `json:"own_ipv4"`
-	OwnIPv6  netip.Addr   `json:"own_ipv6"`
-	Pools    []Pool       `json:"pools"`
-	Revision uint64       `json:"revision"` // of the mapping table
-	Warnings []string     `json:"warnings"`
-	Degraded bool         `json:"degraded"` // something that was asked for does not work
+// Row is one row of the mapping table: pref64, or an explicit mapping.
+type Row struct {
+	Rule mapping.Rule `json:"rule"`
+	mapping.MapInfo
 }
 
-// Pool is how full a pool is.
-type Pool struct {
-	IPv4 netip.Prefix `json:"ipv4"`
-	Size uint64       `json:"size"` // addresses that can be lent
-	Used uint64       `json:"used"` // addresses that are lent, or wait to be lent again
+// Status is what the daemon is and has.
+type Status struct {
+	Version  string             `json:"version"`
+	Uptime   int64              `json:"uptime_seconds"`
+	Device   string             `json:"device"`
+	Offloads string             `json:"offloads"` // those in force, in words
+	Queues   int                `json:"queues"`
+	MTU      int                `json:"mtu"`    // bytes
+	Pref64   netip.Prefix       `json:"pref64"` // "" for explicit mappings only
+	OwnIPv4  netip.Addr         `json:"own_ipv4"`
+	OwnIPv6  netip.Addr         `json:"own_ipv6"`
+	Pools    []mapping.PoolInfo `json:"pools"`
+	Revision uint64             `json:"revision"` // of the mapping table
+	Refused  []string           `json:"refused"`  // what natless does not translate, in words
+	Warnings []string           `json:"warnings"`
+	Degraded bool               `json:"degraded"` // something that was asked for does not work
 }
 
 // Stats is what the daemon has counted since it started.
 type Stats struct {
 	Verdicts         map[string]uint64 `json:"verdicts"` // packets, by the name of their verdict
-	IPv6ToIPv4       Traffic           `json:"ipv6_to_ipv4"`
-	IPv4ToIPv6       Traffic           `json:"ipv4_to_ipv6"`
+	IPv6In           Traffic           `json:"ipv6_in"`  // read from the device
+	IPv4In           Traffic           `json:"ipv4_in"`
+	IPv6Out          Traffic           `json:"ipv6_out"` // written to it
+	IPv4Out          Traffic           `json:"ipv4_out"`
 	ErrorsSent       uint64            `json:"errors_sent"`       // ICMP errors that natless originated
 	ErrorsSuppressed uint64            `json:"errors_suppressed"` // and those that the rate limit kept back
-	ReadErrors       uint64            `json:"read_errors"`       // of the device
 	WriteErrors      uint64            `json:"write_errors"`
 }
 
-// Traffic is what left in one direction. A super-packet is one packet.
+// Traffic counts packets of one family. A super-packet is one packet.
 type Traffic struct {
 	Packets uint64 `json:"packets"`
 	Bytes   uint64 `json:"bytes"`

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/natless/natless/mapping"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -40,13 +41,13 @@ func (source) Status() Status {
 	return Status{
 		Version: "1.2.3", Uptime: 42, Device: "natless0", Offloads: "tso", Queues: 2, MTU: 1500,
 		Pref64: netip.MustParsePrefix("64:ff9b::/96"), OwnIPv4: netip.MustParseAddr("192.0.2.1"),
-		Pools:    []Pool{{IPv4: netip.MustParsePrefix("192.0.2.0/24"), Size: 254, Used: 3}},
-		Revision: 7, Warnings: []string{"a <b>"}, Degraded: true,
+		Pools:    []mapping.PoolInfo{{IPv4: netip.MustParsePrefix("192.0.2.0/24"), Size: 256, Usable: 254, Lent: 3}},
+		Revision: 7, Refused: []string{"a"}, Warnings: []string{"a <b>"}, Degraded: true,
 	}
 }
 
 func (source) Stats() Stats {
-	return Stats{Verdicts: map[string]uint64{"translated": 5}, IPv6ToIPv4: Traffic{Packets: 5, Bytes: 500}, ErrorsSent: 1}
+	return Stats{Verdicts: map[string]uint64{"translated": 5}, IPv6In: Traffic{Packets: 5, Bytes: 500}, ErrorsSent: 1}
 }
 func (s source) Maps() iter.Seq[any]    { return s.maps }
 func (source) Explain(a netip.Addr) any { return map[string]any{"address": a} }
@@ -129,6 +130,18 @@ func TestQuestions(t *testing.T) {
 	assert.EqualError(t, err, `asking the daemon at `+path+`: "fe80::1%eth0": expected an IPv4 or IPv6 address`)
 }
 
+// healthy is a source without anything to warn of.
+type healthy struct{ source }
+
+func (healthy) Status() Status { return Status{} }
+
+func TestNoWarnings(t *testing.T) {
+	path, _ := start(t, healthy{}, nil)
+	answer, err := io.ReadAll(say(t, path, "GET /v1/status HTTP/1.0\r\n\r\n"))
+	require.NoError(t, err)
+	assert.Contains(t, string(answer), `"warnings":[]`)
+}
+
 // TestShape holds what scripts rely on: paths, codes, types, names.
 func TestShape(t *testing.T) {
 	path, _ := start(t, source{maps: rows(2)}, nil)
@@ -139,10 +152,10 @@ func TestShape(t *testing.T) {
 		body        string
 	}{
 		{"GET /v1/status", 200, "application/json", `{"version":"1.2.3","uptime_seconds":42,"device":"natless0","offloads":"tso","queues":2,"mtu":1500,` +
-			`"pref64":"64:ff9b::/96","own_ipv4":"192.0.2.1","own_ipv6":"","pools":[{"ipv4":"192.0.2.0/24","size":254,"used":3}],` +
-			`"revision":7,"warnings":["a \u003cb\u003e"],"degraded":true}` + "\n"},
-		{"GET /v1/stats", 200, "application/json", `{"verdicts":{"translated":5},"ipv6_to_ipv4":{"packets":5,"bytes":500},"ipv4_to_ipv6":{"packets":0,"bytes":0},` +
-			`"errors_sent":1,"errors_suppressed":0,"read_errors":0,"write_errors":0}` + "\n"},
+			`"pref64":"64:ff9b::/96","own_ipv4":"192.0.2.1","own_ipv6":"","pools":[{"ipv4":"192.0.2.0/24","clients":null,"local":false,"size":256,"usable":254,"lent":3,"quarantined":0,"free":0,"idle_seconds":0,"max_life_seconds":0,"quarantine_seconds":0}],` +
+			`"revision":7,"refused":["a"],"warnings":["a \u003cb\u003e"],"degraded":true}` + "\n"},
+		{"GET /v1/stats", 200, "application/json", `{"verdicts":{"translated":5},"ipv6_in":{"packets":5,"bytes":500},"ipv4_in":{"packets":0,"bytes":0},"ipv6_out":{"packets":0,"bytes":0},"ipv4_out":{"packets":0,"bytes":0},` +
+			`"errors_sent":1,"errors_suppressed":0,"write_errors":0}` + "\n"},
 		{"GET /v1/map", 200, "application/x-ndjson", `{"ipv4":"192.0.2.1","n":0}` + "\n" + `{"ipv4":"192.0.2.1","n":1}` + "\n"},
 		{"GET /v1/lease", 200, "application/x-ndjson", ""},
 		{"GET /v1/map/2001:db8::1", 200, "application/json", `{"address":"2001:db8::1"}` + "\n"},

@@ -105,7 +105,11 @@ func (s *Server) handler(source Source) http.Handler {
 	one := func(pattern string, value func() any) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) { s.one(w, http.StatusOK, value()) })
 	}
-	one("/v1/status", func() any { return source.Status() })
+	one("/v1/status", func() any {
+		status := source.Status()
+		status.Warnings = append([]string{}, status.Warnings...) // in JSON a list also when empty
+		return status
+	})
 	one("/v1/stats", func() any { return source.Stats() })
 	one("/v1/config", source.Config)
 	mux.HandleFunc("/v1/map", func(w http.ResponseWriter, _ *http.Request) { s.list(w, source.Maps()) })

@@ -55,24 +55,27 @@ func Check(p Plan) (Report, error) {
 		return Report{}, err
 	}
 	running := runningHere()
-	h := &Host{plan: p, mtu: resolveMTU(p, v), rec: rec, device: v.byName(p.Device).index}
-	r := Report{Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device}}
-	if h.device != 0 {
-		r.Actions = []string{"use the existing TUN device " + p.Device}
+	h := &Host{plan: p, mtu: resolveMTU(p, v), rec: rec, device: v.device(p.Device)}
+	r := Report{
+		Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device},
+		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, // [] in JSON
+	}
+	if h.device != missing {
+		r.Actions[0] = "use the existing TUN device " + p.Device
 	}
 	for _, c := range h.changes(v) {
 		r.Actions = append(r.Actions, c.text)
 	}
 	if running == nil {
-		r.Conflicts = deviceConflicts(p, v)
+		r.Conflicts = append(r.Conflicts, deviceConflicts(p, v)...)
 	}
-	r.Firewalls = firewalls(p.Device, v.clientNames(p, h.device))
+	r.Firewalls = append(r.Firewalls, firewalls(p.Device, v.names(v.clientLinks(p, h.device)))...)
 	clashes := conflicts(p, v)
 	if p.Manage {
 		r.Conflicts = append(r.Conflicts, clashes...)
-		r.Warnings = h.warnings(v)
+		r.Warnings = append(r.Warnings, h.warnings(v)...)
 	} else {
-		r.Warnings = clashes
+		r.Warnings = append(r.Warnings, clashes...)
 	}
 	if running != nil {
 		r.Warnings = append(r.Warnings, running.Error()+": a second would be refused")
@@ -117,14 +120,13 @@ func (h *Host) warnings(v *view) []string {
 // shutOut names the clients that will not get in because they are beyond an
 // uplink.
 func (h *Host) shutOut(v *view) []string {
-	uplinks := v.uplinks()
 	var list []string
 	for _, c := range covering(h.plan.Clients) {
 		over, inside := map[int]bool{}, false
 		for _, r := range v.towards([]netip.Prefix{c}) {
 			for _, i := range r.links {
-				over[i] = over[i] || uplinks[i]
-				inside = inside || !uplinks[i]
+				over[i] = over[i] || v.uplinks[i]
+				inside = inside || !v.uplinks[i]
 			}
 		}
 		if names := v.names(over); !inside && len(names) > 0 {
@@ -135,17 +137,6 @@ func (h *Host) shutOut(v *view) []string {
 	return list
 }
 
-// clientNames are the links that clients may be behind.
-func (v *view) clientNames(p Plan, device int) []string {
-	behind := map[int]bool{}
-	for _, l := range v.sorted() {
-		if v.carriesClients(l, p, device) {
-			behind[l.index] = true
-		}
-	}
-	return v.names(behind)
-}
-
 // Local lists the IPv6 prefixes that count as "local" at this moment: the
 // host's own addresses and what it reaches over links, other than the device
 // of that name, that carry no default route of either family in any table.
@@ -154,5 +145,5 @@ func Local(device string) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Clip(v.local(v.byName(device).index)), nil
+	return slices.Clip(v.local(v.device(device))), nil
 }

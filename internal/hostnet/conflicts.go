@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,15 +21,16 @@ import (
 // site's own prefix. Lying inside a default route, or inside a route that leads
 // nowhere, is no conflict.
 func conflicts(p Plan, v *view) []string {
-	device := v.byName(p.Device)
+	device := v.device(p.Device)
 	var found []string
-	for _, want := range p.prefixes() {
-		culprit := v.culprit(want, device.index)
+	wanted := p.prefixes()
+	for _, want := range wanted {
+		culprit := v.culprit(want, device)
 		if culprit == "" {
 			continue
 		}
 		text := fmt.Sprintf("%s: overlaps %s", want, culprit)
-		if free, ok := v.propose(want, device.index); ok {
+		if free, ok := v.propose(want, wanted, device); ok {
 			text += fmt.Sprintf("; %s is free", free)
 		}
 		found = append(found, text)
@@ -74,7 +76,7 @@ func (v *view) clashes(want netip.Prefix, r route, device int) bool {
 	if r.table == unix.RT_TABLE_LOCAL {
 		return r.kind == unix.RTN_LOCAL
 	}
-	if device != 0 && len(r.links) == 1 && r.links[0] == device {
+	if len(r.links) == 1 && r.links[0] == device {
 		return false // the operator's own route to the device
 	}
 	if r.kind == unix.RTN_MULTICAST || r.kind == unix.RTN_BROADCAST || r.kind == unix.RTN_ANYCAST {
@@ -101,7 +103,7 @@ var poolRanges = []netip.Prefix{
 
 // propose finds a free prefix of the same length for a pool of private
 // addresses. Others were chosen because they are those addresses and no others.
-func (v *view) propose(want netip.Prefix, device int) (netip.Prefix, bool) {
+func (v *view) propose(want netip.Prefix, taken []netip.Prefix, device int) (netip.Prefix, bool) {
 	private := false
 	for _, r := range poolRanges {
 		private = private || r.Overlaps(want)
@@ -112,7 +114,7 @@ func (v *view) propose(want netip.Prefix, device int) (netip.Prefix, bool) {
 		return netip.Prefix{}, false
 	}
 	for _, r := range poolRanges {
-		if p, ok := v.firstFree(r, want.Bits(), device); ok {
+		if p, ok := v.firstFree(r, want.Bits(), taken, device); ok {
 			return p, true
 		}
 	}
@@ -122,7 +124,7 @@ func (v *view) propose(want netip.Prefix, device int) (netip.Prefix, bool) {
 // enoughTries bounds the search in ranges that are full of small routes.
 const enoughTries = 256
 
-func (v *view) firstFree(r netip.Prefix, bits, device int) (netip.Prefix, bool) {
+func (v *view) firstFree(r netip.Prefix, bits int, taken []netip.Prefix, device int) (netip.Prefix, bool) {
 	if bits < r.Bits() {
 		return netip.Prefix{}, false
 	}
@@ -132,7 +134,7 @@ func (v *view) firstFree(r netip.Prefix, bits, device int) (netip.Prefix, bool) 
 		if !r.Contains(next) {
 			break
 		}
-		if v.culprit(p, device) == "" {
+		if !slices.ContainsFunc(taken, p.Overlaps) && v.culprit(p, device) == "" {
 			return p, true
 		}
 		b := p.Addr().As4()

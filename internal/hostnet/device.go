@@ -74,12 +74,15 @@ func (h *Host) deviceLink(v *view) link {
 	if l, ok := v.links[h.device]; ok {
 		return l
 	}
-	return link{index: h.device, name: h.plan.Device}
+	return link{index: missing, name: h.plan.Device, mtu: usualMTU}
 }
 
 // setDevice writes down how the device was before it is touched the first time.
 func (h *Host) setDevice(dev link, do func(netlink.Link) error) error {
 	if h.rec.Was == nil || h.rec.Was.Index != dev.index {
+		if err := h.leaveDevice(); err != nil {
+			return err
+		}
 		mode, _ := addrGenMode(dev)
 		h.rec.Was = &deviceState{Index: dev.index, MTU: dev.mtu, Up: dev.up, AddrGenMode: mode}
 		if err := h.rec.save(); err != nil {
@@ -93,9 +96,26 @@ func (h *Host) setDevice(dev link, do func(netlink.Link) error) error {
 	return do(l)
 }
 
+// leaveDevice puts back the device of an earlier run, if it was another.
+func (h *Host) leaveDevice() error {
+	if h.rec.Was == nil {
+		return nil
+	}
+	v, err := look()
+	if err != nil {
+		return err
+	}
+	_, err = undoDevice(h.rec, v)
+	return err
+}
+
 // addrGenMode is how the link gets its link-local address, by number.
 func addrGenMode(l link) (mode string, ok bool) {
-	return readSysctl(sysctlPath("ipv6", l.name, "addr_gen_mode"))
+	name := l.name
+	if l.index == missing {
+		name = newLinks
+	}
+	return readSysctl(sysctlPath("ipv6", name, "addr_gen_mode"))
 }
 
 // undoDevice gives an operator's device its state back. Natless's own is gone,
@@ -112,6 +132,7 @@ func undoDevice(rec *record, v *view) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("putting device %s back: %w", rec.Device, err)
 	}
+	beforeChange("put back " + rec.Device)
 	if !was.Up {
 		err = netlink.LinkSetDown(l)
 	}

@@ -35,7 +35,7 @@ func Firewalls(p Plan) ([]Firewall, error) {
 	if err != nil {
 		return nil, err
 	}
-	return firewalls(p.Device, v.clientNames(p, v.byName(p.Device).index)), nil
+	return firewalls(p.Device, v.names(v.clientLinks(p, v.device(p.Device)))), nil
 }
 
 func firewalls(device string, clients []string) []Firewall {

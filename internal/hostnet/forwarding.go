@@ -1,8 +1,8 @@
 package hostnet
 
 import (
+	"maps"
 	"net/netip"
-	"slices"
 )
 
 // forwardingPlan is how packets get from link to link.
@@ -33,8 +33,9 @@ func (h *Host) forwarding(v *view) forwardingPlan {
 
 func (h *Host) forwarding4(v *view, opened map[int]bool) (list []setting) {
 	all, _ := readSysctl(sysctlPath("ipv4", allLinks, keyForwarding))
+	links := v.ipv4Links(h.device)
 	for _, l := range v.sorted() {
-		if !v.carriesIPv4(l, h.device) {
+		if !links[l.index] {
 			continue
 		}
 		s := setting{Family: "ipv4", Index: l.index, Key: keyForwarding, Set: yes}
@@ -52,8 +53,9 @@ func (h *Host) forwarding6(v *view, opened map[int]bool) (list []setting) {
 	if all == yes {
 		return nil
 	}
+	links := v.clientLinks(h.plan, h.device)
 	for _, l := range v.sorted() {
-		if !v.carriesClients(l, h.plan, h.device) {
+		if !links[l.index] {
 			continue
 		}
 		s := setting{Family: "ipv6", Index: l.index, Key: keyForceForwarding, Set: yes}
@@ -70,23 +72,40 @@ func (h *Host) opens(v *view, s setting) bool {
 	return h.rec.find(s) >= 0 || now != s.Set
 }
 
-// carriesIPv4 tells whether IPv4 packets for natless may come in over a link:
-// any that a route leads to.
-func (v *view) carriesIPv4(l link, device int) bool {
-	return !l.loopback && l.index != device && slices.ContainsFunc(v.routes, func(r route) bool {
-		return r.leadsTo() && r.dst.Addr().Is4() && slices.Contains(r.links, l.index)
-	})
+// ipv4Links are those that IPv4 packets for natless may come in by: any that a
+// route leads to.
+func (v *view) ipv4Links(device int) map[int]bool {
+	return v.linksOf(v.routes, device, func(r route) bool { return r.leadsTo() && r.dst.Addr().Is4() })
 }
 
-// carriesClients tells whether clients may be behind a link. An uplink's are
-// not let in, so it need not forward either.
-func (v *view) carriesClients(l link, p Plan, device int) bool {
-	if l.loopback || l.index == device || v.uplinks()[l.index] {
-		return false
+// clientLinks are those that clients may be behind: with Local any that leads
+// somewhere, else those that lead to clients. Uplinks are not among them; no
+// client is let in from there.
+func (v *view) clientLinks(p Plan, device int) map[int]bool {
+	routes := v.routes
+	if !p.Local {
+		routes = v.towards(p.Clients)
 	}
-	return p.Local || slices.ContainsFunc(v.towards(p.Clients), func(r route) bool {
-		return slices.Contains(r.links, l.index)
-	})
+	links := v.linksOf(routes, device, route.leadsTo6)
+	maps.DeleteFunc(links, func(i int, _ bool) bool { return v.uplinks[i] })
+	return links
+}
+
+// linksOf are the links that such routes lead over, but for loopback and the
+// device.
+func (v *view) linksOf(routes []route, device int, such func(route) bool) map[int]bool {
+	links := map[int]bool{}
+	for _, r := range routes {
+		if !such(r) {
+			continue
+		}
+		for _, i := range r.links {
+			if i != device && !v.links[i].loopback {
+				links[i] = true
+			}
+		}
+	}
+	return links
 }
 
 // towards lists the routes that packets to any part of the prefixes may take:

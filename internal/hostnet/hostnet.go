@@ -17,8 +17,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Plan is what natless wants of its host.
@@ -26,7 +29,7 @@ type Plan struct {
 	Device string // name of the TUN device
 	MTU    int    // bytes; 0: the largest among the host's links, see [ChooseMTU]
 	Manage bool   // false: only the device's own state is touched
-	Keep   bool   // Close leaves all but the device in place, for the next run
+	Keep   bool   // Close leaves the table and the blackholes to the next run
 
 	IPv6 []netip.Prefix // routed to the device: pref64, natless's own address
 	IPv4 []netip.Prefix // routed to the device: pools, maps, own address, stand-ins for routers
@@ -44,7 +47,7 @@ type Host struct {
 	mu     sync.Mutex
 	plan   Plan
 	mtu    int
-	device int // interface index; 0 until attached
+	device int // interface index, or missing
 	lock   *lock
 	rec    *record
 	closed bool
@@ -90,7 +93,7 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err := rec.save(); err != nil {
 		return nil, err
 	}
-	return &Host{plan: p, mtu: resolveMTU(p, v), lock: l, rec: rec}, nil
+	return &Host{plan: p, mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}, nil
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
@@ -102,9 +105,20 @@ func (h *Host) MTU() int { return h.mtu }
 func (h *Host) Attach(device int) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	l, err := netlink.LinkByIndex(device)
+	if err != nil {
+		return fmt.Errorf("attaching device %s: %w", h.plan.Device, err)
+	}
+	if name := l.Attrs().Name; name != h.plan.Device {
+		return fmt.Errorf("attaching device %s: link %d is %s", h.plan.Device, device, name)
+	}
 	h.device = device
 	return h.settle()
 }
+
+// missing is the interface index of a device that is not there yet. Zero stands
+// for all links.
+const missing = -1
 
 // Update makes the host fit another plan, as after maps were added. The
 // device, its MTU and what happens on exit stay as they were.
@@ -146,13 +160,19 @@ type change struct {
 	do    func() error
 }
 
+// headline is the text without what takes more than a line.
+func (c change) headline() string {
+	head, _, _ := strings.Cut(c.text, " {\n")
+	return head
+}
+
 // beforeChange lets tests stop natless dead at any step.
 var beforeChange = func(string) {}
 
 func (h *Host) make(c change) error {
 	beforeChange(c.text)
 	if err := c.do(); err != nil {
-		return fmt.Errorf("%s: %w", c.text, err)
+		return fmt.Errorf("%s: %w", c.headline(), err)
 	}
 	return nil
 }
@@ -176,9 +196,10 @@ func (h *Host) changes(v *view) []change {
 	return append(list, drop.blackholes...)
 }
 
-// Close undoes all that was done and is still as natless left it; with
-// Plan.Keep it leaves the table, the blackholes and forwarding to the next run.
-// The lines say what stays behind for good, and why.
+// Close undoes all that was done and is still as natless left it. With
+// Plan.Keep, once all was in place, the table and the blackholes stay, so that
+// masqueraded flows outlive a restart and nothing goes astray until then; the
+// next run takes them over. The lines say what stays behind for good, and why.
 func (h *Host) Close() ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -187,10 +208,11 @@ func (h *Host) Close() ([]string, error) {
 	}
 	h.closed = true
 	defer h.lock.release()
-	if h.plan.Keep && h.plan.Manage {
-		return nil, h.rec.removeEmpty()
+	keep := h.plan.Keep && h.plan.Manage
+	if keep && h.device == missing {
+		return nil, h.rec.removeEmpty() // what an earlier run kept is kept on
 	}
-	_, stays, err := undo(h.rec)
+	_, stays, err := undo(h.rec, keep && h.settled, h.table)
 	return stays, err
 }
 
@@ -211,14 +233,16 @@ func Down() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	done, stays, err := undo(rec)
+	done, stays, err := undo(rec, false, tableSpec{})
 	return append(done, stays...), err
 }
 
 // undo takes back, in the reverse order of changes, what the record and the
 // marks of natless's own (route protocol, table name) show. Whatever fails, it
-// goes on with the rest, and keeps the record if anything did.
-func undo(rec *record) (done, stays []string, err error) {
+// goes on with the rest, and keeps the record if anything did. With keep the
+// blackholes stay, and the table but for its guard over links that will not
+// forward any more.
+func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err error) {
 	v, err := look()
 	if err != nil {
 		return nil, nil, err
@@ -233,8 +257,13 @@ func undo(rec *record) (done, stays []string, err error) {
 	lines, stays, err := undoSettings(rec, v)
 	step(lines, err)
 	step(removeRoutes(v, isDeviceRoute))
-	step(removeTable())
-	step(removeRoutes(v, isBlackhole))
+	if keep {
+		table.Opened4, table.Opened6 = nil, nil
+		step(nil, installTable(table))
+	} else {
+		step(removeTable())
+		step(removeRoutes(v, isBlackhole))
+	}
 	step(undoDevice(rec, v))
 	if len(errs) > 0 {
 		return done, stays, errors.Join(errs...)

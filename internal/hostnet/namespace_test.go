@@ -17,6 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 // inNamespace moves the test to a network namespace of its own, on a thread
@@ -24,14 +26,14 @@ import (
 func inNamespace(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		skip(t, "network namespaces need root")
+		testenv.Skip(t, "network namespaces need root")
 	}
 	runtime.LockOSThread() // never unlocked: the thread must not serve others
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		skip(t, "making a network namespace: "+err.Error())
+		testenv.Skip(t, "making a network namespace: "+err.Error())
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		skip(t, err.Error())
+		testenv.Skip(t, err.Error())
 	}
 	old := runDir
 	runDir = filepath.Join(t.TempDir(), "run")
@@ -39,14 +41,6 @@ func inNamespace(t *testing.T) {
 	lo, err := netlink.LinkByName("lo")
 	require.NoError(t, err)
 	require.NoError(t, netlink.LinkSetUp(lo))
-}
-
-func skip(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("NATLESS_REQUIRE_LAB") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // addLink makes one end of a veth pair with addresses and returns its index.
@@ -112,6 +106,9 @@ func testRoute(t *testing.T, dst, link, via string) *netlink.Route {
 	return r
 }
 
+// lastTUN is the file of the device that openTUN opened last.
+var lastTUN int
+
 // openTUN makes a TUN device that goes when the returned function is called,
 // or with persist stays.
 func openTUN(t *testing.T, name string, persist bool) (index int, shut func()) {
@@ -125,6 +122,7 @@ func openTUN(t *testing.T, name string, persist bool) (index int, shut func()) {
 	if persist {
 		require.NoError(t, unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
 	}
+	lastTUN = fd
 	open := true
 	shut = func() {
 		if open {
@@ -141,7 +139,7 @@ func nft(t *testing.T, command string) string {
 	t.Helper()
 	path, err := exec.LookPath("nft")
 	if err != nil {
-		skip(t, "nft is not installed")
+		testenv.Skip(t, "nft is not installed")
 	}
 	out, err := exec.Command(path, command).CombinedOutput()
 	require.NoError(t, err, string(out))
@@ -199,7 +197,7 @@ func calm(t *testing.T) {
 		}
 		last = now
 		return same >= 3
-	}, 5*time.Second, 20*time.Millisecond)
+	}, longEnough, 20*time.Millisecond)
 }
 
 // counting are sysctls that show what happens and set nothing.
@@ -224,16 +222,19 @@ func sysctls(t *testing.T) []string {
 // difference lists what is only in one of two snapshots.
 func difference(before, after []string) string {
 	var b strings.Builder
-	for _, l := range before {
-		if !slices.Contains(after, l) {
-			b.WriteString("- " + l + "\n")
+	only := func(mark string, these, those []string) {
+		known := map[string]bool{}
+		for _, l := range those {
+			known[l] = true
+		}
+		for _, l := range these {
+			if !known[l] {
+				b.WriteString(mark + l + "\n")
+			}
 		}
 	}
-	for _, l := range after {
-		if !slices.Contains(before, l) {
-			b.WriteString("+ " + l + "\n")
-		}
-	}
+	only("- ", before, after)
+	only("+ ", after, before)
 	return b.String()
 }
 
@@ -243,4 +244,10 @@ func prefixes(list ...string) []netip.Prefix {
 		out = append(out, netip.MustParsePrefix(s))
 	}
 	return out
+}
+
+// rules are the lines of a table's chains, without its sets.
+func rules(table string) []string {
+	_, chains, _ := strings.Cut(table, "\tchain ")
+	return strings.Split(chains, "\n")
 }

@@ -66,7 +66,7 @@ func (r *record) save() error {
 	if err != nil {
 		return fmt.Errorf("writing down what natless changes: %w", err)
 	}
-	next := r.path + ".new"
+	next := r.path + unfinished
 	if err := os.WriteFile(next, append(text, '\n'), 0o600); err != nil {
 		os.Remove(next)
 		return fmt.Errorf("writing down what natless changes: %w", err)
@@ -77,7 +77,11 @@ func (r *record) save() error {
 	return nil
 }
 
+// unfinished ends the name of a record while it is written.
+const unfinished = ".new"
+
 func (r *record) remove() error {
+	os.Remove(r.path + unfinished)
 	if err := os.Remove(r.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the record of what natless changed: %w", err)
 	}

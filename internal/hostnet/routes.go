@@ -119,6 +119,7 @@ func removeRoutes(v *view, which func(route) bool) (done []string, err error) {
 			continue
 		}
 		line := "removed " + v.describe(r)
+		beforeChange(line)
 		if err := removeRoute(r); err != nil {
 			errs = append(errs, fmt.Errorf("removing %s: %w", v.describe(r), err))
 			continue

@@ -55,6 +55,7 @@ const (
 	acceptRA           = "1" // accept_ra: unless forwarding
 	acceptRAForwarding = "2" // accept_ra: even when forwarding
 	allLinks           = "all"
+	newLinks           = "default" // what a link has when it is made
 )
 
 // keyForceForwarding lets IPv6 packets in from one link be forwarded, since
@@ -85,8 +86,8 @@ func (r *record) find(s setting) int { return slices.IndexFunc(r.Settings, s.sam
 func (h *Host) want(v *view, s setting) []change {
 	name, present := s.name(v)
 	from := name
-	if !present && s.Index == h.device {
-		name, from, present = h.plan.Device, "default", true // what a device will start with
+	if s.Index == missing {
+		name, from, present = h.plan.Device, newLinks, true
 	}
 	now, readable := readSysctl(sysctlPath(s.Family, from, s.Key))
 	if !present || !readable || now == s.Set {
@@ -155,6 +156,7 @@ func (s setting) stays() bool {
 // takeBack gives a setting its old value if it is still as natless set it and
 // nobody has meanwhile set all links alike, and strikes it off the record.
 func (r *record) takeBack(s setting, v *view) (line string, err error) {
+	beforeChange("set back " + s.Key)
 	name, ok := s.name(v)
 	path := sysctlPath(s.Family, name, s.Key)
 	now, _ := readSysctl(path)

@@ -57,7 +57,7 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Device:     h.plan.Device,
 		Masquerade: covering(h.plan.Masquerade),
 		Inbound:    covering(h.plan.Inbound),
-		Uplinks:    without(v.names(v.uplinks()), h.plan.Device),
+		Uplinks:    without(v.names(v.uplinks), h.plan.Device),
 		Opened4:    v.names(f.opened4),
 		Opened6:    v.names(f.opened6),
 	}
@@ -294,6 +294,7 @@ func removeTable() ([]string, error) {
 		if t.Name != ownTable {
 			continue
 		}
+		beforeChange("remove table " + ownTable)
 		conn.DelTable(t)
 		if err := conn.Flush(); err != nil {
 			return nil, fmt.Errorf("removing nftables table inet %s: %w", ownTable, err)

@@ -20,6 +20,9 @@ type view struct {
 	links  map[int]link
 	addrs  []address
 	routes []route
+	// uplinks are the links that carry a default route of either family in any
+	// table.
+	uplinks map[int]bool
 }
 
 type link struct {
@@ -100,6 +103,7 @@ func look() (*view, error) {
 			}
 		}
 	}
+	v.uplinks = v.findUplinks()
 	return v, nil
 }
 
@@ -156,9 +160,13 @@ func (r route) leadsTo() bool {
 	return r.kind == unix.RTN_UNICAST && r.table != unix.RT_TABLE_LOCAL
 }
 
-// uplinks are the links that carry a default route of either family in any
-// table.
-func (v *view) uplinks() map[int]bool {
+// leadsTo6 is leadsTo for IPv6 beyond the link itself.
+func (r route) leadsTo6() bool {
+	return r.leadsTo() && r.dst.Addr().Is6() && (r.isDefault() || r.dst.Addr().IsGlobalUnicast())
+}
+
+// findUplinks lists the links that carry a default route.
+func (v *view) findUplinks() map[int]bool {
 	up := map[int]bool{}
 	for _, r := range v.routes {
 		if !r.isDefault() {
@@ -180,13 +188,12 @@ func (v *view) local(device int) []netip.Prefix {
 			found[netip.PrefixFrom(a.addr, 128)] = true
 		}
 	}
-	uplinks := v.uplinks()
 	for _, r := range v.routes {
-		if !r.leadsTo() || r.isDefault() || !r.dst.Addr().Is6() || !r.dst.Addr().IsGlobalUnicast() {
+		if !r.leadsTo6() || r.isDefault() {
 			continue
 		}
 		if slices.ContainsFunc(r.links, func(i int) bool {
-			return uplinks[i] || i == device || v.links[i].loopback
+			return v.uplinks[i] || i == device || v.links[i].loopback
 		}) {
 			continue
 		}
@@ -205,6 +212,14 @@ func (v *view) byName(name string) link {
 	return link{}
 }
 
+// device is the index of the link of that name, or missing.
+func (v *view) device(name string) int {
+	if l := v.byName(name); l.index != 0 {
+		return l.index
+	}
+	return missing
+}
+
 // sorted lists the links in the order of their indexes.
 func (v *view) sorted() []link {
 	return slices.SortedFunc(maps.Values(v.links), func(a, b link) int { return cmp.Compare(a.index, b.index) })
@@ -213,8 +228,8 @@ func (v *view) sorted() []link {
 // names lists the names of links in alphabetical order.
 func (v *view) names(indexes map[int]bool) []string {
 	var names []string
-	for i := range indexes {
-		if l, ok := v.links[i]; ok {
+	for i, in := range indexes {
+		if l, ok := v.links[i]; ok && in {
 			names = append(names, l.name)
 		}
 	}

@@ -35,7 +35,7 @@ type Event struct {
 const (
 	gather   = 50 * time.Millisecond // changes of the host come in swarms
 	idleLook = 10 * time.Second      // some sysctls change without a word
-	restFor  = 10                    // looks take at most a tenth of the time, however large the routing tables
+	restFor  = 4                     // looks take at most a fifth of the time, however large the routing tables
 
 	putBacks = 5           // of one thing
 	pause    = time.Minute // within this, and the rest after it
@@ -157,7 +157,7 @@ func (w *watcher) look() (closed bool) {
 	w.tellLocal(v)
 	w.tellClashes(v)
 	if _, ok := v.links[h.device]; !ok {
-		if !w.gone {
+		if !w.gone && h.device != missing {
 			w.tell(Failed, "device %s is gone", h.plan.Device)
 		}
 		w.gone = true
@@ -218,7 +218,7 @@ func (w *watcher) make(c change) {
 	}
 	if len(p.made) == putBacks {
 		p.until = now.Add(pause)
-		w.tell(Paused, "another program keeps undoing this, natless waits a minute: %s", c.text)
+		w.tell(Paused, "another program keeps undoing this, natless waits a minute: %s", c.headline())
 		return
 	}
 	p.made = append(p.made, now)
@@ -226,9 +226,9 @@ func (w *watcher) make(c change) {
 	case err != nil:
 		w.tell(Failed, "%v", err)
 	case c.again:
-		w.tell(Restored, "%s", c.text)
+		w.tell(Restored, "%s", c.headline())
 	default:
-		w.tell(Followed, "%s", c.text)
+		w.tell(Followed, "%s", c.headline())
 	}
 }
 

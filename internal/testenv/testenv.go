@@ -29,7 +29,7 @@ type TB interface {
 }
 
 // Short reports whether this is go test -short, which leaves out what needs
-// namespaces. Only tests may call it, not a TestMain: flags are not parsed then.
+// namespaces. A TestMain has to call flag.Parse before it asks.
 func Short() bool {
 	f := flag.Lookup("test.short")
 	return f != nil && f.Value.String() == "true"
