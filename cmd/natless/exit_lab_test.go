@@ -94,7 +94,7 @@ func steps(t *testing.T, w *world, s setup) (delays []time.Duration, lines int) 
 	took := time.Since(begun)
 	lines = strings.Count(d.Output(), "\n")
 	require.NoError(t, d.Stop())
-	const count = 12
+	const count = 24
 	for i := range count + 1 {
 		delays = append(delays, took*time.Duration(i)/count)
 	}

@@ -6,6 +6,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/natless/natless/internal/testenv"
@@ -48,15 +51,23 @@ func Require(t testenv.TB) {
 	}
 }
 
-// Binary is the path of natless, built once from the working tree.
+// Binary is the path of natless, built once from the working tree, with the race
+// detector when the tests have it: what it finds makes the daemon's exit code
+// one of failure.
 func Binary(t testenv.TB) string {
 	t.Helper()
 	binary.once.Do(func() {
 		if binary.dir, binary.err = publicDir(); binary.err != nil {
 			return
 		}
-		c := exec.Command("go", "build", "-buildvcs=false", "-o", binary.dir, "github.com/natless/natless/cmd/natless")
-		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		race, cgo := "-race=false", "CGO_ENABLED=0"
+		if raced() {
+			race, cgo = "-race=true", "CGO_ENABLED=1"
+			// It sleeps a second before each exit otherwise.
+			binary.err = os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0"))
+		}
+		c := exec.Command("go", "build", "-buildvcs=false", race, "-o", binary.dir, "github.com/natless/natless/cmd/natless")
+		c.Env = append(os.Environ(), cgo)
 		if out, err := c.CombinedOutput(); err != nil {
 			binary.err = fmt.Errorf("%w\n%s", err, out)
 		}
@@ -74,4 +85,10 @@ func publicDir() (string, error) {
 		return "", err
 	}
 	return dir, os.Chmod(dir, 0o755)
+}
+
+// raced reports whether this test binary has the race detector.
+func raced() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
