@@ -178,8 +178,11 @@ func TestTheHostBecomesNoRouter(t *testing.T) {
 	p := newPacketHost(t)
 	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[2001:db8:dead::1]:53"))
 	require.Nil(t, p.uplink.receive(), "IPv6 from clients to the uplink")
-	p.uplink.send(udp(t, "192.0.2.77:4000", "203.0.113.5:53"))
-	require.Nil(t, p.uplink.receive(), "IPv4 from the uplink to the uplink")
+	other := openWire(t, "clients")
+	addAddr(t, "clients", "10.20.0.1/16")
+	neighbour(t, "clients", "10.20.0.5", other)
+	p.uplink.send(udp(t, "192.0.2.77:4000", "10.20.0.5:53"))
+	require.Nil(t, other.receive(), "IPv4 from the uplink to elsewhere")
 
 	require.NoError(t, writeSysctl(sysctlPath("ipv6", "all", keyForwarding), yes))
 	require.NoError(t, p.h.Update(p.h.plan))
