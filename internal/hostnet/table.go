@@ -63,7 +63,7 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Opened6:    v.names(f.opened6),
 	}
 	for _, p := range h.plan.IPv4 {
-		s.Stateful = s.Stateful || !slices.ContainsFunc(s.Inbound, func(in netip.Prefix) bool { return covers(in, p) })
+		s.Stateful = s.Stateful || p.IsValid() && !slices.ContainsFunc(s.Inbound, func(in netip.Prefix) bool { return covers(in, p) })
 	}
 	return s
 }
