@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/internal/testenv"
 )
 
 // What the demo shows, in its order.
@@ -155,7 +156,7 @@ func TestLabDemoKeep(t *testing.T) {
 func TestLabDemoWithoutRoot(t *testing.T) {
 	lab.Require(t)
 	if lab.Inside() {
-		t.Skip("only the real root can become somebody else")
+		testenv.Skip(t, "only the real root can become somebody else")
 	}
 	w := build(t, setup{})
 	nobody := func(mode uint32) (string, error) {

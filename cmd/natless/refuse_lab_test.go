@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/internal/testenv"
 )
 
 // What natless run cannot or must not do is one clear error, exit 1, and a
@@ -75,7 +76,7 @@ func TestLabBadConfiguration(t *testing.T) {
 	})
 	t.Run("not root", func(t *testing.T) {
 		if lab.Inside() {
-			t.Skip("only the real root can become somebody else")
+			testenv.Skip(t, "only the real root can become somebody else")
 		}
 		before := snapshot(t, w.Host)
 		out := refuses(t, w.Host, "", func(c *exec.Cmd) error {

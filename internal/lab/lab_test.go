@@ -16,6 +16,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netns"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 func TestMain(m *testing.M) { Main(m) }
@@ -245,7 +247,7 @@ func TestPersistAndDown(t *testing.T) {
 func TestWithoutRoot(t *testing.T) {
 	Require(t)
 	if Inside() {
-		t.Skip("only the real root can become somebody else")
+		testenv.Skip(t, "only the real root can become somebody else")
 	}
 	l, err := New()
 	require.NoError(t, err)
