@@ -204,9 +204,7 @@ func TestSnapshot(t *testing.T) {
 // was to be kept, names and processes; Down takes them.
 func TestPersistAndDown(t *testing.T) {
 	Require(t)
-	if names := Standing(); len(names) > 0 {
-		t.Skipf("a lab stands: %s", names)
-	}
+	t.Cleanup(Alone(t))
 	t.Setenv("TMPDIR", t.TempDir()) // Down is not to meet other labs of this machine
 	n, err := Build(1)
 	require.NoError(t, err)
