@@ -87,6 +87,7 @@ func TestDownClearsWhatAKilledRunLeft(t *testing.T) {
 }
 
 func TestStartInterruptedAtAnyStep(t *testing.T) {
+	needsNamespaces(t)
 	for name, end := range map[string]func(t *testing.T, h *Host, shut func()){
 		"killed": func(t *testing.T, h *Host, shut func()) {
 			kill(h, shut)
@@ -100,7 +101,7 @@ func TestStartInterruptedAtAnyStep(t *testing.T) {
 		},
 	} {
 		finished := false
-		for n := 0; !finished && !t.Failed(); n++ {
+		for n := 0; !finished && !t.Failed() && n < 100; n++ {
 			t.Run(fmt.Sprintf("%s before %d", name, n), func(t *testing.T) {
 				testHost(t)
 				before := snapshot(t)
@@ -142,8 +143,9 @@ func dieBefore(n int, do func() error) (finished bool) {
 }
 
 func TestCloseKilledAtAnyStep(t *testing.T) {
+	needsNamespaces(t)
 	finished := false
-	for n := 0; !finished && !t.Failed(); n++ {
+	for n := 0; !finished && !t.Failed() && n < 100; n++ {
 		t.Run(fmt.Sprintf("before %d", n), func(t *testing.T) {
 			testHost(t)
 			before := snapshot(t)

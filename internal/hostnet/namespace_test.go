@@ -21,13 +21,18 @@ import (
 	"github.com/natless/natless/internal/testenv"
 )
 
-// inNamespace moves the test to a network namespace of its own, on a thread
-// that ends with it, with records in a folder of its own.
-func inNamespace(t *testing.T) {
+func needsNamespaces(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		testenv.Skip(t, "network namespaces need root")
 	}
+}
+
+// inNamespace moves the test to a network namespace of its own, on a thread
+// that ends with it, with records in a folder of its own.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	needsNamespaces(t)
 	runtime.LockOSThread() // never unlocked: the thread must not serve others
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		testenv.Skip(t, "making a network namespace: "+err.Error())

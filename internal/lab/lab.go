@@ -102,9 +102,10 @@ type Node struct {
 	Netlink *netlink.Handle
 
 	lab   *Lab
-	ns    netns.NsHandle
-	path  string      // the namespace of the node's thread in /proc
-	calls chan func() // run on the node's own thread
+	mu    sync.Mutex     // held while ns is used: a dialer may outlive the lab
+	ns    netns.NsHandle // -1 once the lab is closed
+	path  string         // the namespace of the node's thread in /proc
+	calls chan func()    // run on the node's own thread
 }
 
 // Node makes a namespace with its loopback up and duplicate address detection
@@ -124,6 +125,8 @@ func (l *Lab) Node(name string) (*Node, error) {
 			n.Netlink.Close()
 		}
 		close(n.calls)
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		return n.ns.Close()
 	})
 	var err error
@@ -171,7 +174,10 @@ func (n *Node) Do(f func() error) (err error) {
 		return fmt.Errorf("find the thread's network namespace: %w", err)
 	}
 	defer home.Close()
-	if err := netns.Set(n.ns); err != nil {
+	n.mu.Lock()
+	err = netns.Set(n.ns)
+	n.mu.Unlock()
+	if err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter the network namespace of %s: %w", n.Name, err)
 	}
