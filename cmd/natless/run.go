@@ -66,7 +66,8 @@ func logger(c config.Log) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(os.Stderr, options))
 }
 
-// background is the context of short-lived commands: Ctrl-C ends them.
+// background is the context of short-lived commands: Ctrl-C and SIGTERM end
+// them, with time to clear up.
 func background() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), os.Interrupt)
+	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 }
