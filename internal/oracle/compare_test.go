@@ -37,8 +37,8 @@ func newScene(data []byte, build func(*packetgen.Source) []byte) scene {
 	sc := scene{
 		settings: oracle.Settings{
 			IPv4MTU:       choose(s, 1500, 1480, 65535, 1280, 1260, 1259, 576, 68, 9000),
-			IPv6MTU:       choose(s, 1500, 1500, 65535, 1280, 1400, 9000, 1281),
-			LowestIPv6MTU: choose(s, 1280, 1280, 1500, 1400, 1283, 9000),
+			IPv6MTU:       choose(s, 1500, 1500, 65535, 1280, 1400, 9000, 1281, 1000),
+			LowestIPv6MTU: choose(s, 1280, 1280, 1500, 1400, 1283, 9000, 0),
 			DropUDPZero:   s.OneIn(4),
 			ZeroTOS:       s.OneIn(4),
 			ID:            s.Uint16(),
