@@ -1,5 +1,5 @@
-// Package natless holds no code: the tests beside this line hold what concerns
-// the whole repository, such as which room may import which.
+// Package natless holds no code: the tests here hold what concerns the whole
+// repository: which room may import which, and that its documents are true.
 package natless
 
 import (

@@ -79,10 +79,12 @@ func replaced(was, is uint32) uint64 {
 	return uint64(^was) + uint64(is)
 }
 
-// sum16 adds one IPv6 address.
-func sum16(sum uint64, a *[16]byte) uint64 {
-	s, c := bits.Add64(sum, binary.BigEndian.Uint64(a[0:]), 0)
-	s, c = bits.Add64(s, binary.BigEndian.Uint64(a[8:]), c)
+// sumAddrs adds two IPv6 addresses.
+func sumAddrs(sum uint64, src, dst ipv6Addr) uint64 {
+	s, c := bits.Add64(sum, src.hi, 0)
+	s, c = bits.Add64(s, src.lo, c)
+	s, c = bits.Add64(s, dst.hi, c)
+	s, c = bits.Add64(s, dst.lo, c)
 	return s + c
 }
 

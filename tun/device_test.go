@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 // The tests below run on a thread of their own in a network namespace of its
@@ -28,10 +30,10 @@ const (
 )
 
 // inNamespace runs f as root in a new network namespace, or skips.
-func inNamespace(t *testing.T, f func(t *testing.T)) {
+func inNamespace(t testing.TB, f func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		unavailable(t, "network namespaces need root")
+		testenv.Skip(t, "network namespaces need root")
 	}
 	done := make(chan struct{})
 	go func() {
@@ -41,26 +43,18 @@ func inNamespace(t *testing.T, f func(t *testing.T)) {
 		// namespace with the thread.
 		ns, err := netns.New()
 		if err != nil {
-			unavailable(t, "no network namespace to be had: "+err.Error())
+			testenv.Skip(t, "no network namespace to be had: "+err.Error())
 		}
 		defer ns.Close()
 		if err := Check("nl0"); err != nil {
-			unavailable(t, err.Error())
+			testenv.Skip(t, err.Error())
 		}
-		f(t)
+		f()
 	}()
 	<-done
 }
 
-func unavailable(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("NATLESS_REQUIRE_LAB") == "1" {
-		require.Fail(t, why)
-	}
-	t.Skip(why)
-}
-
-func open(t *testing.T, c Config) *Device {
+func open(t testing.TB, c Config) *Device {
 	t.Helper()
 	d, err := Open(c)
 	require.NoError(t, err)
@@ -70,7 +64,7 @@ func open(t *testing.T, c Config) *Device {
 
 // up gives a device an address and switches it on, without the packets that the
 // kernel would send by itself.
-func up(t *testing.T, d *Device, cidr string) {
+func up(t testing.TB, d *Device, cidr string) {
 	t.Helper()
 	link, err := netlink.LinkByIndex(d.Index())
 	require.NoError(t, err)
@@ -82,13 +76,13 @@ func up(t *testing.T, d *Device, cidr string) {
 	require.NoError(t, netlink.LinkSetUp(link))
 }
 
-func sysctl(t *testing.T, name, value string) {
+func sysctl(t testing.TB, name, value string) {
 	t.Helper()
 	require.NoError(t, os.WriteFile("/proc/sys/net/"+name, []byte(value), 0))
 }
 
 // persistent makes the operator's device, as `ip tuntap add` does.
-func persistent(t *testing.T, name string, flags uint16) {
+func persistent(t testing.TB, name string, flags uint16) {
 	t.Helper()
 	fd := hold(t, name, unix.IFF_TUN|unix.IFF_NO_PI|flags)
 	require.NoError(t, unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
@@ -96,7 +90,7 @@ func persistent(t *testing.T, name string, flags uint16) {
 }
 
 // hold opens a device past this package, as another process would.
-func hold(t *testing.T, name string, flags uint16) int {
+func hold(t testing.TB, name string, flags uint16) int {
 	t.Helper()
 	fd, err := openControl()
 	require.NoError(t, err)
@@ -108,7 +102,7 @@ func hold(t *testing.T, name string, flags uint16) int {
 }
 
 // connected is a UDP socket from 192.0.2.1 to 192.0.2.2 port 9.
-func connected(t *testing.T) int {
+func connected(t testing.TB) int {
 	t.Helper()
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
@@ -149,7 +143,7 @@ func sum(b []byte) uint16 {
 }
 
 func TestOpenAndClose(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 2, Offload: true})
 		f := d.Features()
 		assert.True(t, f.VNetHdr && f.Checksum && f.TSO && f.MultiQueue && !f.Adopted, "%+v", f)
@@ -172,10 +166,10 @@ func TestOpenAndClose(t *testing.T) {
 // A UDP socket that sends with UDP_SEGMENT: what leaves it in one piece arrives
 // in one piece.
 func TestReadsUDPSuperPacket(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 1, Offload: true})
 		if !d.Features().USO {
-			t.Skip("this kernel has no USO on TUN devices (Linux 6.2)")
+			testenv.Skip(t, "this kernel has no USO on TUN devices (Linux 6.2)")
 		}
 		up(t, d, "192.0.2.1/24")
 		s := connected(t)
@@ -203,7 +197,7 @@ func TestReadsUDPSuperPacket(t *testing.T) {
 // A TCP super-packet written to one device is forwarded out of another whole,
 // and cut into finished segments where that has no offloads.
 func TestForwardsTCPSuperPacket(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, offload := range []bool{true, false} {
 			a := open(t, Config{Name: "nl0", Queues: 2, Offload: true})
 			b := open(t, Config{Name: "nl1", Queues: 1, Offload: offload})
@@ -241,7 +235,7 @@ func TestForwardsTCPSuperPacket(t *testing.T) {
 }
 
 func TestCloseWakesReaders(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, offload := range []bool{true, false} {
 			d := open(t, Config{Name: "nl0", Queues: 2, Offload: offload})
 			errs := make(chan error)
@@ -263,7 +257,7 @@ func TestCloseWakesReaders(t *testing.T) {
 
 // Readers, writers and closers at the same time, for the race detector.
 func TestCloseUnderTraffic(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, offload := range []bool{true, false} {
 			d := open(t, Config{Name: "nl0", Queues: 2, Offload: offload})
 			up(t, d, "192.0.2.1/24")
@@ -296,7 +290,7 @@ func TestCloseUnderTraffic(t *testing.T) {
 }
 
 func TestDeletedDeviceEndsRead(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, offload := range []bool{true, false} {
 			d := open(t, Config{Name: "nl0", Queues: 2, Offload: offload})
 			errs := make(chan error)
@@ -315,7 +309,7 @@ func TestDeletedDeviceEndsRead(t *testing.T) {
 }
 
 func TestWriteErrorsCanBeTold(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, offload := range []bool{true, false} {
 			d := open(t, Config{Name: "nl0", Queues: 1, Offload: offload})
 			q := d.Queues()[0]
@@ -336,7 +330,7 @@ func TestWriteErrorsCanBeTold(t *testing.T) {
 }
 
 func TestShortBufferIsAnError(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, offload := range []bool{true, false} {
 			d := open(t, Config{Name: "nl0", Queues: 1, Offload: offload})
 			up(t, d, "192.0.2.1/24")
@@ -350,7 +344,7 @@ func TestShortBufferIsAnError(t *testing.T) {
 }
 
 func TestWithoutOffload(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 2})
 		assert.Equal(t, Features{MultiQueue: true}, d.Features())
 		require.Len(t, d.Queues(), 2)
@@ -381,7 +375,7 @@ func TestWithoutOffload(t *testing.T) {
 }
 
 func TestHeldDeviceIsRefused(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, queues := range []int{1, 2} {
 			for _, offload := range []bool{true, false} {
 				d := open(t, Config{Name: "nl0", Queues: queues, Offload: offload})
@@ -407,7 +401,7 @@ func TestHeldDeviceIsRefused(t *testing.T) {
 }
 
 func TestOtherLinkOfThatNameIsRefused(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		require.NoError(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}))
 		_, err := Open(Config{Name: "br0"})
 		assert.ErrorContains(t, err, "of type bridge")
@@ -419,7 +413,7 @@ func TestOtherLinkOfThatNameIsRefused(t *testing.T) {
 }
 
 func TestPersistentDeviceIsAdoptedAndLeft(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		for _, multi := range []bool{true, false} {
 			flags, queues := uint16(0), 1
 			if multi {
@@ -455,7 +449,7 @@ func TestPersistentDeviceIsAdoptedAndLeft(t *testing.T) {
 }
 
 // assertLeft: nl0 is there, nobody holds it, and nothing of ours is in force.
-func assertLeft(t *testing.T) {
+func assertLeft(t testing.TB) {
 	t.Helper()
 	assert.NoError(t, Check("nl0"))
 	active, err := activeFeatures("nl0")
@@ -466,7 +460,7 @@ func assertLeft(t *testing.T) {
 }
 
 func TestWithoutPrivilege(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		var caps [2]unix.CapUserData
 		require.NoError(t, unix.Capget(&header, &caps[0]))
@@ -481,9 +475,9 @@ func TestWithoutPrivilege(t *testing.T) {
 }
 
 func TestWithoutDeviceNode(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil { // of this thread
-			unavailable(t, "no mount namespace to be had: "+err.Error())
+			testenv.Skip(t, "no mount namespace to be had: "+err.Error())
 		}
 		require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		require.NoError(t, unix.Mount("none", "/dev/net", "tmpfs", 0, ""))
@@ -495,7 +489,7 @@ func TestWithoutDeviceNode(t *testing.T) {
 }
 
 func TestNoAllocations(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 1, Offload: true})
 		up(t, d, "192.0.2.1/24")
 		s, q := connected(t), d.Queues()[0]

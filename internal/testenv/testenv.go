@@ -7,11 +7,11 @@
 package testenv
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"runtime/debug"
 	"strings"
-	"testing"
 )
 
 const (
@@ -21,9 +21,23 @@ const (
 	SkipLogEnv = "NATLESS_SKIP_LOG"
 )
 
+// TB is what is needed of testing.TB.
+type TB interface {
+	Helper()
+	Skip(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// Short reports whether this is go test -short, which leaves out what needs
+// namespaces. A TestMain has to call flag.Parse before it asks.
+func Short() bool {
+	f := flag.Lookup("test.short")
+	return f != nil && f.Value.String() == "true"
+}
+
 // Skip ends t, which cannot run for the reason given: skipped, or failed where
 // RequireEnv says so.
-func Skip(t testing.TB, reason string) {
+func Skip(t TB, reason string) {
 	t.Helper()
 	if required() {
 		t.Fatalf("cannot run here, and %s=1 forbids to skip it: %s", RequireEnv, reason)

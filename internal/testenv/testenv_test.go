@@ -11,7 +11,6 @@ import (
 
 // recorder is a test that remembers how it ended.
 type recorder struct {
-	testing.TB
 	skipped, failed bool
 }
 
@@ -53,4 +52,8 @@ func TestRequiredForbidsToSkip(t *testing.T) {
 	assert.False(t, r.skipped)
 	assert.Equal(t, 1, SkipAll("no device"))
 	assert.NoFileExists(t, log)
+}
+
+func TestShort(t *testing.T) {
+	assert.Equal(t, testing.Short(), Short())
 }

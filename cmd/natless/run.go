@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/daemon"
+)
+
+func runCommand() *cobra.Command {
+	var settings settings
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Translate until SIGTERM or SIGINT",
+		Long: `Makes the TUN device and the routes to it, translates between IPv6 and IPv4
+until SIGTERM or SIGINT, and takes all of it down again.`,
+		Args: cobra.NoArgs,
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			c, err := settings.load()
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return daemon.Run(ctx, version, c, logger(c.Log))
+		}),
+	}
+	settings.register(cmd)
+	return cmd
+}
+
+// settings are what `run` and `check` read their configuration from.
+type settings struct {
+	file  string
+	flags config.Flags
+}
+
+func (s *settings) register(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&s.file, "config", "c", "", "configuration `FILE` (default "+config.DefaultFile+" when there)")
+	s.flags.Register(cmd.Flags())
+}
+
+func (s *settings) load() (*config.Config, error) {
+	c, err := config.Load(s.file)
+	if err != nil {
+		return nil, err
+	}
+	return c, s.flags.Apply(c)
+}
+
+// logger writes what the daemon says to stderr.
+func logger(c config.Log) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.Level)) // the configuration admits slog's own names only
+	options := &slog.HandlerOptions{Level: level}
+	if c.Format == "text" || c.Format == "auto" && term.IsTerminal(int(os.Stderr.Fd())) {
+		return slog.New(slog.NewTextHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, options))
+}
+
+// background is the context of short-lived commands: Ctrl-C ends them.
+func background() (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(context.Background(), os.Interrupt)
+}

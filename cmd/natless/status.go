@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/translate"
+)
+
+func statusCommand() *cobra.Command {
+	var ask asking
+	var wait bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "What the running natless is, has and lacks",
+		Long: `Shows version, device, offloads, pools and how full they are, and warnings.
+It fails when natless does not run, or cannot do all it was asked for.`,
+		Args: cobra.NoArgs,
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := background()
+			defer stop()
+			s, err := askStatus(ctx, ask.client(), wait)
+			if err != nil {
+				return err
+			}
+			if err := ask.object(cmd.OutOrStdout(), s, func(r *rows) { tabulateStatus(r, s) }); err != nil {
+				return err
+			}
+			if s.Degraded {
+				return errors.New("natless is degraded: see the warnings")
+			}
+			return nil
+		}),
+	}
+	ask.register(cmd)
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until natless is ready")
+	return cmd
+}
+
+func askStatus(ctx context.Context, c *control.Client, wait bool) (control.Status, error) {
+	for {
+		s, err := c.Status(ctx)
+		if err == nil || !wait {
+			return s, err
+		}
+		select {
+		case <-ctx.Done():
+			return s, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func tabulateStatus(r *rows, s control.Status) {
+	r.add("version", s.Version)
+	r.add("uptime", time.Duration(s.Uptime)*time.Second)
+	r.add("device", fmt.Sprintf("%s, mtu %d, %d queues", s.Device, s.MTU, s.Queues))
+	r.add("offloads", s.Offloads)
+	pref64 := "none"
+	if s.Pref64.IsValid() {
+		pref64 = s.Pref64.String()
+	}
+	r.add("pref64", pref64)
+	r.add("own addresses", fmt.Sprintf("%v, %v", s.OwnIPv4, s.OwnIPv6))
+	for _, p := range s.Pools {
+		r.add("pool", fmt.Sprintf("%v: %d of %d lent, %d in quarantine", p.IPv4, p.Lent, p.Usable, p.Quarantined))
+	}
+	r.add("revision", s.Revision)
+	r.add("refused", strings.Join(s.Refused, "; "))
+	for _, w := range s.Warnings {
+		r.add("warning", w)
+	}
+}
+
+func statsCommand() *cobra.Command {
+	var ask asking
+	var explain bool
+	cmd := &cobra.Command{
+		Use:   "stats",
+		Short: "Every counter, by verdict",
+		Long: `Shows what became of all packets since natless started. A super-packet, many
+segments in one, counts once. With --explain also what each counter means and
+what to do about it.`,
+		Args: cobra.NoArgs,
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := background()
+			defer stop()
+			s, err := ask.client().Stats(ctx)
+			if err != nil {
+				return err
+			}
+			return ask.object(cmd.OutOrStdout(), s, func(r *rows) { tabulateStats(r, s, explain) })
+		}),
+	}
+	ask.register(cmd)
+	cmd.Flags().BoolVar(&explain, "explain", false, "say what each counter means and what to do")
+	return cmd
+}
+
+func tabulateStats(r *rows, s control.Stats, explain bool) {
+	for _, t := range []struct {
+		name string
+		control.Traffic
+	}{{"ipv6_in", s.IPv6In}, {"ipv4_out", s.IPv4Out}, {"ipv4_in", s.IPv4In}, {"ipv6_out", s.IPv6Out}} {
+		r.add(t.name, t.Packets, fmt.Sprintf("%d bytes", t.Bytes))
+	}
+	for v := range translate.Verdict(translate.Verdicts) {
+		n := s.Verdicts[v.String()]
+		if n == 0 && !explain {
+			continue
+		}
+		cells := []any{v, n}
+		if explain {
+			cells = append(cells, explanation(v))
+		}
+		r.add(cells...)
+	}
+	r.add("errors_sent", s.ErrorsSent)
+	r.add("errors_suppressed", s.ErrorsSuppressed)
+	r.add("write_errors", s.WriteErrors)
+}
+
+// explanation is the verdict's row in the table of verdicts, in one line.
+func explanation(v translate.Verdict) string {
+	info := v.Info()
+	basis := info.Section
+	if info.Reply != "" {
+		basis += "; answered with " + info.Reply
+	}
+	return fmt.Sprintf("%s (%s)", info.Advice, basis)
+}

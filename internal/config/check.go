@@ -1,0 +1,300 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Limits of the kernel and of the protocols.
+const (
+	maxName   = 15  // IFNAMSIZ - 1
+	maxQueues = 256 // MAX_TAP_QUEUES
+	minMTU6   = 1280
+	minMTU4   = 68 // RFC 791 3.2
+	maxMTU    = 65535
+	minPool   = 8   // its addresses are counted in memory
+	maxSocket = 107 // sockaddr_un.sun_path - 1
+)
+
+// Validate reports everything that is wrong with the configuration and can be
+// known without looking at the host, joined with errors.Join.
+func (c *Config) Validate() error {
+	r := report{c: c}
+	c.check(&r)
+	return r.err()
+}
+
+// check looks at values, then at what they mean together. Values that were
+// given and could not be read are still zero, and are not reported again.
+func (c *Config) check(r *report) {
+	c.checkNotYet(r)
+	c.checkDevice(r)
+	c.checkMTUs(r)
+	c.checkPref64(r)
+	c.checkOwn(r)
+	c.checkMaps(r)
+	c.checkPools(r)
+	c.checkControl(r)
+}
+
+// checkNotYet refuses what the contract names and this version does not do: no
+// key is read and then ignored.
+func (c *Config) checkNotYet(r *report) {
+	refuse := func(path, what string) {
+		if _, ok := c.given[path]; ok {
+			r.add(path, "this version does not have %s: leave the key out", what)
+		}
+	}
+	for i, p := range c.Pools {
+		path := element("pool", i)
+		if p.Mode != "one-to-one" {
+			r.add(path+".mode", `%s: this version does not have it: expected "one-to-one"`, p.Mode)
+			continue
+		}
+		for _, key := range []string{"ports_per_client", "session_ports", "first_port", "last_port"} {
+			refuse(path+"."+key, "port ranges")
+		}
+	}
+	if c.State.Dir != "" {
+		r.add("state.dir", `%s: this version does not have durable leases: expected "", which keeps them in memory`, given(c.State.Dir))
+	}
+	refuse("state.history", "a history of leases")
+	if len(c.DNS64.Listen) > 0 {
+		refuse("dns64.listen", "DNS64")
+	}
+	refuse("dns64.upstreams", "DNS64")
+	refuse("dns64.exclude", "DNS64")
+	if len(c.RA.Interfaces) > 0 {
+		refuse("ra.interfaces", "router advertisements")
+	}
+	refuse("ra.lifetime", "router advertisements")
+}
+
+func (c *Config) checkDevice(r *report) {
+	d := c.Device
+	if why := badName(d.Name); why != "" {
+		r.add("device.name", "%s: %s", given(d.Name), why)
+	}
+	if d.Queues < 0 || d.Queues > maxQueues {
+		r.add("device.queues", "%d: expected 0 (one per CPU, at most 8) or 1 to %d", d.Queues, maxQueues)
+	}
+}
+
+// badName is why the kernel, or sysctl, would not have a device of that name.
+func badName(name string) string {
+	switch {
+	case name == "":
+		return "expected the name of a device"
+	case len(name) > maxName:
+		return fmt.Sprintf("%d bytes long: expected at most %d", len(name), maxName)
+	case name == "." || name == ".." || name == "all" || name == "default":
+		return "the kernel keeps this name to itself: expected another"
+	case strings.ContainsFunc(name, func(r rune) bool {
+		return r == '/' || r == ':' || r == '%' || unicode.IsSpace(r) || !unicode.IsPrint(r)
+	}):
+		return "expected a name without /, :, %, spaces and control characters"
+	}
+	return ""
+}
+
+func (c *Config) checkMTUs(r *report) {
+	t := c.Translation
+	mtu := func(path string, n, least int) {
+		if n != 0 && (n < least || n > maxMTU) {
+			r.add(path, "%d: expected 0 or %d to %d", n, least, maxMTU)
+		} else if device := c.Device.MTU; path != "device.mtu" && device >= minMTU6 && n > device {
+			r.add(path, "%d: more than device.mtu, which is %d: expected at most that", n, device)
+		}
+	}
+	mtu("device.mtu", c.Device.MTU, minMTU6)
+	mtu("translation.ipv6_mtu", t.IPv6MTU, minMTU6)
+	mtu("translation.ipv4_mtu", t.IPv4MTU, minMTU4)
+
+	const lowest = "translation.lowest_ipv6_mtu"
+	switch {
+	case t.LowestIPv6MTU < minMTU6 || t.LowestIPv6MTU > maxMTU:
+		r.add(lowest, "%d: expected %d to %d", t.LowestIPv6MTU, minMTU6, maxMTU)
+	case t.IPv6MTU >= minMTU6 && t.LowestIPv6MTU > t.IPv6MTU:
+		r.add(lowest, "%d: more than ipv6_mtu, which is %d: expected at most that", t.LowestIPv6MTU, t.IPv6MTU)
+	case c.Device.MTU >= minMTU6 && t.LowestIPv6MTU > c.Device.MTU:
+		r.add(lowest, "%d: more than device.mtu, which is %d: expected at most that", t.LowestIPv6MTU, c.Device.MTU)
+	}
+}
+
+// checkPref64 asks of pref64 what RFC 6052 2.2 asks of it.
+func (c *Config) checkPref64(r *report) {
+	const path = "translation.pref64"
+	p := c.Translation.Pref64
+	if !p.IsValid() {
+		return
+	}
+	if !slices.Contains([]int{32, 40, 48, 56, 64, 96}, p.Bits()) {
+		r.add(path, "%v: prefix length %d is none of 32, 40, 48, 56, 64, 96", p, p.Bits())
+	} else if p.Addr().As16()[8] != 0 {
+		r.add(path, "%v: bits 64 to 71 are not zero (RFC 6052 2.2): expected a prefix that has them zero", p)
+	} else {
+		r.unicast(path, p)
+	}
+}
+
+// nobodys are the addresses that go from no host to another.
+var nobodys = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("224.0.0.0/4"),
+	netip.MustParsePrefix("255.255.255.255/32"),
+	netip.MustParsePrefix("::/128"),
+	netip.MustParsePrefix("::1/128"),
+	netip.MustParsePrefix("::ffff:0:0/96"),
+	netip.MustParsePrefix("fe80::/10"),
+	netip.MustParsePrefix("ff00::/8"),
+}
+
+// unicast reports whether every address of p may go from host to host, and
+// adds the problem when not.
+func (r *report) unicast(path string, p netip.Prefix) bool {
+	i := slices.IndexFunc(nobodys, p.Overlaps)
+	if i < 0 {
+		return true
+	}
+	what := fmt.Sprint(p)
+	if p.IsSingleIP() {
+		what = p.Addr().String()
+	}
+	r.add(path, "%s: in or around %v, which is no host's: expected unicast addresses", what, nobodys[i])
+	return false
+}
+
+// checkOwn looks at natless's own addresses and at what stands in for routers.
+func (c *Config) checkOwn(r *report) {
+	own := func(path string, a netip.Addr) {
+		if !a.IsValid() {
+			return
+		}
+		r.unicast(path, netip.PrefixFrom(a, a.BitLen()))
+		if c.Translation.Pref64.Contains(a) {
+			r.add(path, "%v: lies in pref64, %v: expected an address outside", a, c.Translation.Pref64)
+		}
+		for _, m := range c.Maps {
+			// Inside a larger map it is taken out of it, as from a pool.
+			if all := netip.PrefixFrom(a, a.BitLen()); m.IPv4 == all || m.IPv6 == all {
+				r.add(path, "%v: is mapped at %s: expected an address that is not", a, m.Origin)
+				return
+			}
+		}
+	}
+	own("translation.ipv4", c.Translation.IPv4)
+	own("translation.ipv6", c.Translation.IPv6)
+	if !c.OwnIPv4().IsValid() {
+		r.add("translation.ipv4", "not given, and no pool has an address for it: expected natless's own IPv4 address")
+	}
+	for i, p := range c.Translation.RFC6791 {
+		c.checkStandIn(r, element("translation.rfc6791_ipv4", i), p)
+	}
+}
+
+// checkStandIn looks at one of rfc6791_ipv4: a stand-in for routers that is a
+// client too would put words in the client's mouth.
+func (c *Config) checkStandIn(r *report, path string, p netip.Prefix) {
+	if !p.IsValid() || p.IsSingleIP() && p.Addr() == c.OwnIPv4() || !r.unicast(path, p) {
+		return
+	}
+	for _, m := range c.Maps {
+		if m.IPv4.Overlaps(p) {
+			r.add(path, "%v: overlaps the map of %v at %s: expected addresses that no client has", p, m.IPv4, m.Origin)
+			return
+		}
+	}
+	for _, pool := range c.Pools {
+		if pool.IPv4.Overlaps(p) {
+			r.add(path, "%v: overlaps the pool %v at %s: expected addresses that no client has", p, pool.IPv4, pool.Origin)
+			return
+		}
+	}
+}
+
+func (c *Config) checkMaps(r *report) {
+	seen := make(map[netip.Prefix]string, 2*len(c.Maps)) // the origin
+	for i, m := range c.Maps {
+		path := element("map", i)
+		for _, side := range []struct {
+			key    string
+			prefix netip.Prefix
+			family family
+		}{{".ipv4", m.IPv4, 4}, {".ipv6", m.IPv6, 6}} {
+			if !side.prefix.IsValid() {
+				if _, given := c.given[path+side.key]; !given {
+					r.add(path+side.key, "missing: expected %s", side.family.prefix())
+				}
+				continue
+			}
+			if first, ok := seen[side.prefix]; ok {
+				r.add(path+side.key, "%v: mapped before at %s: expected each prefix once", side.prefix, first)
+				continue
+			}
+			seen[side.prefix] = m.Origin
+		}
+		if !m.IPv4.IsValid() || !m.IPv6.IsValid() {
+			continue
+		}
+		// RFC 7757 3.2: the IPv6 suffix is at least as long as the IPv4 one.
+		if room := 128 - m.IPv6.Bits(); room < 32-m.IPv4.Bits() {
+			r.add(path+".ipv6", "%v: too small for %v: expected a prefix length of at most %d", m.IPv6, m.IPv4, 96+m.IPv4.Bits())
+		}
+		if p := c.Translation.Pref64; p.Overlaps(m.IPv6) {
+			r.add(path+".ipv6", "%v: overlaps pref64, %v: expected a prefix outside", m.IPv6, p)
+		}
+	}
+}
+
+func (c *Config) checkPools(r *report) {
+	for i, p := range c.Pools {
+		path := element("pool", i)
+		c.checkPoolAddresses(r, path+".ipv4", i)
+		if len(p.Clients) == 0 {
+			r.add(path+".clients", `an empty list: expected IPv6 prefixes, or "local"`)
+		}
+		// Timers run in seconds.
+		if p.Idle > 0 && p.Idle < time.Second {
+			r.add(path+".idle", `%s: expected "0" or at least 1s`, formatDuration(p.Idle))
+		}
+		if p.MaxLife > 0 && p.MaxLife < time.Second {
+			r.add(path+".max_life", `%s: expected "0" or at least 1s`, formatDuration(p.MaxLife))
+		}
+	}
+}
+
+func (c *Config) checkPoolAddresses(r *report, path string, i int) {
+	p := c.Pools[i].IPv4
+	if !r.unicast(path, p) {
+		return
+	}
+	if p.Bits() < minPool {
+		r.add(path, "%v: too large: expected a prefix length of at least %d", p, minPool)
+		return
+	}
+	if own := c.OwnIPv4(); !c.firstFree(c.Pools[i:i+1], netip.PrefixFrom(own, 32)).IsValid() {
+		r.add(path, "%v: maps and natless's own address, %v, leave none for clients: expected a larger pool", p, own)
+	}
+	for _, other := range c.Pools[:i] {
+		if p.Overlaps(other.IPv4) {
+			r.add(path, "%v: overlaps the pool %v at %s: expected pools apart from each other", p, other.IPv4, other.Origin)
+			return
+		}
+	}
+}
+
+func (c *Config) checkControl(r *report) {
+	s := c.Control.Socket
+	switch {
+	case !filepath.IsAbs(s) || strings.ContainsRune(s, 0):
+		r.add("control.socket", `%s: expected an absolute path, such as "/run/natless/natless.sock"`, given(s))
+	case len(s) > maxSocket:
+		r.add("control.socket", "%s: %d bytes long: expected at most %d", given(s), len(s), maxSocket)
+	}
+}

@@ -1,0 +1,207 @@
+package config
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/translate"
+)
+
+// wellKnown is the prefix of RFC 6052 2.1.
+var wellKnown = netip.MustParsePrefix("64:ff9b::/96")
+
+// private are the ranges whose addresses mean nothing beyond the host: pools
+// in them are masqueraded unless the operator says otherwise.
+var private = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("198.18.0.0/15"),
+}
+
+// AllowPrivate reports whether private IPv4 addresses are reached through
+// pref64 (private_ipv4; RFC 6052 3.1).
+func (c *Config) AllowPrivate() bool {
+	if c.Translation.PrivateIPv4 == "auto" {
+		return c.Translation.Pref64 != wellKnown
+	}
+	return c.Translation.PrivateIPv4 == "allow"
+}
+
+// Masquerade is the IPv4 sources to masquerade when they leave the host.
+func (c *Config) Masquerade() []netip.Prefix {
+	var sources []netip.Prefix
+	for _, p := range c.Pools {
+		within := func(q netip.Prefix) bool { return q.Bits() <= p.IPv4.Bits() && q.Contains(p.IPv4.Addr()) }
+		switch c.Network.Masquerade {
+		case "on":
+			sources = append(sources, p.IPv4)
+		case "auto":
+			if slices.ContainsFunc(private, within) {
+				sources = append(sources, p.IPv4)
+			}
+		}
+	}
+	return sources
+}
+
+// Permitted is which IPv6 sources are permitted at all: the clients of all
+// pools and the IPv6 sides of the maps, and whether "local" is among them.
+func (c *Config) Permitted() (prefixes []netip.Prefix, local bool) {
+	for _, p := range c.Pools {
+		more, here := p.Prefixes()
+		prefixes, local = append(prefixes, more...), local || here
+	}
+	for _, m := range c.Maps {
+		prefixes = append(prefixes, m.IPv6)
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	return slices.Compact(prefixes), local
+}
+
+// Prefixes is the pool's clients apart: prefixes, and whether "local" is one.
+func (p Pool) Prefixes() (prefixes []netip.Prefix, local bool) {
+	for _, c := range p.Clients {
+		if c.Local {
+			local = true
+			continue
+		}
+		prefixes = append(prefixes, c.IPv6)
+	}
+	return prefixes, local
+}
+
+// OwnIPv4 is natless's own IPv4 address: the one configured, or else the first
+// usable address of the pools. It is the zero Addr when there is neither,
+// which Validate refuses.
+func (c *Config) OwnIPv4() netip.Addr {
+	if c.Translation.IPv4.IsValid() {
+		return c.Translation.IPv4
+	}
+	return c.firstFree(c.Pools)
+}
+
+// firstFree is the first address of the pools that is neither mapped nor taken.
+func (c *Config) firstFree(pools []Pool, taken ...netip.Prefix) netip.Addr {
+	var from []mapping.Pool
+	for _, p := range pools {
+		from = append(from, mapping.Pool{IPv4: p.IPv4})
+	}
+	var lost []mapping.Map
+	for _, m := range c.Maps {
+		lost = append(lost, mapping.Map{IPv4: m.IPv4})
+	}
+	for _, p := range taken {
+		lost = append(lost, mapping.Map{IPv4: p})
+	}
+	return mapping.DefaultOwnIPv4(from, lost)
+}
+
+// OwnIPv6 is natless's own IPv6 address: the one configured, or else a ULA
+// (RFC 4193) made from the identity of the machine and the name of the device,
+// so that it is the same after every start, and two on one host differ.
+func (c *Config) OwnIPv6() netip.Addr {
+	if c.Translation.IPv6.IsValid() {
+		return c.Translation.IPv6
+	}
+	id, _ := machineID(os.ReadFile)
+	return ula(id, c.Device.Name)
+}
+
+// Warnings are what the operator should know though nothing is wrong.
+func (c *Config) Warnings() []string {
+	var warnings []string
+	if _, stable := machineID(os.ReadFile); !stable && !c.Translation.IPv6.IsValid() {
+		warnings = append(warnings, "this host has no /etc/machine-id: natless's own IPv6 address changes at every boot unless translation.ipv6 is set")
+	}
+	return warnings
+}
+
+// ula is an address in fd00::/8 whose 40 random bits come from the machine's
+// id. The id itself is a secret (machine-id(5)): it is only the key of a hash.
+func ula(id, device string) netip.Addr {
+	mac := hmac.New(sha256.New, []byte(id))
+	mac.Write([]byte("natless's own IPv6 address\x00" + device))
+	a := [16]byte{0: 0xfd, 15: 1}
+	copy(a[1:6], mac.Sum(nil))
+	return netip.AddrFrom16(a)
+}
+
+// machineID identifies the machine. Where it has no id of its own, host name
+// and boot stand in for it, which is not stable.
+func machineID(readFile func(string) ([]byte, error)) (id string, stable bool) {
+	for _, path := range []string{"/etc/machine-id", "/var/lib/dbus/machine-id"} {
+		data, err := readFile(path)
+		if id := strings.TrimSpace(string(data)); err == nil && id != "" && id != "uninitialized" {
+			return id, true
+		}
+	}
+	name, _ := readFile("/proc/sys/kernel/hostname")
+	boot, _ := readFile("/proc/sys/kernel/random/boot_id")
+	return string(name) + string(boot), false
+}
+
+// MarshalJSON gives the configuration in force under the names and in the
+// notation of the file.
+func (c *Config) MarshalJSON() ([]byte, error) {
+	return json.Marshal(plain(reflect.ValueOf(c).Elem()))
+}
+
+// plain turns a field of Config into what encoding/json writes as the file
+// would have it.
+func plain(v reflect.Value) any {
+	switch {
+	case isTable(v.Type()):
+		table := map[string]any{}
+		for _, f := range reflect.VisibleFields(v.Type()) {
+			if key, ok := f.Tag.Lookup("toml"); ok {
+				table[key] = plain(v.FieldByIndex(f.Index))
+			}
+		}
+		return table
+	case v.Kind() == reflect.Slice:
+		list := make([]any, v.Len())
+		for i := range list {
+			list[i] = plain(v.Index(i))
+		}
+		return list
+	}
+	switch v := v.Interface().(type) {
+	case time.Duration:
+		return formatDuration(v)
+	case Client:
+		return v.String()
+	}
+	return v.Interface() // addresses and prefixes are text, "" when zero
+}
+
+// Options are the settings of the translation, for a device of that MTU in
+// bytes.
+func (c *Config) Options(deviceMTU int) translate.Options {
+	t := c.Translation
+	known := func(mtu int) int {
+		if mtu == 0 {
+			return deviceMTU
+		}
+		return min(mtu, deviceMTU)
+	}
+	ipv6 := known(t.IPv6MTU)
+	return translate.Options{
+		IPv4MTU:       known(t.IPv4MTU),
+		IPv6MTU:       ipv6,
+		LowestIPv6MTU: min(t.LowestIPv6MTU, ipv6),
+		DropUDPZero:   t.UDPZeroChecksum == "drop",
+		ZeroTOS:       t.TrafficClass == "zero",
+	}
+}

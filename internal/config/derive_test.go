@@ -1,0 +1,137 @@
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/natless/natless/translate"
+)
+
+func mustParse(t *testing.T, file string) *Config {
+	t.Helper()
+	c, err := parse("f", []byte(file))
+	require.NoError(t, err)
+	return c
+}
+
+func TestOwnIPv4(t *testing.T) {
+	for want, file := range map[string]string{
+		"169.254.64.1": "",
+		"192.0.2.1":    "translation.ipv4 = \"192.0.2.1\"",
+		"203.0.113.1":  "[[pool]]\nipv4 = \"203.0.113.0/30\"\n[[map]]\nipv4 = \"203.0.113.2\"\nipv6 = \"2001:db8::2\"",
+		// The first addresses of the pool are mapped, by nested maps.
+		"203.0.113.16": "[[pool]]\nipv4 = \"203.0.113.0/24\"\n[[map]]\nipv4 = \"203.0.113.1\"\nipv6 = \"2001:db8::1\"\n" +
+			"[[map]]\nipv4 = \"203.0.113.0/28\"\nipv6 = \"2001:db8:1::/120\"",
+		"198.51.100.8": "[[pool]]\nipv4 = \"198.51.100.8/31\"",
+	} {
+		assert.Equal(t, want, mustParse(t, file).OwnIPv4().String())
+	}
+	// At the end of the address space there is no next address.
+	end := Default()
+	end.Pools[0].IPv4 = netip.MustParsePrefix("255.255.255.255/32")
+	end.Maps = []Map{{IPv4: netip.MustParsePrefix("255.255.255.0/24")}}
+	assert.False(t, end.OwnIPv4().IsValid())
+}
+
+func TestOwnIPv6(t *testing.T) {
+	c := mustParse(t, "translation.ipv6 = \"2001:db8::1\"")
+	assert.Equal(t, "2001:db8::1", c.OwnIPv6().String())
+
+	one := ula("0123456789abcdef", "natless0")
+	assert.True(t, netip.MustParsePrefix("fd00::/8").Contains(one))
+	assert.Equal(t, one, ula("0123456789abcdef", "natless0"), "the same after every start")
+	assert.NotEqual(t, one, ula("0123456789abcdef", "natless1"), "another for another device")
+	assert.NotEqual(t, one, ula("0123456789abcdee", "natless0"), "another for another machine")
+	assert.Equal(t, Default().OwnIPv6(), Default().OwnIPv6())
+}
+
+func TestMachineID(t *testing.T) {
+	files := map[string]string{"/proc/sys/kernel/hostname": "web\n", "/proc/sys/kernel/random/boot_id": "b00t\n"}
+	read := func(path string) ([]byte, error) {
+		if data, ok := files[path]; ok {
+			return []byte(data), nil
+		}
+		return nil, errors.New("no such file")
+	}
+	check := func(want string, wantStable bool) {
+		t.Helper()
+		id, stable := machineID(read)
+		assert.Equal(t, want, id)
+		assert.Equal(t, wantStable, stable)
+	}
+	check("web\nb00t\n", false)
+	files["/etc/machine-id"] = "\n" // as container images have it
+	check("web\nb00t\n", false)
+	files["/etc/machine-id"] = "uninitialized\n"
+	check("web\nb00t\n", false)
+	files["/var/lib/dbus/machine-id"] = "d\n"
+	check("d", true)
+	files["/etc/machine-id"] = "m\n"
+	check("m", true)
+}
+
+func TestAllowPrivate(t *testing.T) {
+	for file, want := range map[string]bool{
+		"":                                     false,
+		"pref64 = \"64:ff9b:1::/96\"":          true,
+		"pref64 = \"\"":                        true,
+		"private_ipv4 = \"allow\"":             true,
+		"private_ipv4 = \"deny\"\npref64=\"\"": false,
+	} {
+		assert.Equal(t, want, mustParse(t, "[translation]\n"+file).AllowPrivate(), file)
+	}
+}
+
+func TestMasquerade(t *testing.T) {
+	pools := "[[pool]]\n[[pool]]\nipv4 = \"203.0.113.0/24\"\n[[pool]]\nipv4 = \"100.64.0.0/10\"\n[[pool]]\nipv4 = \"172.0.0.0/8\"\n"
+	prefix := netip.MustParsePrefix
+	assert.Equal(t, []netip.Prefix{prefix("169.254.64.0/20"), prefix("100.64.0.0/10")}, mustParse(t, pools).Masquerade())
+	assert.Len(t, mustParse(t, pools+"[network]\nmasquerade = \"on\"").Masquerade(), 4)
+	assert.Empty(t, mustParse(t, pools+"[network]\nmasquerade = \"off\"").Masquerade())
+}
+
+func TestPermitted(t *testing.T) {
+	prefix := netip.MustParsePrefix
+	prefixes, local := mustParse(t, "").Permitted()
+	assert.Empty(t, prefixes)
+	assert.True(t, local)
+	prefixes, local = mustParse(t, `
+[[map]]
+ipv4 = "192.0.2.1"
+ipv6 = "2001:db8::1"
+[[pool]]
+clients = ["2001:db8:1::/64"]
+[[pool]]
+ipv4 = "203.0.113.0/24"
+clients = ["2001:db8:1::/64", "2001:db8::/128"]
+`).Permitted()
+	assert.Equal(t, []netip.Prefix{prefix("2001:db8::/128"), prefix("2001:db8::1/128"), prefix("2001:db8:1::/64")}, prefixes)
+	assert.False(t, local)
+}
+
+func TestOptions(t *testing.T) {
+	assert.Equal(t, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500, LowestIPv6MTU: 1280}, Default().Options(1500))
+	c := mustParse(t, "[translation]\nipv4_mtu = 1400\nipv6_mtu = 9000\nlowest_ipv6_mtu = 1600\nudp_zero_checksum = \"drop\"\ntraffic_class = \"zero\"")
+	assert.Equal(t, translate.Options{IPv4MTU: 1400, IPv6MTU: 1500, LowestIPv6MTU: 1500, DropUDPZero: true, ZeroTOS: true}, c.Options(1500))
+}
+
+// TestJSON holds that a configuration is shown as a file would have it: what
+// is shown can be given back.
+func TestJSON(t *testing.T) {
+	data, err := json.Marshal(mustParse(t, "[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\n[[pool]]\nclients = [\"local\", \"2001:db8::/64\"]\nmax_life = \"30d\""))
+	require.NoError(t, err)
+	var doc map[string]any
+	require.NoError(t, json.Unmarshal(data, &doc))
+	assert.Equal(t, []any{map[string]any{"ipv4": "192.0.2.1/32", "ipv6": "2001:db8::1/128", "label": ""}}, doc["map"])
+	pool := doc["pool"].([]any)[0].(map[string]any)
+	assert.Equal(t, []any{"local", "2001:db8::/64"}, pool["clients"])
+	assert.Equal(t, "1h", pool["idle"])
+	assert.Equal(t, "30d", pool["max_life"])
+	assert.Equal(t, "", doc["translation"].(map[string]any)["ipv4"])
+	assert.Equal(t, "64:ff9b::/96", doc["translation"].(map[string]any)["pref64"])
+}

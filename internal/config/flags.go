@@ -1,0 +1,113 @@
+package config
+
+import (
+	"cmp"
+	"maps"
+	"os"
+	"reflect"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// SocketVariable is the variable of the environment that names the socket.
+const SocketVariable = "NATLESS_SOCKET"
+
+// Flags are the flags of `natless run` that mirror the configuration.
+type Flags struct {
+	set *pflag.FlagSet
+
+	device, pref64, poolMode, masquerade, onExit, offload, socket, stateDir string
+	maps, pools, clients                                                    []string
+	queues                                                                  int
+}
+
+// Register adds the flags to a command.
+func (f *Flags) Register(set *pflag.FlagSet) {
+	f.set = set
+	d := Default()
+	set.StringVar(&f.device, "device", d.Device.Name, "name of the TUN device")
+	set.StringVar(&f.pref64, "pref64", d.Translation.Pref64.String(), `prefix that stands for IPv4 (RFC 6052); "" for explicit mappings only`)
+	set.StringArrayVar(&f.maps, "map", nil, "explicit mapping V4=V6, of addresses or prefixes (repeatable)")
+	set.StringArrayVar(&f.pools, "pool", nil, "IPv4 prefix to lend addresses from, in place of the configured pools (repeatable; default "+d.Pools[0].IPv4.String()+")")
+	set.StringVar(&f.poolMode, "pool-mode", d.Pools[0].Mode, "how pools are divided: one-to-one")
+	set.StringSliceVar(&f.clients, "clients", []string{"local"}, `IPv6 prefixes that may lease from the pools, or "local" (repeatable)`)
+	set.StringVar(&f.masquerade, "masquerade", d.Network.Masquerade, "masquerade pool addresses that leave the host: auto, on or off")
+	set.StringVar(&f.onExit, "on-exit", d.Network.OnExit, "what a clean stop leaves on the host: remove (nothing) or keep (for a restart that interrupts no flow)")
+	set.StringVar(&f.offload, "offload", d.Device.Offload, "GSO and checksum offloads of the device: auto or off")
+	set.IntVar(&f.queues, "queues", d.Device.Queues, "queues of the device; 0: one per CPU, at most 8")
+	f.RegisterSocket(set)
+	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": nothing does`)
+}
+
+// RegisterSocket adds --socket alone, for the commands that ask the daemon.
+func (f *Flags) RegisterSocket(set *pflag.FlagSet) {
+	f.set = set
+	set.StringVar(&f.socket, "socket", "", "socket of the daemon (default $"+SocketVariable+", then "+Default().Control.Socket+")")
+}
+
+// Socket is where the daemon is asked: --socket, NATLESS_SOCKET, or the
+// default.
+func (f *Flags) Socket() string {
+	return cmp.Or(f.socket, os.Getenv(SocketVariable), Default().Control.Socket)
+}
+
+// Apply lays the flags that were given over the configuration and checks the
+// whole. --pool takes the place of every pool, --pool-mode and --clients go for
+// all pools, and --map adds to the maps. All errors are in one, joined with
+// errors.Join; those of a flag begin with it.
+func (f *Flags) Apply(c *Config) error {
+	if c.given == nil {
+		c.given = map[string]place{}
+	}
+	var flag string
+	d := decoder{report: report{c: c}, place: func(string) place { return place{name: flag} }}
+	put := func(name, table string, out any, key string, v any) {
+		if flag = "--" + name; f.set.Changed(name) {
+			d.table(table, map[string]any{key: v}, reflect.ValueOf(out).Elem())
+		}
+	}
+	if socket := os.Getenv(SocketVariable); socket != "" {
+		flag = "$" + SocketVariable
+		d.table("control", map[string]any{"socket": socket}, reflect.ValueOf(&c.Control).Elem())
+	}
+	put("device", "device", &c.Device, "name", f.device)
+	put("queues", "device", &c.Device, "queues", int64(f.queues))
+	put("offload", "device", &c.Device, "offload", f.offload)
+	put("masquerade", "network", &c.Network, "masquerade", f.masquerade)
+	put("on-exit", "network", &c.Network, "on_exit", f.onExit)
+	put("pref64", "translation", &c.Translation, "pref64", f.pref64)
+	put("socket", "control", &c.Control, "socket", f.socket)
+	put("state-dir", "state", &c.State, "dir", f.stateDir)
+	for _, m := range f.maps {
+		path := element("map", len(c.Maps))
+		flag = "--map " + m
+		c.given[path] = place{name: flag}
+		v4, v6, ok := strings.Cut(m, "=")
+		if !ok {
+			d.add(path, "expected V4=V6, such as 192.0.2.1=2001:db8::1")
+			continue
+		}
+		c.Maps = append(c.Maps, Map{Origin: "--map"})
+		d.table(path, map[string]any{"ipv4": v4, "ipv6": v6}, reflect.ValueOf(&c.Maps[len(c.Maps)-1]).Elem())
+	}
+	if len(f.pools) > 0 {
+		c.Pools = nil
+		maps.DeleteFunc(c.given, func(path string, _ place) bool { return strings.HasPrefix(path, "pool[") })
+	}
+	for i, p := range f.pools {
+		c.Pools = append(c.Pools, defaultPool())
+		c.Pools[i].Origin = "--pool"
+		put("pool", element("pool", i), &c.Pools[i], "ipv4", p)
+	}
+	clients := make([]any, len(f.clients))
+	for i, client := range f.clients {
+		clients[i] = client
+	}
+	for i := range c.Pools {
+		put("pool-mode", element("pool", i), &c.Pools[i], "mode", f.poolMode)
+		put("clients", element("pool", i), &c.Pools[i], "clients", clients)
+	}
+	c.check(&d.report)
+	return d.err()
+}

@@ -1,0 +1,306 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"net/netip"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestExample holds contrib/natless.toml to what its first lines say.
+func TestExample(t *testing.T) {
+	path := filepath.Join("..", "..", "contrib", "natless.toml")
+	c, err := Load(path)
+	require.NoError(t, err)
+	want := Default()
+	want.File = path
+	require.Len(t, c.Pools, 1)
+	want.Pools[0].Origin = c.Pools[0].Origin
+	given := c.given
+	c.given = nil
+	want.Translation.RFC6791 = c.Translation.RFC6791 // [] and left out are the same
+	assert.Empty(t, c.Translation.RFC6791)
+	assert.Equal(t, want, c)
+
+	for _, key := range []string{
+		"device.name", "device.mtu", "device.queues", "device.offload",
+		"network.manage", "network.masquerade", "network.on_exit",
+		"translation.pref64", "translation.ipv4", "translation.ipv6", "translation.rfc6791_ipv4",
+		"translation.lowest_ipv6_mtu", "translation.ipv6_mtu", "translation.ipv4_mtu",
+		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
+		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
+		"control.socket", "control.group", "state.dir", "log.level", "log.format",
+	} {
+		assert.Contains(t, given, key)
+	}
+}
+
+func TestEverythingGiven(t *testing.T) {
+	c, err := parse("f", []byte(`
+device = { name = "nat6", mtu = 9000, queues = 2, offload = "off" }
+[network]
+manage = false
+masquerade = "on"
+on_exit = "keep"
+[translation]
+pref64 = "2001:db8:64::/48"
+ipv4 = "192.0.2.1"
+ipv6 = "2001:db8::1"
+rfc6791_ipv4 = ["192.0.2.8/29", "192.0.2.3"]
+lowest_ipv6_mtu = 1400
+ipv6_mtu = 1500
+ipv4_mtu = 1480
+udp_zero_checksum = "drop"
+traffic_class = "zero"
+hairpin = "off"
+private_ipv4 = "deny"
+[[map]]
+ipv4 = "198.51.100.0/24"
+ipv6 = "2001:db8:1::/120"
+label = "web"
+[[map]]
+ipv4 = "198.51.100.7"
+ipv6 = "2001:db8:2::7"
+[[pool]]
+ipv4 = "203.0.113.0/24"
+clients = ["local", "2001:db8:3::/64", "2001:db8::9"]
+mode = "one-to-one"
+idle = "1d12h"
+max_life = "30d"
+quarantine = "0"
+[[pool]]
+ipv4 = "10.0.0.0/24"
+[control]
+socket = "/run/x.sock"
+group = "adm"
+[log]
+level = "debug"
+format = "json"
+`))
+	require.NoError(t, err)
+	prefix := netip.MustParsePrefix
+	second := defaultPool()
+	second.IPv4, second.Origin = prefix("10.0.0.0/24"), "f:33"
+	first := defaultPool()
+	first.IPv4, first.Origin = prefix("203.0.113.0/24"), "f:26"
+	first.Clients = []Client{{Local: true}, {IPv6: prefix("2001:db8:3::/64")}, {IPv6: prefix("2001:db8::9/128")}}
+	first.Idle, first.MaxLife, first.Quarantine = 36*time.Hour, 30*day, 0
+	want := Default()
+	want.File = "f"
+	want.Device = Device{Name: "nat6", MTU: 9000, Queues: 2, Offload: "off"}
+	want.Network = Network{Manage: false, Masquerade: "on", OnExit: "keep"}
+	want.Translation = Translation{
+		Pref64: prefix("2001:db8:64::/48"), IPv4: netip.MustParseAddr("192.0.2.1"), IPv6: netip.MustParseAddr("2001:db8::1"),
+		RFC6791:       []netip.Prefix{prefix("192.0.2.8/29"), prefix("192.0.2.3/32")},
+		LowestIPv6MTU: 1400, IPv6MTU: 1500, IPv4MTU: 1480,
+		UDPZeroChecksum: "drop", TrafficClass: "zero", Hairpin: "off", PrivateIPv4: "deny",
+	}
+	want.Maps = []Map{
+		{IPv4: prefix("198.51.100.0/24"), IPv6: prefix("2001:db8:1::/120"), Label: "web", Origin: "f:19"},
+		{IPv4: prefix("198.51.100.7/32"), IPv6: prefix("2001:db8:2::7/128"), Origin: "f:23"},
+	}
+	want.Pools = []Pool{first, second}
+	want.Control = Control{Socket: "/run/x.sock", Group: "adm"}
+	want.Log = Log{Level: "debug", Format: "json"}
+	c.given = nil
+	assert.Equal(t, want, c)
+}
+
+// TestBad has every kind of mistake with the whole message.
+func TestBad(t *testing.T) {
+	for name, test := range map[string]struct{ file, want string }{
+		"unknown key":          {"[device]\nnmae = \"x\"", `f:2: device.nmae: unknown key: did you mean device.name?`},
+		"unknown, no idea":     {"[log]\nverbosity = 3", `f:2: log.verbosity: unknown key: expected one of level, format`},
+		"unknown table":        {"\n[devise]\nname = \"x\"", `f:2: devise: unknown key: did you mean device?`},
+		"unknown subtable":     {"[device]\n[device.more]", `f:2: device.more: unknown key: expected one of name, mtu, queues, offload`},
+		"in the wrong table":   {"pref64 = \"64:ff9b::/96\"", `f:1: pref64: unknown key: did you mean translation.pref64?`},
+		"unknown in a map":     {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\nlable = \"x\"", `f:4: map.lable: unknown key: did you mean map.label?`},
+		"unknown inline":       {"device = {\n name = \"x\",\n mut = 1500 }", `f:3: device.mut: unknown key: did you mean device.mtu?`},
+		"strange key":          {"\"a\\nb\" = 1", `f:1: "a\nb": unknown key: expected one of device, network, translation, map, pool, control, state, log, dns64, ra`},
+		"not TOML":             {"\n[device\n", `f:2: column 8: not TOML: expected ']' to close table name`},
+		"twice":                {"[device]\nmtu = 1500\nmtu = 1500", `f:3: column 1: not TOML: key mtu is already defined`},
+		"table of one":         {"[map]\nipv4 = \"192.0.2.1\"", `f:1: map: a table: expected a list of tables, [[map]]`},
+		"not a table":          {"device = 3", `f:1: device: 3: expected a table, [device]`},
+		"number in quotes":     {"[device]\nmtu = \"1500\"", `f:2: device.mtu: 1500: expected a whole number, without quotes`},
+		"number with a point":  {"[device]\nmtu = 1500.5", `f:2: device.mtu: 1500.5: expected a whole number, without quotes`},
+		"huge number":          {"[device]\nqueues = 4294967297", `f:2: device.queues: 4294967297: expected a smaller number`},
+		"word for a bool":      {"[network]\nmanage = \"yes\"", `f:2: network.manage: yes: expected true or false, without quotes`},
+		"enum":                 {"[device]\noffload = \"on\"", `f:2: device.offload: on: expected "auto" or "off"`},
+		"enum of another type": {"[device]\noffload = false", `f:2: device.offload: false: expected "auto" or "off"`},
+		"enum of three":        {"[translation]\nprivate_ipv4 = \"\"", `f:2: translation.private_ipv4: "": expected "auto", "allow" or "deny"`},
+		"no list":              {"[[pool]]\nclients = \"local\"", `f:2: pool.clients: local: expected a list, in brackets`},
+
+		"name too long":  {"[device]\nname = \"a-very-long-name\"", `f:2: device.name: a-very-long-name: 16 bytes long: expected at most 15`},
+		"name with /":    {"[device]\nname = \"a/b\"", `f:2: device.name: a/b: expected a name without /, :, %, spaces and control characters`},
+		"name empty":     {"[device]\nname = \"\"", `f:2: device.name: "": expected the name of a device`},
+		"name all":       {"[device]\nname = \"all\"", `f:2: device.name: all: the kernel keeps this name to itself: expected another`},
+		"mtu low":        {"[device]\nmtu = 1279", `f:2: device.mtu: 1279: expected 0 or 1280 to 65535`},
+		"mtu high":       {"[device]\nmtu = 65536", `f:2: device.mtu: 65536: expected 0 or 1280 to 65535`},
+		"mtu negative":   {"[device]\nmtu = -1", `f:2: device.mtu: -1: expected 0 or 1280 to 65535`},
+		"queues":         {"[device]\nqueues = 257", `f:2: device.queues: 257: expected 0 (one per CPU, at most 8) or 1 to 256`},
+		"ipv6_mtu":       {"[translation]\nipv6_mtu = 1000", `f:2: translation.ipv6_mtu: 1000: expected 0 or 1280 to 65535`},
+		"ipv4_mtu":       {"[translation]\nipv4_mtu = 67", `f:2: translation.ipv4_mtu: 67: expected 0 or 68 to 65535`},
+		"above device":   {"device.mtu = 1500\n[translation]\nipv4_mtu = 1501", `f:3: translation.ipv4_mtu: 1501: more than device.mtu, which is 1500: expected at most that`},
+		"lowest":         {"[translation]\nlowest_ipv6_mtu = 1279", `f:2: translation.lowest_ipv6_mtu: 1279: expected 1280 to 65535`},
+		"lowest, ipv6":   {"[translation]\nlowest_ipv6_mtu = 1400\nipv6_mtu = 1300", `f:2: translation.lowest_ipv6_mtu: 1400: more than ipv6_mtu, which is 1300: expected at most that`},
+		"lowest, device": {"[translation]\nlowest_ipv6_mtu = 1600\n[device]\nmtu = 1500", `f:2: translation.lowest_ipv6_mtu: 1600: more than device.mtu, which is 1500: expected at most that`},
+
+		"prefix length":       {"[translation]\npref64 = \"2001:db8::/95\"", `f:2: translation.pref64: 2001:db8::/95: prefix length 95 is none of 32, 40, 48, 56, 64, 96`},
+		"no such length":      {"[translation]\npref64 = \"2001:db8::/129\"", `f:2: translation.pref64: 2001:db8::/129: the prefix length 129 is none of 0 to 128`},
+		"IPv4 for IPv6":       {"[translation]\npref64 = \"192.0.2.0/24\"", `f:2: translation.pref64: 192.0.2.0/24: an IPv4 prefix where an IPv6 prefix belongs`},
+		"bits behind":         {"[translation]\npref64 = \"2001:db8::1/96\"", `f:2: translation.pref64: 2001:db8::1/96: bits are set behind the prefix: expected 2001:db8::/96`},
+		"bits 64 to 71":       {"[translation]\npref64 = \"2001:db8:0:0:100::/96\"", `f:2: translation.pref64: 2001:db8:0:0:100::/96: bits 64 to 71 are not zero (RFC 6052 2.2): expected a prefix that has them zero`},
+		"pref64 a loopback":   {"[translation]\npref64 = \"::/96\"", `f:2: translation.pref64: ::/96: in or around ::/128, which is no host's: expected unicast addresses`},
+		"pref64 no prefix":    {"[translation]\npref64 = \"nat64\"", `f:2: translation.pref64: nat64: expected an IPv6 prefix in quotes, such as "2001:db8::/64"`},
+		"pref64 a number":     {"[translation]\npref64 = 96", `f:2: translation.pref64: 96: expected an IPv6 prefix in quotes, such as "2001:db8::/64"`},
+		"own IPv4 is IPv6":    {"[translation]\nipv4 = \"2001:db8::1\"", `f:2: translation.ipv4: 2001:db8::1: an IPv6 address where an IPv4 address belongs`},
+		"own IPv6 is IPv4":    {"[translation]\nipv6 = \"192.0.2.1\"", `f:2: translation.ipv6: 192.0.2.1: an IPv4 address where an IPv6 address belongs`},
+		"own IPv6 mapped":     {"[translation]\nipv6 = \"::ffff:192.0.2.1\"", `f:2: translation.ipv6: ::ffff:192.0.2.1: an IPv4-mapped IPv6 address: expected an IPv6 address`},
+		"own IPv6 zone":       {"[translation]\nipv6 = \"fe80::1%eth0\"", `f:2: translation.ipv6: fe80::1%eth0: an address with a zone: expected an IPv6 address without one`},
+		"own IPv4 prefix":     {"[translation]\nipv4 = \"192.0.2.1/24\"", `f:2: translation.ipv4: 192.0.2.1/24: expected an IPv4 address in quotes, such as "192.0.2.1"`},
+		"own IPv4 multicast":  {"[translation]\nipv4 = \"224.0.0.1\"", `f:2: translation.ipv4: 224.0.0.1: in or around 224.0.0.0/4, which is no host's: expected unicast addresses`},
+		"own IPv6 in pref64":  {"[translation]\nipv6 = \"64:ff9b::1\"", `f:2: translation.ipv6: 64:ff9b::1: lies in pref64, 64:ff9b::/96: expected an address outside`},
+		"own IPv4 in a map":   {"[translation]\nipv4 = \"192.0.2.9\"\n[[map]]\nipv4 = \"192.0.2.9\"\nipv6 = \"2001:db8::9\"", `f:2: translation.ipv4: 192.0.2.9: is mapped at f:3: expected an address that is not`},
+		"no own IPv4":         {"pool = []", `f: translation.ipv4: not given, and no pool has an address for it: expected natless's own IPv4 address`},
+		"no own IPv4, table":  {"pool = []\n[translation]", `f:2: translation.ipv4: not given, and no pool has an address for it: expected natless's own IPv4 address`},
+		"rfc6791":             {"[translation]\nrfc6791_ipv4 = [\n\"192.0.2.0/24\",\n\"2001:db8::/64\",\n]", `f:4: translation.rfc6791_ipv4: 2001:db8::/64: an IPv6 prefix where an IPv4 prefix belongs`},
+		"rfc6791 not unicast": {"[translation]\nrfc6791_ipv4 = [\"127.0.0.0/8\"]", `f:2: translation.rfc6791_ipv4: 127.0.0.0/8: in or around 127.0.0.0/8, which is no host's: expected unicast addresses`},
+
+		"rfc6791 in a map":  {"[translation]\nrfc6791_ipv4 = [\"192.0.2.0/24\"]\n[[map]]\nipv4 = \"192.0.2.9\"\nipv6 = \"2001:db8::9\"", `f:2: translation.rfc6791_ipv4: 192.0.2.0/24: overlaps the map of 192.0.2.9/32 at f:3: expected addresses that no client has`},
+		"rfc6791 in a pool": {"[translation]\nrfc6791_ipv4 = [\"169.254.65.0/24\"]", `f:2: translation.rfc6791_ipv4: 169.254.65.0/24: overlaps the pool 169.254.64.0/20 at default: expected addresses that no client has`},
+
+		"map in pref64":   {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"64:ff9b::1\"", `f:3: map.ipv6: 64:ff9b::1/128: overlaps pref64, 64:ff9b::/96: expected a prefix outside`},
+		"map without":     {"[[map]]\nipv4 = \"192.0.2.1\"", `f:1: map.ipv6: missing: expected an IPv6 prefix in quotes, such as "2001:db8::/64"`},
+		"map families":    {"[[map]]\nipv4 = \"2001:db8::1\"\nipv6 = \"2001:db8::1\"", `f:2: map.ipv4: 2001:db8::1: an IPv6 address where an IPv4 address belongs`},
+		"map bits behind": {"[[map]]\nipv4 = \"192.0.2.1/24\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: 192.0.2.1/24: bits are set behind the prefix: expected 192.0.2.0/24`},
+		"map mapped":      {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"::ffff:0:0/96\"", `f:3: map.ipv6: ::ffff:0:0/96: an IPv4-mapped IPv6 address: expected an IPv6 prefix`},
+		"map empty":       {"[[map]]\nipv4 = \"\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: "": expected an IPv4 prefix in quotes, such as "192.0.2.0/24"`},
+		"map too small":   {"[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/121\"", `f:3: map.ipv6: 2001:db8::/121: too small for 192.0.2.0/24: expected a prefix length of at most 120`},
+		"mapped twice, IPv4": {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\n[[map]]\nipv4 = \"192.0.2.1/32\"\nipv6 = \"2001:db8::2\"",
+			`f:5: map.ipv4: 192.0.2.1/32: mapped before at f:1: expected each prefix once`},
+		"mapped twice, IPv6": {"map = [{ipv4 = \"192.0.2.1\", ipv6 = \"2001:db8::1\"},\n\n{ipv4 = \"192.0.2.2\", ipv6 = \"2001:db8::1\"}]",
+			`f:3: map.ipv6: 2001:db8::1/128: mapped before at f:1: expected each prefix once`},
+
+		"pool family":       {"[[pool]]\nipv4 = \"fd00::/64\"", `f:2: pool.ipv4: fd00::/64: an IPv6 prefix where an IPv4 prefix belongs`},
+		"pool not unicast":  {"[[pool]]\nipv4 = \"239.0.0.0/24\"", `f:2: pool.ipv4: 239.0.0.0/24: in or around 224.0.0.0/4, which is no host's: expected unicast addresses`},
+		"pool of all":       {"[[pool]]\nipv4 = \"10.0.0.0/7\"", `f:2: pool.ipv4: 10.0.0.0/7: too large: expected a prefix length of at least 8`},
+		"pools overlap":     {"[[pool]]\n[[pool]]\nipv4 = \"169.254.65.0/24\"", `f:3: pool.ipv4: 169.254.65.0/24: overlaps the pool 169.254.64.0/20 at f:1: expected pools apart from each other`},
+		"pool all own":      {"[[pool]]\nipv4 = \"192.0.2.1\"", `f:2: pool.ipv4: 192.0.2.1/32: maps and natless's own address, 192.0.2.1, leave none for clients: expected a larger pool`},
+		"nobody":            {"[[pool]]\nclients = []", `f:2: pool.clients: an empty list: expected IPv6 prefixes, or "local"`},
+		"client family":     {"[[pool]]\nclients = [\"local\", \"10.0.0.0/8\"]", `f:2: pool.clients: 10.0.0.0/8: an IPv4 prefix where an IPv6 prefix belongs`},
+		"client a word":     {"[[pool]]\nclients = [\"everybody\"]", `f:2: pool.clients: everybody: expected an IPv6 prefix in quotes, or "local"`},
+		"client a number":   {"[[pool]]\nclients = [6]", `f:2: pool.clients: 6: expected an IPv6 prefix in quotes, or "local"`},
+		"negative duration": {"[[pool]]\nidle = \"-5m\"", `f:2: pool.idle: -5m: a negative duration: expected a duration such as "1h30m", "30d" or "0"`},
+		"negative days":     {"[[pool]]\nquarantine = \"-5d\"", `f:2: pool.quarantine: -5d: a negative duration: expected a duration such as "1h30m", "30d" or "0"`},
+		"no unit":           {"[[pool]]\nidle = \"5\"", `f:2: pool.idle: 5: expected a duration such as "1h30m", "30d" or "0"`},
+		"a number of what":  {"[[pool]]\nidle = 3600", `f:2: pool.idle: 3600: expected a duration such as "1h30m", "30d" or "0"`},
+		"days behind":       {"[[pool]]\nidle = \"1h3d\"", `f:2: pool.idle: 1h3d: expected a duration such as "1h30m", "30d" or "0"`},
+		"half a minus":      {"[[pool]]\nidle = \"3d-1h\"", `f:2: pool.idle: 3d-1h: expected a duration such as "1h30m", "30d" or "0"`},
+		"a thousand years":  {"[[pool]]\nidle = \"7301d\"", `f:2: pool.idle: 7301d: expected at most 7300d`},
+		"soon idle":         {"[[pool]]\nidle = \"999ms\"", `f:2: pool.idle: 999ms: expected "0" or at least 1s`},
+		"short life":        {"[[pool]]\nmax_life = \"20ms\"", `f:2: pool.max_life: 20ms: expected "0" or at least 1s`},
+
+		"socket relative": {"[control]\nsocket = \"natless.sock\"", `f:2: control.socket: natless.sock: expected an absolute path, such as "/run/natless/natless.sock"`},
+		"socket too long": {"[control]\nsocket = \"/" + strings.Repeat("x", 107) + "\"", `f:2: control.socket: /` + strings.Repeat("x", 107) + `: 108 bytes long: expected at most 107`},
+
+		"port-range":    {"[[pool]]\nmode = \"port-range\"\nports_per_client = 512", `f:2: pool.mode: port-range: this version does not have it: expected "one-to-one"`},
+		"stateful":      {"[[pool]]\nmode = \"stateful\"", `f:2: pool.mode: stateful: this version does not have it: expected "one-to-one"`},
+		"mode":          {"[[pool]]\nmode = \"many\"", `f:2: pool.mode: many: expected "one-to-one", "port-range" or "stateful"`},
+		"ports":         {"[[pool]]\nports_per_client = 1024", `f:2: pool.ports_per_client: this version does not have port ranges: leave the key out`},
+		"session ports": {"[[pool]]\nsession_ports = 128", `f:2: pool.session_ports: this version does not have port ranges: leave the key out`},
+		"first port":    {"[[pool]]\nfirst_port = 1024", `f:2: pool.first_port: this version does not have port ranges: leave the key out`},
+		"last port":     {"[[pool]]\nlast_port = 65535", `f:2: pool.last_port: this version does not have port ranges: leave the key out`},
+		"state":         {"[state]\ndir = \"/var/lib/natless\"", `f:2: state.dir: /var/lib/natless: this version does not have durable leases: expected "", which keeps them in memory`},
+		"history":       {"[state]\nhistory = \"30d\"", `f:2: state.history: this version does not have a history of leases: leave the key out`},
+		"dns64":         {"[dns64]\nlisten = [\"[fd00::1]:53\"]", `f:2: dns64.listen: this version does not have DNS64: leave the key out`},
+		"dns64 exclude": {"[dns64]\nexclude = [\"::ffff:0:0/96\"]", `f:2: dns64.exclude: this version does not have DNS64: leave the key out`},
+		"upstreams":     {"[dns64]\nupstreams = [\"192.0.2.53\"]", `f:2: dns64.upstreams: this version does not have DNS64: leave the key out`},
+		"ra":            {"[ra]\ninterfaces = [\"eth0\"]", `f:2: ra.interfaces: this version does not have router advertisements: leave the key out`},
+		"ra lifetime":   {"[ra]\nlifetime = \"10m\"", `f:2: ra.lifetime: this version does not have router advertisements: leave the key out`},
+
+		"several": {"[network]\nmasquerade = 1\n[device]\nmtu = 5\n[translation]\npref64 = \"::1\"",
+			"f:2: network.masquerade: 1: expected \"auto\", \"on\" or \"off\"\n" +
+				"f:4: device.mtu: 5: expected 0 or 1280 to 65535\n" +
+				"f:6: translation.pref64: ::1/128: prefix length 128 is none of 32, 40, 48, 56, 64, 96"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := parse("f", []byte(test.file))
+			assert.EqualError(t, err, test.want)
+			assert.Nil(t, c)
+		})
+	}
+}
+
+func TestGood(t *testing.T) {
+	for name, file := range map[string]string{
+		"nothing":             "",
+		"no pref64":           "translation.pref64 = \"\"",
+		"off, said so":        "[dns64]\nlisten = []\n[ra]\ninterfaces = []\n[state]\ndir = \"\"",
+		"no pool":             "pool = []\ntranslation.ipv4 = \"192.0.2.1\"",
+		"nested maps":         "[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/120\"\n[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"",
+		"a larger IPv6 side":  "[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/64\"",
+		"mapped clients":      "[[pool]]\nclients = [\"::/0\"]",
+		"own inside a map":    "translation.ipv4 = \"192.0.2.1\"\n[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/120\"",
+		"own among rfc6791":   "translation.rfc6791_ipv4 = [\"169.254.64.1\", \"192.0.2.0/24\"]",
+		"never idle":          "[[pool]]\nidle = \"0\"",
+		"CRLF":                "[device]\r\nmtu = 1500\r\n",
+		"a pool and own IPv4": "translation.ipv4 = \"192.0.2.1\"\n[[pool]]\nipv4 = \"192.0.2.2\"",
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parse("f", []byte(file))
+			assert.NoError(t, err)
+		})
+	}
+}
+
+func TestLoad(t *testing.T) {
+	_, err := Load(filepath.Join(t.TempDir(), "none.toml"))
+	assert.ErrorIs(t, err, os.ErrNotExist)
+	assert.ErrorContains(t, err, "reading the configuration: open ")
+	_, err = Load("/dev/zero")
+	assert.EqualError(t, err, "reading the configuration /dev/zero: it is larger than 16 MiB")
+
+	if _, err := os.Stat(DefaultFile); err == nil {
+		t.Skip("this host has a " + DefaultFile)
+	}
+	c, err := Load("")
+	require.NoError(t, err)
+	assert.Equal(t, Default(), c)
+	assert.NoError(t, c.Validate())
+}
+
+func TestDurations(t *testing.T) {
+	for _, s := range []string{"0", "1s", "30s", "1m", "10m", "1m30s", "1h", "10h", "1h30m", "1h0m30s", "30d", "1d12h", "20ms"} {
+		d, err := parseDuration(s)
+		require.NoError(t, err, s)
+		assert.Equal(t, s, formatDuration(d))
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	example, err := os.ReadFile(filepath.Join("..", "..", "contrib", "natless.toml"))
+	require.NoError(f, err)
+	f.Add(example)
+	f.Add([]byte("map = [{ipv4 = \"192.0.2.1\", ipv6 = \"2001:db8::1\"}, {}]"))
+	f.Add([]byte("[[map]]\n[map.x]\n[[map.y]]\n[a.b.c]\n\"\\u0000%s\".'[1]' = [[1, [2]], {c = []}]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := parse("f", data)
+		if err != nil {
+			for line := range strings.Lines(err.Error()) {
+				assert.True(t, strings.HasPrefix(line, "f:"), "an error without a place: %q", line)
+			}
+			return
+		}
+		assert.NoError(t, c.Validate())
+		_, err = c.MarshalJSON()
+		assert.NoError(t, err)
+		assert.True(t, c.OwnIPv4().Is4())
+		assert.True(t, c.OwnIPv6().Is6())
+	})
+}

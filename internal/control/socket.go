@@ -1,0 +1,195 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// socket is a listening Unix socket and the file it stands at.
+type socket struct {
+	*net.UnixListener
+	path string
+	file fs.FileInfo // as it was made, to know it again
+}
+
+// listen makes the socket at path, for root alone or, with a group, for its
+// members too. A socket that a crashed daemon left is replaced; one on which
+// somebody answers, or any other file, is an error and is left as it is.
+func listen(path, group string) (s *socket, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("opening the control socket %s: %w", path, err)
+		}
+	}()
+	gid, err := groupID(group)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Dir(path)
+	if err := makeDir(dir); err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := clearStale(path); err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: private}
+	l, err := lc.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, bare(err)
+	}
+	s = &socket{UnixListener: l.(*net.UnixListener), path: path}
+	s.SetUnlinkOnClose(false) // Close sees to it, and looks first whose file it is
+	if s.file, err = os.Lstat(path); err == nil && group != "" {
+		err = errors.Join(os.Lchown(path, -1, gid), os.Chmod(path, 0o660))
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Close stops listening and removes the file, unless another has taken its
+// place. It may be called again.
+func (s *socket) Close() error {
+	err := s.UnixListener.Close()
+	if now, statErr := os.Lstat(s.path); statErr == nil && s.file != nil && os.SameFile(now, s.file) {
+		return errors.Join(err, os.Remove(s.path))
+	}
+	return err
+}
+
+// private gives the socket its mode before it has a name: there is no moment
+// in which others could connect. The kernel takes the mode of the file from
+// that of the socket when it binds.
+func private(_, _ string, c syscall.RawConn) error {
+	var chmodErr error
+	err := c.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), 0o600) })
+	return errors.Join(err, chmodErr)
+}
+
+// groupID finds a group by its name or number; -1 for none.
+func groupID(group string) (int, error) {
+	if group == "" {
+		return -1, nil
+	}
+	if id, err := strconv.ParseUint(group, 10, 31); err == nil {
+		return int(id), nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// makeDir makes the directory if there is none, open to all whatever the
+// umask: the socket itself says who may connect.
+func makeDir(dir string) error {
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
+}
+
+// lockDir keeps two daemons that start at once from each taking the other's
+// new socket for a stale one. The lock is on the directory, so that no file is
+// left behind.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// clearStale removes a socket on which nobody answers.
+func clearStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("something is there that is not a socket: move it away, or choose another path (control.socket)")
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	switch {
+	case err == nil:
+		conn.Close()
+		return errors.New("another natless answers there")
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("somebody may be listening there: %w", bare(err))
+	}
+	return os.Remove(path)
+}
+
+// bare is the reason inside an error of package net, which repeats the path.
+func bare(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+// Accept says of every connection who is at its other end.
+func (s *socket) Accept() (net.Conn, error) {
+	c, err := s.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	return conn{c, peerOf(c)}, nil
+}
+
+// conn has its peer as the remote address, where package http looks for it.
+type conn struct {
+	*net.UnixConn
+	peer
+}
+
+func (c conn) RemoteAddr() net.Addr { return c.peer }
+
+// peer is a process, in words.
+type peer string
+
+func (peer) Network() string  { return "unix" }
+func (p peer) String() string { return string(p) }
+
+func peerOf(c *net.UnixConn) peer {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return "unknown"
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil || credErr != nil {
+		return "unknown"
+	}
+	return peer(fmt.Sprintf("pid %d, uid %d, gid %d", cred.Pid, cred.Uid, cred.Gid))
+}

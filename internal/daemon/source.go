@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"iter"
+	"net/netip"
+	"time"
+
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/translate"
+)
+
+// The methods here are the daemon as the control socket shows it.
+
+func (d *daemon) Status() control.Status {
+	degraded, warnings := d.problems()
+	return control.Status{
+		Version:  d.version,
+		Uptime:   int64(time.Since(d.started).Seconds()),
+		Device:   d.device.Name(),
+		Offloads: d.device.Features().String(),
+		Queues:   len(d.device.Queues()),
+		MTU:      d.host.MTU(),
+		Pref64:   d.config.Translation.Pref64,
+		OwnIPv4:  d.config.OwnIPv4(),
+		OwnIPv6:  d.config.OwnIPv6(),
+		Pools:    d.table.Pools(),
+		Revision: d.table.Revision(),
+		Refused:  d.refused(),
+		Warnings: warnings,
+		Degraded: degraded,
+	}
+}
+
+func (d *daemon) Stats() control.Stats {
+	c := d.plane.Counters()
+	s := control.Stats{
+		Verdicts:         map[string]uint64{},
+		IPv4In:           control.Traffic(c.IPv4In),
+		IPv6In:           control.Traffic(c.IPv6In),
+		IPv4Out:          control.Traffic(c.IPv4Out),
+		IPv6Out:          control.Traffic(c.IPv6Out),
+		ErrorsSent:       c.ErrorsSent,
+		ErrorsSuppressed: c.ErrorsLimited,
+		WriteErrors:      c.WriteErrors,
+	}
+	for v, n := range c.Verdicts {
+		s.Verdicts[translate.Verdict(v).String()] = n
+	}
+	return s
+}
+
+func (d *daemon) Maps() iter.Seq[any] {
+	var rows []control.Row
+	for _, m := range d.table.Maps() {
+		rows = append(rows, control.Row{Rule: mapping.RuleMap, MapInfo: m})
+	}
+	if p := d.config.Translation.Pref64; p.IsValid() {
+		rows = append(rows, control.Row{Rule: mapping.RulePref64, MapInfo: mapping.MapInfo{
+			IPv4: netip.PrefixFrom(netip.IPv4Unspecified(), 0), IPv6: p,
+		}})
+	}
+	return control.Each(rows)
+}
+
+func (d *daemon) Leases() iter.Seq[any]    { return control.Each(d.table.Leases()) }
+func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }
+func (d *daemon) Config() any              { return d.config }

@@ -1,0 +1,82 @@
+package dataplane
+
+import (
+	"sync/atomic"
+
+	"github.com/natless/natless/translate"
+)
+
+// counters are one worker's own; nobody else writes them.
+type counters struct {
+	_             [64]byte // keeps another worker's counters off this cache line
+	verdicts      [translate.Verdicts]atomic.Uint64
+	in, out       [2]traffic // IPv4, IPv6
+	errorsSent    atomic.Uint64
+	errorsLimited atomic.Uint64
+	writeErrors   atomic.Uint64
+	_             [64]byte
+}
+
+type traffic struct{ packets, bytes atomic.Uint64 }
+
+func (t *traffic) add(bytes int) {
+	t.packets.Add(1)
+	t.bytes.Add(uint64(bytes))
+}
+
+func family(firstByte byte) int {
+	if firstByte>>4 == 6 {
+		return 1
+	}
+	return 0
+}
+
+func (c *counters) countIn(p *translate.Packet) {
+	if p.Len > 0 {
+		c.in[family(p.Buf[p.Off])].add(p.Len)
+	}
+}
+
+func (c *counters) countOut(firstByte byte, bytes int) { c.out[family(firstByte)].add(bytes) }
+
+func (c *counters) count(v translate.Verdict) { c.verdicts[v].Add(1) }
+
+// Traffic counts packets as the device gave or took them: a super-packet
+// counts once.
+type Traffic struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Counters are the sums over all workers since the dataplane was made.
+type Counters struct {
+	Verdicts         [translate.Verdicts]uint64
+	IPv4In, IPv6In   Traffic
+	IPv4Out, IPv6Out Traffic
+	ErrorsSent       uint64 // ICMP errors originated
+	ErrorsLimited    uint64 // ICMP errors not sent because of the rate limit
+	WriteErrors      uint64 // packets the device did not take
+}
+
+// Counters adds up what the workers have counted. It may run beside them.
+func (p *Plane) Counters() Counters {
+	var sum Counters
+	for _, w := range p.workers {
+		for v := range w.verdicts {
+			sum.Verdicts[v] += w.verdicts[v].Load()
+		}
+		sum.IPv4In.add(&w.in[0])
+		sum.IPv6In.add(&w.in[1])
+		sum.IPv4Out.add(&w.out[0])
+		sum.IPv6Out.add(&w.out[1])
+		sum.ErrorsSent += w.errorsSent.Load()
+		sum.ErrorsLimited += w.errorsLimited.Load()
+		sum.WriteErrors += w.writeErrors.Load()
+	}
+	return sum
+}
+
+func (t *Traffic) add(from *traffic) {
+	t.Packets += from.packets.Load()
+	t.Bytes += from.bytes.Load()
+}

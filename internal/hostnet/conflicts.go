@@ -1,0 +1,145 @@
+package hostnet
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// conflicts names every prefix of the plan that the host already uses for
+// something else, and what for.
+//
+// An address of the host inside a prefix would become unreachable, and packets
+// from it are dropped on input. A foreign route inside a prefix, or equal to
+// it, would take packets from natless. A prefix inside the subnet of a link
+// would need neighbours to be told, by proxy ARP, and takes addresses that are
+// theirs. An IPv4 prefix inside any other route takes addresses that are in
+// use elsewhere; for IPv6 that is the ordinary case of a pref64 cut from a
+// site's own prefix. Lying inside a default route, or inside a route that leads
+// nowhere, is no conflict.
+func conflicts(p Plan, v *view) []string {
+	device := v.device(p.Device)
+	var found []string
+	wanted := p.prefixes()
+	for _, want := range wanted {
+		culprit := v.culprit(want, device)
+		if culprit == "" {
+			continue
+		}
+		text := fmt.Sprintf("%s: overlaps %s", want, culprit)
+		if free, ok := v.propose(want, wanted, device); ok {
+			text += fmt.Sprintf("; %s is free", free)
+		}
+		found = append(found, text)
+	}
+	return found
+}
+
+// deviceConflicts names what keeps natless from the device it wants, before it
+// has it.
+func deviceConflicts(p Plan, v *view) []string {
+	device := v.byName(p.Device)
+	switch {
+	case device.index == 0:
+		return nil
+	case device.kind != kindTUN:
+		return []string{fmt.Sprintf("device %s: a link of that name exists, of type %s", p.Device, device.kind)}
+	case device.queues > 0:
+		return []string{fmt.Sprintf("device %s: another program holds it open", p.Device)}
+	}
+	return nil
+}
+
+// culprit describes the first use of a prefix that stands in natless's way, or
+// is empty.
+func (v *view) culprit(want netip.Prefix, device int) string {
+	for _, a := range v.addrs {
+		if want.Contains(a.addr) {
+			return fmt.Sprintf("address %s of %s", a.addr, v.links[a.index].name)
+		}
+	}
+	for _, r := range v.routes {
+		if v.clashes(want, r, device) {
+			return v.describe(r)
+		}
+	}
+	return ""
+}
+
+func (v *view) clashes(want netip.Prefix, r route, device int) bool {
+	if isOurs(r) || !r.dst.Overlaps(want) {
+		return false
+	}
+	if r.table == unix.RT_TABLE_LOCAL {
+		return r.kind == unix.RTN_LOCAL
+	}
+	if len(r.links) == 1 && r.links[0] == device {
+		return false // the operator's own route to the device
+	}
+	if r.kind == unix.RTN_MULTICAST || r.kind == unix.RTN_BROADCAST || r.kind == unix.RTN_ANYCAST {
+		return false
+	}
+	if covers(want, r.dst) {
+		return true
+	}
+	if r.kind != unix.RTN_UNICAST || r.isDefault() {
+		return false
+	}
+	return !r.gateway || want.Addr().Is4()
+}
+
+// poolRanges are where a default pool may go: addresses that mean nothing
+// beyond the host.
+var poolRanges = []netip.Prefix{
+	netip.MustParsePrefix("169.254.64.0/18"), // clear of what clouds use at both ends of 169.254/16
+	netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("10.0.0.0/8"),
+}
+
+// propose finds a free prefix of the same length for a pool of private
+// addresses. Others were chosen because they are those addresses and no others.
+func (v *view) propose(want netip.Prefix, taken []netip.Prefix, device int) (netip.Prefix, bool) {
+	private := false
+	for _, r := range poolRanges {
+		private = private || r.Overlaps(want)
+	}
+	private = private || netip.MustParsePrefix("169.254.0.0/16").Overlaps(want) ||
+		netip.MustParsePrefix("192.168.0.0/16").Overlaps(want)
+	if !private || want.Bits() > 30 || !want.Addr().Is4() {
+		return netip.Prefix{}, false
+	}
+	for _, r := range poolRanges {
+		if p, ok := v.firstFree(r, want.Bits(), taken, device); ok {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// enoughTries bounds the search in ranges that are full of small routes.
+const enoughTries = 256
+
+func (v *view) firstFree(r netip.Prefix, bits int, taken []netip.Prefix, device int) (netip.Prefix, bool) {
+	if bits < r.Bits() {
+		return netip.Prefix{}, false
+	}
+	next := r.Addr()
+	for range enoughTries {
+		p := netip.PrefixFrom(next, bits)
+		if !r.Contains(next) {
+			break
+		}
+		if !slices.ContainsFunc(taken, p.Overlaps) && v.culprit(p, device) == "" {
+			return p, true
+		}
+		b := p.Addr().As4()
+		binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])+1<<(32-bits))
+		next = netip.AddrFrom4(b)
+	}
+	return netip.Prefix{}, false
+}

@@ -1,0 +1,292 @@
+// Package hostnet is everything natless does to its host, and undoes: the
+// device's state, the routes that lead packets into it, forwarding, one
+// nftables table. It stands at both ends of the way of a packet: what the
+// kernel routes to the device, and what it may do with what comes out.
+//
+// All of it works in the network namespace of the calling thread, and every
+// change is written to a record in /run/natless before it is made, so that
+// [Down], or the next [Prepare], can undo or take over whatever a killed
+// natless left behind.
+//
+// The host is compared with what the plan wants, and the differences are a
+// list of changes in words. [Check] prints that list, [Host.Attach] carries it
+// out, [Host.Watch] does so again whenever the host changes.
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Plan is what natless wants of its host.
+type Plan struct {
+	Device string // name of the TUN device
+	MTU    int    // bytes; 0: the largest among the host's links, see [ChooseMTU]
+	Manage bool   // false: only the device's own state is touched
+	Keep   bool   // Close leaves the table and the blackholes to the next run
+
+	IPv6 []netip.Prefix // routed to the device: pref64, natless's own address
+	IPv4 []netip.Prefix // routed to the device: pools, maps, own address, stand-ins for routers
+
+	Masquerade []netip.Prefix // IPv4 sources to masquerade when they leave the host
+	Inbound    []netip.Prefix // IPv4 destinations open to new connections from uplinks
+
+	Clients []netip.Prefix // IPv6 sources that are permitted
+	Local   bool           // as are the host and what it reaches over links without default route
+}
+
+// Host is a network namespace that natless is at work in. Its methods may be
+// called from several goroutines.
+type Host struct {
+	mu     sync.Mutex
+	plan   Plan
+	mtu    int
+	device int // interface index, or missing
+	lock   *lock
+	rec    *record
+	closed bool
+
+	settled    bool      // all that the plan wants was in place once
+	table      tableSpec // as last installed
+	tablePrint string    // its handles, to see that others changed it
+}
+
+// Prepare refuses what cannot work on this host, naming what stands in the
+// way, and makes sure that no other natless runs in this network namespace. It
+// takes over what a killed natless left. On error the host is as it was.
+func Prepare(p Plan) (*Host, error) {
+	l, err := acquire()
+	if err != nil {
+		return nil, err
+	}
+	h, err := prepare(p, l)
+	if err != nil {
+		l.release()
+		return nil, err
+	}
+	return h, nil
+}
+
+func prepare(p Plan, l *lock) (*Host, error) {
+	rec, err := readRecord(l.key)
+	if err != nil {
+		return nil, err
+	}
+	v, err := look()
+	if err != nil {
+		return nil, err
+	}
+	found := deviceConflicts(p, v)
+	if p.Manage {
+		found = append(found, conflicts(p, v)...)
+	}
+	if len(found) > 0 {
+		return nil, errors.Join(asErrors(found)...)
+	}
+	rec.Device = p.Device
+	if err := rec.save(); err != nil {
+		return nil, err
+	}
+	return &Host{plan: p, mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}, nil
+}
+
+// MTU tells the device's MTU in bytes, as planned or chosen.
+func (h *Host) MTU() int { return h.mtu }
+
+// Attach brings the device with this interface index up and makes the host
+// send packets to it. After an error the caller closes the Host, which undoes
+// what was done.
+func (h *Host) Attach(device int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l, err := netlink.LinkByIndex(device)
+	if err != nil {
+		return fmt.Errorf("attaching device %s: %w", h.plan.Device, err)
+	}
+	if name := l.Attrs().Name; name != h.plan.Device {
+		return fmt.Errorf("attaching device %s: link %d is %s", h.plan.Device, device, name)
+	}
+	h.device = device
+	return h.settle()
+}
+
+// missing is the interface index of a device that is not there yet. Zero stands
+// for all links.
+const missing = -1
+
+// Update makes the host fit another plan, as after maps were added. The
+// device, its MTU and what happens on exit stay as they were.
+func (h *Host) Update(p Plan) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p.Device, p.MTU, p.Keep, p.Manage = h.plan.Device, h.plan.MTU, h.plan.Keep, h.plan.Manage
+	v, err := look()
+	if err != nil {
+		return err
+	}
+	if found := conflicts(p, v); len(found) > 0 && p.Manage {
+		return errors.Join(asErrors(found)...)
+	}
+	h.plan, h.settled = p, false
+	return h.settle()
+}
+
+// settle makes every change the plan asks for and stops at the first error.
+func (h *Host) settle() error {
+	v, err := look()
+	if err != nil {
+		return err
+	}
+	for _, c := range h.changes(v) {
+		if err := h.make(c); err != nil {
+			return err
+		}
+	}
+	h.settled = true
+	return nil
+}
+
+// change is one step towards what the plan wants.
+type change struct {
+	key   string // what it is about, the same whenever it has to be done again
+	text  string // what it does, for people
+	again bool   // it was in place before
+	do    func() error
+}
+
+// headline is the text without what takes more than a line.
+func (c change) headline() string {
+	head, _, _ := strings.Cut(c.text, " {\n")
+	return head
+}
+
+// beforeChange lets tests stop natless dead at any step.
+var beforeChange = func(string) {}
+
+func (h *Host) make(c change) error {
+	beforeChange(c.text)
+	if err := c.do(); err != nil {
+		return fmt.Errorf("%s: %w", c.headline(), err)
+	}
+	return nil
+}
+
+// changes lists what separates the host from the plan, in the order in which
+// it is safe: packets find no way into the device before the table guards it,
+// and none through the host before all of it stands.
+func (h *Host) changes(v *view) []change {
+	list := h.deviceChanges(v)
+	if !h.plan.Manage {
+		return list
+	}
+	drop, add := h.routeChanges(v)
+	f := h.forwarding(v)
+	list = append(f.device, list...)
+	list = append(list, add.blackholes...)
+	list = append(list, h.tableChanges(v, f)...)
+	list = append(list, drop.device...)
+	list = append(list, add.device...)
+	list = append(list, f.links...)
+	return append(list, drop.blackholes...)
+}
+
+// Close undoes all that was done and is still as natless left it. With
+// Plan.Keep, once all was in place, the table and the blackholes stay, so that
+// masqueraded flows outlive a restart and nothing goes astray until then; the
+// next run takes them over. The lines say what stays behind for good, and why.
+func (h *Host) Close() ([]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, nil
+	}
+	h.closed = true
+	defer h.lock.release()
+	keep := h.plan.Keep && h.plan.Manage
+	if keep && h.device == missing {
+		return nil, h.rec.removeEmpty() // what an earlier run kept is kept on
+	}
+	_, stays, err := undo(h.rec, keep && h.settled, h.table)
+	return stays, err
+}
+
+// Down removes everything natless ever made in this network namespace, also
+// after it was killed, and tells in lines what that was. Where there is
+// nothing it does nothing. It refuses while a natless runs.
+func Down() ([]string, error) {
+	l, err := acquire()
+	if err != nil {
+		var running *RunningError
+		if errors.As(err, &running) {
+			return nil, fmt.Errorf("%w; stop it first", err)
+		}
+		return nil, err
+	}
+	defer l.release()
+	rec, err := readRecord(l.key)
+	if err != nil {
+		return nil, err
+	}
+	done, stays, err := undo(rec, false, tableSpec{})
+	return append(done, stays...), err
+}
+
+// undo takes back, in the reverse order of changes, what the record and the
+// marks of natless's own (route protocol, table name) show. Whatever fails, it
+// goes on with the rest, and keeps the record if anything did. With keep the
+// blackholes stay, and the table but for its guard over links that will not
+// forward any more.
+func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err error) {
+	v, err := look()
+	if err != nil {
+		return nil, nil, err
+	}
+	var errs []error
+	step := func(lines []string, err error) {
+		done = append(done, lines...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	lines, stays, err := undoSettings(rec, v)
+	step(lines, err)
+	step(removeRoutes(v, isDeviceRoute))
+	if keep {
+		table.Opened4, table.Opened6 = nil, nil
+		step(nil, installTable(table))
+	} else {
+		step(removeTable())
+		step(removeRoutes(v, isBlackhole))
+	}
+	step(undoDevice(rec, v))
+	if len(errs) > 0 {
+		return done, stays, errors.Join(errs...)
+	}
+	return done, stays, rec.remove()
+}
+
+func asErrors(lines []string) []error {
+	errs := make([]error, len(lines))
+	for i, l := range lines {
+		errs[i] = errors.New(l)
+	}
+	return errs
+}
+
+// retry runs a netlink dump again when the kernel's tables changed under it.
+func retry(dump func() error, again func(error) bool) error {
+	var err error
+	for range 10 {
+		if err = dump(); err == nil || !again(err) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
+}

@@ -1,0 +1,232 @@
+package hostnet
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Packets are put on the far end of a link, and into the device, and looked for
+// on the other side: the device's own file, and the far end.
+
+// wire is the far end of a link of the test's namespace.
+type wire struct {
+	t    *testing.T
+	fd   int
+	near net.HardwareAddr
+	far  net.HardwareAddr
+}
+
+func openWire(t *testing.T, link string) *wire {
+	t.Helper()
+	near, err := netlink.LinkByName(link)
+	require.NoError(t, err)
+	far, err := netlink.LinkByName(link + "p")
+	require.NoError(t, err)
+	all := int(binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL)))
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all)
+	require.NoError(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	require.NoError(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: uint16(all), Ifindex: far.Attrs().Index}))
+	return &wire{t, fd, near.Attrs().HardwareAddr, far.Attrs().HardwareAddr}
+}
+
+func (w *wire) send(packet []byte) {
+	w.t.Helper()
+	kind := layers.EthernetTypeIPv4
+	if packet[0]>>4 == 6 {
+		kind = layers.EthernetTypeIPv6
+	}
+	frame := binary.BigEndian.AppendUint16(append(append([]byte(nil), w.near...), w.far...), uint16(kind))
+	_, err := unix.Write(w.fd, append(frame, packet...))
+	require.NoError(w.t, err)
+}
+
+// receive returns the next packet of ours that arrives, or nil.
+func (w *wire) receive() gopacket.Packet {
+	return receive(w.t, w.fd, layers.LayerTypeEthernet)
+}
+
+// patienceForNothing is how long a packet that must not come is waited for.
+const patienceForNothing = 60 * time.Millisecond
+
+func receive(t *testing.T, fd int, first gopacket.LayerType) gopacket.Packet {
+	t.Helper()
+	buf := make([]byte, 2048)
+	for end := time.Now().Add(patienceForNothing); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		n, err := unix.Read(fd, buf)
+		if err != nil {
+			require.ErrorIs(t, err, unix.EAGAIN)
+			continue
+		}
+		f := first
+		if f == 0 {
+			f = layers.LayerTypeIPv4
+			if buf[0]>>4 == 6 {
+				f = layers.LayerTypeIPv6
+			}
+		}
+		p := gopacket.NewPacket(append([]byte(nil), buf[:n]...), f, gopacket.Default)
+		if u := p.TransportLayer(); u != nil && string(u.LayerPayload()) == "natless" {
+			return p
+		}
+	}
+	return nil
+}
+
+func udp(t *testing.T, src, dst string) []byte {
+	t.Helper()
+	from, to := netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)
+	u := &layers.UDP{SrcPort: layers.UDPPort(from.Port()), DstPort: layers.UDPPort(to.Port())}
+	var ip gopacket.SerializableLayer
+	if from.Addr().Is4() {
+		l := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: from.Addr().AsSlice(), DstIP: to.Addr().AsSlice()}
+		require.NoError(t, u.SetNetworkLayerForChecksum(l))
+		ip = l
+	} else {
+		l := &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: layers.IPProtocolUDP, SrcIP: from.Addr().AsSlice(), DstIP: to.Addr().AsSlice()}
+		require.NoError(t, u.SetNetworkLayerForChecksum(l))
+		ip = l
+	}
+	b := gopacket.NewSerializeBuffer()
+	require.NoError(t, gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, ip, u, gopacket.Payload("natless")))
+	return b.Bytes()
+}
+
+// neighbour tells the host a router's or neighbour's link address, which no one
+// on the far end would.
+func neighbour(t *testing.T, link, addr string, w *wire) {
+	t.Helper()
+	require.NoError(t, netlink.NeighSet(&netlink.Neigh{
+		LinkIndex: linkIndex(t, link), IP: net.ParseIP(addr), HardwareAddr: w.far, State: netlink.NUD_PERMANENT,
+	}))
+}
+
+// packetHost is testHost with wires and neighbours, and natless at work.
+type packetHost struct {
+	t               *testing.T
+	h               *Host
+	tun             int
+	shut            func()
+	uplink, clients *wire
+}
+
+func newPacketHost(t *testing.T) *packetHost {
+	t.Helper()
+	testHost(t)
+	p := &packetHost{t: t, uplink: openWire(t, "uplink"), clients: openWire(t, "clients")}
+	neighbour(t, "uplink", "192.0.2.1", p.uplink)
+	neighbour(t, "uplink", "2001:db8:ff::1", p.uplink)
+	neighbour(t, "clients", "2001:db8:1::5", p.clients)
+	p.start()
+	return p
+}
+
+func (p *packetHost) start() {
+	p.t.Helper()
+	plan := testPlan()
+	plan.Keep = true
+	h, err := Prepare(plan)
+	require.NoError(p.t, err)
+	index, shut := openTUN(p.t, "natless0", false)
+	p.tun = lastTUN
+	require.NoError(p.t, unix.SetNonblock(p.tun, true))
+	require.NoError(p.t, h.Attach(index))
+	p.h, p.shut = h, shut
+}
+
+func (p *packetHost) device() gopacket.Packet { return receive(p.t, p.tun, 0) }
+
+func (p *packetHost) emit(packet []byte) {
+	p.t.Helper()
+	_, err := unix.Write(p.tun, packet)
+	require.NoError(p.t, err)
+}
+
+func TestPacketsReachTheDevice(t *testing.T) {
+	p := newPacketHost(t)
+	client := udp(t, "[2001:db8:1::5]:4000", "[64:ff9b::c633:6401]:53")
+	p.clients.send(client)
+	require.NotNil(t, p.device(), "a client's")
+	p.clients.send(udp(t, "[2001:db8:9::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.Nil(t, p.device(), "a client's with a source that is elsewhere")
+	p.clients.send(udp(t, "[2001:db8:ff::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.Nil(t, p.device(), "a client's with a source of the uplink")
+	p.uplink.send(udp(t, "[2001:db8:ff::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.Nil(t, p.device(), "IPv6 of a neighbour on the uplink")
+	p.uplink.send(udp(t, "198.51.100.1:53", "169.254.64.5:4000"))
+	require.Nil(t, p.device(), "IPv4 from the uplink to a pool address")
+	p.uplink.send(udp(t, "198.51.100.1:53", "198.51.100.7:4000"))
+	require.NotNil(t, p.device(), "IPv4 from the uplink to a mapped address")
+
+	nft(t, "delete table inet natless")
+	p.uplink.send(udp(t, "[2001:db8:ff::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.Nil(t, p.device(), "no IPv6 is forwarded from the uplink anyway")
+	p.uplink.send(udp(t, "198.51.100.1:53", "169.254.64.5:4000"))
+	require.NotNil(t, p.device(), "it was the table that kept it out")
+}
+
+func TestTheHostBecomesNoRouter(t *testing.T) {
+	p := newPacketHost(t)
+	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[2001:db8:dead::1]:53"))
+	require.Nil(t, p.uplink.receive(), "IPv6 from clients to the uplink")
+	p.uplink.send(udp(t, "192.0.2.77:4000", "203.0.113.5:53"))
+	require.Nil(t, p.uplink.receive(), "IPv4 from the uplink to the uplink")
+
+	require.NoError(t, writeSysctl(sysctlPath("ipv6", "all", keyForwarding), yes))
+	require.NoError(t, p.h.Update(p.h.plan))
+	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[2001:db8:dead::1]:53"))
+	require.NotNil(t, p.uplink.receive(), "unless its operator makes it one")
+}
+
+func TestMasqueradedFlowOutlivesARestart(t *testing.T) {
+	p := newPacketHost(t)
+	request := udp(t, "169.254.64.5:4000", "198.51.100.1:53")
+	p.emit(request)
+	out := p.uplink.receive()
+	require.NotNil(t, out)
+	ip := out.NetworkLayer().(*layers.IPv4)
+	require.Equal(t, "192.0.2.2", ip.SrcIP.String())
+	port := uint16(out.TransportLayer().(*layers.UDP).SrcPort)
+	answer := udp(t, "198.51.100.1:53", netip.AddrPortFrom(netip.MustParseAddr("192.0.2.2"), port).String())
+
+	answered := func() {
+		t.Helper()
+		p.uplink.send(answer)
+		in := p.device()
+		require.NotNil(t, in)
+		require.Equal(t, "169.254.64.5", in.NetworkLayer().(*layers.IPv4).DstIP.String())
+	}
+	answered()
+	_, err := p.h.Close()
+	require.NoError(t, err)
+	p.shut()
+	p.uplink.send(answer)
+	require.Nil(t, p.uplink.receive(), "nothing goes back while natless is away")
+	p.start()
+	answered()
+	kill(p.h, p.shut)
+	p.uplink.send(answer)
+	p.start()
+	answered()
+
+	p.emit(udp(t, "198.51.100.7:4000", "198.51.100.1:53"))
+	out = p.uplink.receive()
+	require.NotNil(t, out)
+	require.Equal(t, "198.51.100.7", out.NetworkLayer().(*layers.IPv4).SrcIP.String(), "a mapped address is not masqueraded")
+}
+
+func TestBlackholesKeepPacketsFromTheDefaultRoute(t *testing.T) {
+	p := newPacketHost(t)
+	kill(p.h, p.shut)
+	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.Nil(t, p.uplink.receive())
+}

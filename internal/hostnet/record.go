@@ -1,0 +1,230 @@
+package hostnet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// runDir holds the records and locks of all network namespaces that share it.
+var runDir = "/run/natless"
+
+// record is what natless changed in a network namespace and how it was before.
+// It is written before each change, so it may name changes that were never
+// made; undoing looks whether they were.
+type record struct {
+	Boot     string       `json:"boot"` // boot id: cookies of namespaces start again with the kernel
+	Device   string       `json:"device"`
+	Was      *deviceState `json:"device_was,omitempty"`
+	Settings []setting    `json:"sysctls,omitempty"`
+
+	path string
+}
+
+// deviceState is a device as natless found it.
+type deviceState struct {
+	Index       int    `json:"index"`
+	MTU         int    `json:"mtu"`
+	Up          bool   `json:"up"`
+	AddrGenMode string `json:"addr_gen_mode"`
+}
+
+func readRecord(key string) (*record, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("reading the boot id: %w", err)
+	}
+	fresh := &record{Boot: strings.TrimSpace(string(boot)), path: recordPath(key)}
+	text, err := os.ReadFile(fresh.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fresh, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the record of an earlier run: %w", err)
+	}
+	old := &record{path: fresh.path}
+	if err := json.Unmarshal(text, old); err != nil {
+		return nil, fmt.Errorf("reading the record of an earlier run in %s: %w", fresh.path, err)
+	}
+	if old.Boot != fresh.Boot {
+		return fresh, nil
+	}
+	return old, nil
+}
+
+// save replaces the file in one step. It need not survive a power cut, which
+// undoes the changes too.
+func (r *record) save() error {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("writing down what natless changes: %w", err)
+	}
+	next := r.path + unfinished
+	if err := os.WriteFile(next, append(text, '\n'), 0o600); err != nil {
+		os.Remove(next)
+		return fmt.Errorf("writing down what natless changes: %w", err)
+	}
+	if err := os.Rename(next, r.path); err != nil {
+		return fmt.Errorf("writing down what natless changes: %w", err)
+	}
+	return nil
+}
+
+// unfinished ends the name of a record while it is written.
+const unfinished = ".new"
+
+func (r *record) remove() error {
+	os.Remove(r.path + unfinished)
+	if err := os.Remove(r.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the record of what natless changed: %w", err)
+	}
+	return nil
+}
+
+// removeEmpty removes a record that nothing was written to yet.
+func (r *record) removeEmpty() error {
+	if r.Was == nil && len(r.Settings) == 0 {
+		return r.remove()
+	}
+	return nil
+}
+
+func recordPath(key string) string { return filepath.Join(runDir, "host-"+key+".json") }
+func lockPath(key string) string   { return filepath.Join(runDir, "host-"+key+".lock") }
+
+// namespaceKey names the network namespace of the calling thread: by its
+// cookie, which is never used twice, or before Linux 5.14 by its inode.
+func namespaceKey() (string, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("identifying the network namespace: %w", err)
+	}
+	defer unix.Close(fd)
+	if cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err == nil {
+		return strconv.FormatUint(cookie, 10), nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return "", fmt.Errorf("identifying the network namespace: %w", err)
+	}
+	return "inode-" + strconv.FormatUint(st.Ino, 10), nil
+}
+
+// RunningError says that another natless is at work in this network namespace.
+type RunningError struct {
+	PID int // 0: unknown
+}
+
+func (e *RunningError) Error() string {
+	if e.PID == 0 {
+		return "another natless runs in this network namespace"
+	}
+	return fmt.Sprintf("another natless runs in this network namespace (process %d)", e.PID)
+}
+
+// lock keeps a second natless out of a network namespace. The kernel lets go
+// of it when the process ends, however it ends.
+type lock struct {
+	key  string
+	file *os.File
+}
+
+func acquire() (*lock, error) {
+	key, err := namespaceKey()
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err := os.MkdirAll(runDir, 0o755); err != nil {
+			return nil, fmt.Errorf("making a place for records: %w", err)
+		}
+		f, err := os.OpenFile(lockPath(key), os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // whoever released it took the folder along
+		}
+		if err != nil {
+			return nil, fmt.Errorf("locking the network namespace: %w", err)
+		}
+		if err := flock(f); err != nil {
+			f.Close()
+			return nil, err
+		}
+		l := &lock{key: key, file: f}
+		if !l.current() {
+			f.Close()
+			continue
+		}
+		if err := l.sign(); err != nil {
+			l.release()
+			return nil, err
+		}
+		return l, nil
+	}
+}
+
+func flock(f *os.File) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		var text [20]byte
+		n, _ := f.ReadAt(text[:], 0)
+		pid, _ := strconv.Atoi(strings.TrimSpace(string(text[:n])))
+		return &RunningError{PID: pid}
+	}
+	if err != nil {
+		return fmt.Errorf("locking %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// current tells whether the locked file is still the one of that name: its
+// last holder may have removed it between our open and our lock.
+func (l *lock) current() bool {
+	held, err := l.file.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(l.file.Name())
+	return err == nil && os.SameFile(held, named)
+}
+
+func (l *lock) sign() error {
+	if err := l.file.Truncate(0); err != nil {
+		return fmt.Errorf("locking the network namespace: %w", err)
+	}
+	if _, err := l.file.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
+		return fmt.Errorf("locking the network namespace: %w", err)
+	}
+	return nil
+}
+
+// release removes the lock and, when nothing else is in it, the folder.
+func (l *lock) release() {
+	os.Remove(l.file.Name())
+	l.file.Close()
+	os.Remove(runDir)
+}
+
+// runningHere is the process that holds the lock, or nil. It leaves no trace.
+func runningHere() *RunningError {
+	key, err := namespaceKey()
+	if err != nil {
+		return nil
+	}
+	f, err := os.Open(lockPath(key))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var running *RunningError
+	if errors.As(flock(f), &running) {
+		return running
+	}
+	return nil
+}

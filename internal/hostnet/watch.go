@@ -1,0 +1,239 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kind says what an Event is about.
+type Kind string
+
+// The kinds of events. Their text is for people and may change.
+const (
+	Restored Kind = "restored" // others changed or removed what is natless's; it is as it was
+	Followed Kind = "followed" // the host changed, and natless's part with it
+	Clash    Kind = "clash"    // the host now uses what is natless's for something else
+	Resolved Kind = "resolved" // a clash is over
+	Paused   Kind = "paused"   // others change something again and again; natless waits a minute
+	Failed   Kind = "failed"   // something could not be done
+)
+
+// Event is something that happened to natless's part of the host.
+type Event struct {
+	Kind Kind   `json:"kind"`
+	Text string `json:"text"`
+}
+
+const (
+	gather   = 50 * time.Millisecond // changes of the host come in swarms
+	idleLook = 10 * time.Second      // some sysctls change without a word
+	restFor  = 4                     // looks take at most a fifth of the time, however large the routing tables
+
+	putBacks = 5           // of one thing
+	pause    = time.Minute // within this, and the rest after it
+)
+
+// Watch keeps the host as the plan wants it until ctx is done or the Host
+// closed: puts back what others remove, follows links and default routes,
+// reports new clashes. It calls local at once and whenever the "local" IPv6
+// prefixes change, with a slice that is the callee's. Both functions are called
+// from one goroutine and must not call back into the Host.
+func (h *Host) Watch(ctx context.Context, report func(Event), local func([]netip.Prefix)) error {
+	wake := make(chan struct{}, 1)
+	for _, s := range subscriptions {
+		f, err := listen(s.protocol, s.groups)
+		if err != nil {
+			return fmt.Errorf("watching the host's %s: %w", s.what, err)
+		}
+		defer f.Close()
+		go relay(f, wake)
+	}
+	w := &watcher{host: h, report: report, local: local, clashes: map[string]bool{}, tries: map[string]*patience{}}
+	tick := time.NewTicker(idleLook)
+	defer tick.Stop()
+	for {
+		began := time.Now()
+		if closed := w.look(); closed {
+			return nil
+		}
+		took := time.Since(began)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake:
+		case <-tick.C:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(max(gather, restFor*took)):
+		}
+	}
+}
+
+// subscriptions are all that tells of changes that matter here.
+var subscriptions = []struct {
+	what     string
+	protocol int
+	groups   uint32
+}{
+	{"links, addresses and routes", unix.NETLINK_ROUTE, mask(
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)},
+	{"nftables", unix.NETLINK_NETFILTER, mask(unix.NFNLGRP_NFTABLES)},
+}
+
+func mask(groups ...int) (m uint32) {
+	for _, g := range groups {
+		m |= 1 << (g - 1)
+	}
+	return m
+}
+
+func listen(protocol int, groups uint32) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// relay wakes the watcher whatever the message says: it looks at everything
+// anyway, so that lost messages are no loss.
+func relay(f *os.File, wake chan<- struct{}) {
+	var buf [4096]byte
+	for {
+		_, err := f.Read(buf[:])
+		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+type watcher struct {
+	host    *Host
+	report  func(Event)
+	local   func([]netip.Prefix)
+	last    []netip.Prefix
+	told    bool
+	gone    bool
+	clashes map[string]bool
+	tries   map[string]*patience // by the changes' keys
+}
+
+func (w *watcher) tell(k Kind, format string, args ...any) {
+	w.report(Event{k, fmt.Sprintf(format, args...)})
+}
+
+// look compares the host with the plan and makes the changes.
+func (w *watcher) look() (closed bool) {
+	h := w.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return true
+	}
+	v, err := look()
+	if err != nil {
+		w.tell(Failed, "%v", err)
+		return false
+	}
+	w.tellLocal(v)
+	w.tellClashes(v)
+	if _, ok := v.links[h.device]; !ok {
+		if !w.gone && h.device != missing {
+			w.tell(Failed, "device %s is gone", h.plan.Device)
+		}
+		w.gone = true
+		return false
+	}
+	for _, c := range h.changes(v) {
+		w.make(c)
+	}
+	return false
+}
+
+func (w *watcher) tellLocal(v *view) {
+	now := v.local(w.host.device)
+	if w.told && slices.Equal(now, w.last) {
+		return
+	}
+	w.last, w.told = now, true
+	w.local(slices.Clone(now))
+}
+
+func (w *watcher) tellClashes(v *view) {
+	if !w.host.plan.Manage {
+		return
+	}
+	now := map[string]bool{}
+	for _, c := range conflicts(w.host.plan, v) {
+		now[c] = true
+		if !w.clashes[c] {
+			w.tell(Clash, "%s", c)
+		}
+	}
+	for c := range w.clashes {
+		if !now[c] {
+			w.tell(Resolved, "%s", c)
+		}
+	}
+	w.clashes = now
+}
+
+// patience bounds how often one thing is put back.
+type patience struct {
+	made  []time.Time
+	until time.Time // when a rest is over
+}
+
+// make makes a change, but not more often than is sensible when another
+// program keeps undoing it.
+func (w *watcher) make(c change) {
+	now := time.Now()
+	maps.DeleteFunc(w.tries, func(_ string, p *patience) bool { return p.over(now) })
+	p := w.tries[c.key]
+	if p == nil {
+		p = &patience{}
+		w.tries[c.key] = p
+	}
+	if now.Before(p.until) {
+		return
+	}
+	if len(p.made) == putBacks {
+		p.until = now.Add(pause)
+		w.tell(Paused, "another program keeps undoing this, natless waits a minute: %s", c.headline())
+		return
+	}
+	p.made = append(p.made, now)
+	switch err := w.host.make(c); {
+	case err != nil:
+		w.tell(Failed, "%v", err)
+	case c.again:
+		w.tell(Restored, "%s", c.headline())
+	default:
+		w.tell(Followed, "%s", c.headline())
+	}
+}
+
+// over drops what is long ago and tells whether nothing is left.
+func (p *patience) over(now time.Time) bool {
+	p.made = slices.DeleteFunc(p.made, func(t time.Time) bool { return now.Sub(t) > pause })
+	return len(p.made) == 0 && !now.Before(p.until)
+}

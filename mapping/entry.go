@@ -1,0 +1,137 @@
+package mapping
+
+import (
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/natless/natless/translate"
+)
+
+// kind is what an entry of the table says of the addresses under it.
+type kind uint8
+
+const (
+	kindMap   kind = iota // an explicit mapping
+	kindLease             // lent to a client. Up to here an entry maps.
+
+	kindPool    // of a pool, not lent
+	kindOwn     // natless's own
+	kindPref64  // under pref64
+	kindPrivate // not to be seen behind pref64 (RFC 6052 3.1)
+	kindBeyond  // link-local, class E: routers have them, natless does not reach them
+	kindIllegal // nobody can have them: loopback, multicast, …
+)
+
+// entry is what the table knows of a prefix. Where it maps, the leading 32
+// minus host bits of the IPv4 address are v4's, the leading bits of the IPv6
+// address are v6's, and between them go the host bits: the IPv4 suffix is the
+// head of the IPv6 suffix (RFC 7757 3.3). What the IPv6 suffix has more is
+// zero on the way to IPv6 and ignored on the way to IPv4.
+type entry struct {
+	v4, v6 netip.Addr    // the first addresses of the prefixes
+	host   uint8         // bits of the IPv4 suffix; 0 for one address, as leases are
+	shift  uint8         // bits of the IPv6 suffix that have no counterpart
+	kind   kind          //
+	stamp  atomic.Uint32 // leases: the tick of the last packet
+	of     any           // off the hot path: *Map, *lease, *pool or the name of a block
+}
+
+func newEntry(k kind, v4, v6 netip.Prefix, of any) *entry {
+	host := uint8(32 - v4.Bits())
+	return &entry{kind: k, v4: v4.Addr(), v6: v6.Addr(), host: host, shift: uint8(128-v6.Bits()) - host, of: of}
+}
+
+// to6 is the IPv6 address of an IPv4 address under e, by RFC 7757 3.3.1.
+func (e *entry) to6(a netip.Addr) netip.Addr {
+	if e.host == 0 {
+		return e.v6
+	}
+	suffix := uint64(number4(a)) & (1<<e.host - 1)
+	hi, lo := halves(e.v6)
+	if e.shift >= 64 {
+		return addr6(hi|suffix<<(e.shift-64), lo)
+	}
+	return addr6(hi|suffix>>(64-e.shift), lo|suffix<<e.shift)
+}
+
+// to4 is the IPv4 address of an IPv6 address under e, by RFC 7757 3.3.2.
+func (e *entry) to4(a netip.Addr) netip.Addr {
+	if e.host == 0 {
+		return e.v4
+	}
+	hi, lo := halves(a)
+	suffix := hi >> (e.shift - 64)
+	if e.shift < 64 {
+		suffix = hi<<(64-e.shift) | lo>>e.shift
+	}
+	return addr4(number4(e.v4) | uint32(suffix&(1<<e.host-1)))
+}
+
+// used notes traffic on a lease. The stamp is written only when it changes, so
+// that workers do not fight for its cache line.
+func (e *entry) used(tick uint32) {
+	if e.kind == kindLease && e.stamp.Load() != tick {
+		e.stamp.Store(tick)
+	}
+}
+
+// excusable reports whether an ICMP error from such a source is to be passed
+// on with a stand-in: real routers answer from link-local and class E
+// addresses, and natless from its own.
+func (e *entry) excusable() bool { return e.kind == kindBeyond || e.kind == kindOwn }
+
+// refused reports whether nobody is to be seen with such a source, natless
+// itself included.
+func (e *entry) refused() bool {
+	return e.kind == kindOwn || e.kind == kindBeyond || e.kind == kindIllegal
+}
+
+// verdict6 is the verdict on an IPv6 destination that is not under pref64. A
+// map there means an IPv4 node (RFC 7757 4.2.2: only a destination under pref64
+// makes a hairpin). That somebody leases an address makes him no destination:
+// he is known by the address under pref64.
+func (e *entry) verdict6() translate.Verdict {
+	switch e.kind {
+	case kindMap:
+		return translate.OK
+	case kindOwn:
+		return translate.OwnAddress
+	case kindBeyond, kindIllegal:
+		return translate.DestinationRefused
+	}
+	return translate.DestinationUnmapped
+}
+
+// verdict4 is the verdict on an IPv4 destination found under pref64.
+func (e *entry) verdict4(hairpin bool) translate.Verdict {
+	switch e.kind {
+	case kindMap, kindLease:
+		if !hairpin {
+			return translate.HairpinOff
+		}
+		return translate.Hairpin
+	case kindPool:
+		if !hairpin {
+			return translate.HairpinOff
+		}
+		return translate.DestinationUnmapped
+	case kindPrivate:
+		return translate.PrivateIPv4
+	}
+	return e.unreached()
+}
+
+// unreached is the verdict on an IPv4 destination that is no client. e may be
+// nil.
+func (e *entry) unreached() translate.Verdict {
+	if e == nil {
+		return translate.DestinationUnmapped
+	}
+	switch e.kind {
+	case kindOwn:
+		return translate.OwnAddress
+	case kindBeyond, kindIllegal:
+		return translate.DestinationRefused
+	}
+	return translate.DestinationUnmapped
+}

@@ -1,0 +1,235 @@
+package mapping
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/natless/natless/translate"
+)
+
+// What this file returns is for people and scripts: the JSON names are stable.
+
+// Rule is the rule that decides about an address.
+type Rule string
+
+// The rules, in the words of listings.
+const (
+	RulePref64   Rule = "pref64"
+	RuleMap      Rule = "map"
+	RuleLease    Rule = "lease"
+	RulePool     Rule = "pool" // of a pool or a permitted client, but not lent
+	RuleOwn      Rule = "own"
+	RuleRefused  Rule = "refused"
+	RuleUnmapped Rule = "unmapped"
+)
+
+// Explanation says what an address means and why.
+type Explanation struct {
+	Address netip.Addr `json:"address"`
+	Other   netip.Addr `json:"other,omitzero"` // its counterpart in the other family
+	Rule    Rule       `json:"rule"`
+	Detail  string     `json:"detail"`            // the rule in words
+	Verdict string     `json:"verdict,omitempty"` // of packets that it stops
+	Map     *MapInfo   `json:"map,omitempty"`
+	Lease   *Lease     `json:"lease,omitempty"`
+	Pool    string     `json:"pool,omitempty"` // the pool's prefix
+	Origin  string     `json:"origin,omitempty"`
+}
+
+// MapInfo is an explicit mapping.
+type MapInfo struct {
+	IPv4   netip.Prefix `json:"ipv4"`
+	IPv6   netip.Prefix `json:"ipv6"`
+	Label  string       `json:"label,omitempty"`
+	Origin string       `json:"origin,omitempty"`
+}
+
+// Lease is an address lent to a client.
+type Lease struct {
+	IPv4  netip.Addr   `json:"ipv4"`
+	IPv6  netip.Addr   `json:"ipv6"`
+	Pool  netip.Prefix `json:"pool"`
+	Since time.Time    `json:"since"`
+	Idle  uint32       `json:"idle_seconds"` // since the last packet, to about two seconds
+}
+
+// PoolInfo is a pool and how full it is.
+type PoolInfo struct {
+	IPv4        netip.Prefix   `json:"ipv4"`
+	Clients     []netip.Prefix `json:"clients"`
+	Local       bool           `json:"local"`
+	Size        uint32         `json:"size"`   // addresses
+	Usable      uint32         `json:"usable"` // of them that can be lent at all
+	Lent        uint32         `json:"lent"`
+	Quarantined uint32         `json:"quarantined"` // returned, and for now only for their former clients
+	Free        uint32         `json:"free"`
+	Idle        uint32         `json:"idle_seconds"`
+	MaxLife     uint32         `json:"max_life_seconds"`
+	Quarantine  uint32         `json:"quarantine_seconds"`
+	Origin      string         `json:"origin,omitempty"`
+}
+
+// Maps lists the explicit mappings in the order of the configuration.
+func (t *Table) Maps() []MapInfo {
+	list := make([]MapInfo, len(t.maps))
+	for i := range t.maps {
+		list[i] = t.maps[i].info()
+	}
+	return list
+}
+
+func (m *Map) info() MapInfo { return MapInfo(*m) }
+
+// Leases lists what is lent, by IPv4 address.
+func (t *Table) Leases() []Lease {
+	list := []Lease{}
+	for _, e := range t.current.Load().v4.AllSorted4() {
+		if e.kind == kindLease {
+			list = append(list, t.leaseInfo(e))
+		}
+	}
+	return list
+}
+
+func (t *Table) leaseInfo(e *entry) Lease {
+	l := e.of.(*lease)
+	return Lease{l.v4, l.v6, l.pool.IPv4, l.since, uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))}
+}
+
+// Pools lists the pools in the order they are tried.
+func (t *Table) Pools() []PoolInfo {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := []PoolInfo{}
+	for _, p := range t.pools {
+		quarantined := uint32(0)
+		for r := p.queue.last; r != nil && !reached(t.tick.Load(), r.until); r = r.prev {
+			quarantined++
+		}
+		list = append(list, PoolInfo{
+			IPv4: p.IPv4, Clients: append([]netip.Prefix{}, p.Clients...), Local: p.Local,
+			Size: p.size, Usable: p.usable, Lent: p.lent, Quarantined: quarantined, Free: p.usable - p.lent - quarantined,
+			Idle: ticks(p.Idle), MaxLife: ticks(p.MaxLife), Quarantine: ticks(p.Quarantine),
+			Origin: p.Origin,
+		})
+	}
+	return list
+}
+
+// Explain says what a means: its counterpart, and the rule that decides. It
+// changes nothing. a is an address as packets carry it, of either family.
+func (t *Table) Explain(a netip.Addr) Explanation {
+	s := t.current.Load()
+	switch {
+	case !a.IsValid():
+		return Explanation{}.unmapped("not an address", translate.NotIP)
+	case a.Is4():
+		return t.explain4(s, a)
+	}
+	return t.explain6(s, a.WithZone(""))
+}
+
+func (t *Table) explain4(s *snapshot, a netip.Addr) Explanation {
+	e, _ := s.v4.Lookup(a)
+	if e != nil && e.kind != kindPrivate {
+		return t.explainEntry(e, a, e.to6, translate.DestinationRefused)
+	}
+	x := Explanation{Address: a}
+	switch {
+	case !t.pref64.IsValid():
+		return x.unmapped("no map covers it, and there is no pref64", translate.DestinationUnmapped)
+	case e != nil:
+		x.Rule = RuleRefused
+		x.Verdict = translate.PrivateIPv4.String()
+		x.Detail = fmt.Sprintf("a private address, which must not stand behind pref64 %v", t.pref64.prefix)
+		return x
+	}
+	x.Rule = RulePref64
+	x.Other = t.pref64.Embed(a)
+	x.Detail = fmt.Sprintf("behind pref64 %v", t.pref64.prefix)
+	return x
+}
+
+func (t *Table) explain6(s *snapshot, a netip.Addr) Explanation {
+	if v4, ok := t.pref64.Extract(a); ok {
+		return t.explainPref64(s, a, v4)
+	}
+	e, _ := s.v6.Lookup(a)
+	if e != nil {
+		return t.explainEntry(e, a, e.to4, translate.SourceRefused)
+	}
+	x := Explanation{Address: a}
+	for _, p := range t.pools {
+		if p.permits(a) {
+			x.Rule, x.Pool, x.Origin = RulePool, p.IPv4.String(), p.Origin
+			x.Detail = fmt.Sprintf("a client of %v; its first packet leases an address", &p.Pool)
+			return x
+		}
+	}
+	if len(t.pools) == 0 {
+		return x.unmapped("no map covers it, and there is no pool", translate.SourceUnmapped)
+	}
+	return x.unmapped("no map covers it, and no pool's clients permit it", translate.ClientNotPermitted)
+}
+
+// explainPref64 explains an address under pref64 that means v4.
+func (t *Table) explainPref64(s *snapshot, a, v4 netip.Addr) Explanation {
+	x := Explanation{Address: a, Other: v4, Rule: RulePref64, Detail: fmt.Sprintf("%v under pref64 %v", v4, t.pref64.prefix)}
+	e, _ := s.v4.Lookup(v4)
+	if e == nil {
+		return x
+	}
+	behind := t.explain4(s, v4)
+	x.Detail += ": " + behind.Detail
+	x.Map, x.Lease, x.Pool, x.Origin = behind.Map, behind.Lease, behind.Pool, behind.Origin
+	switch v := e.verdict4(t.hairpin); {
+	case v == translate.OwnAddress:
+		x.Rule = RuleOwn
+	case v == translate.Hairpin:
+		x.Detail += "; reached by hairpin"
+	case !v.Leaves():
+		x.Verdict = v.String()
+	}
+	if e.kind > kindPref64 {
+		x.Rule = RuleRefused
+	}
+	return x
+}
+
+// explainEntry explains an address by its entry in the table.
+func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) netip.Addr, refused translate.Verdict) Explanation {
+	x := Explanation{Address: a}
+	switch of := e.of.(type) {
+	case *Map:
+		info := of.info()
+		x.Rule, x.Other, x.Map, x.Origin, x.Detail = RuleMap, other(a), &info, of.Origin, of.String()
+		return x
+	case *lease:
+		info := t.leaseInfo(e)
+		x.Rule, x.Other, x.Lease, x.Pool, x.Origin = RuleLease, other(a), &info, info.Pool.String(), of.pool.Origin
+		x.Detail = fmt.Sprintf("leased from %v to %v since %s, idle for %v",
+			&of.pool.Pool, info.IPv6, info.Since.Format(time.RFC3339), time.Duration(info.Idle)*time.Second)
+		return x
+	case *pool:
+		x.Rule, x.Pool, x.Origin, x.Verdict = RulePool, of.IPv4.String(), of.Origin, translate.DestinationUnmapped.String()
+		x.Detail = fmt.Sprintf("an address of %v, not lent", &of.Pool)
+		return x
+	}
+	switch e.kind {
+	case kindOwn:
+		x.Rule, x.Detail = RuleOwn, "an address of natless itself: it answers ping"
+	case kindPref64:
+		x.Rule, x.Verdict = RuleUnmapped, translate.DestinationUnmapped.String()
+		x.Detail = fmt.Sprintf("under pref64 %v, but bits 64 to 71 are not zero (RFC 6052 2.2)", t.pref64.prefix)
+	default:
+		x.Rule, x.Verdict = RuleRefused, refused.String()
+		x.Detail = fmt.Sprintf("a %s address, refused unless a map or a pool says otherwise", e.of)
+	}
+	return x
+}
+
+func (x Explanation) unmapped(why string, v translate.Verdict) Explanation {
+	x.Rule, x.Detail, x.Verdict = RuleUnmapped, why, v.String()
+	return x
+}

@@ -1,0 +1,312 @@
+// Package mapping decides who is who: which IPv4 address stands for an IPv6
+// address, and the other way round. In the way of a packet it comes between
+// the two halves of package translate: Parse finds the flow, a Table turns the
+// flow into that of the other side or names why it cannot, Rewrite makes the
+// packet so.
+//
+// Three things map an address: a prefix with the IPv4 address inside (RFC
+// 6052, prefix64.go), explicit mappings (RFC 7757, entry.go), and leases from
+// pools, one IPv4 address per IPv6 client (lease.go).
+//
+// All of it is in one immutable snapshot behind an atomic pointer. Workers
+// read it without a lock. Whoever changes it holds the table's mutex, makes a
+// new snapshot that shares what did not change, and publishes it with the next
+// revision.
+package mapping
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/natless/natless/translate"
+)
+
+const (
+	icmp4 = 1
+	icmp6 = 58
+)
+
+// Table answers which address means what. Its methods may be called from any
+// goroutine.
+type Table struct {
+	pref64      Prefix64
+	own4, own6  netip.Addr
+	own64       netip.Addr // own4 as IPv6 clients see it: under pref64
+	rfc6791     []netip.Prefix
+	rfc6791Size uint64
+	hairpin     bool
+	now         func() time.Time
+	maps        []Map
+	pools       []*pool
+
+	current atomic.Pointer[snapshot]
+	tick    atomic.Uint32 // of the last Expire, for listings
+
+	mu    sync.Mutex // held by whoever changes anything
+	local []netip.Prefix
+}
+
+// snapshot is the table at one revision. It is never changed; only the stamps
+// of leases in it are.
+//
+// The two tries hold everything that is known of an address, so that the
+// longest match settles precedence too: a map of one address beats the pool
+// around it, a pool beats the refused block around it, and a refused block
+// beats a map of the whole address space.
+type snapshot struct {
+	v4, v6   *bart.Fast[*entry]
+	octets   octets // that v4 knows anything of: of most of the Internet nothing, and a lookup is spared
+	revision uint64
+}
+
+// missing says what is done about a source that has no counterpart.
+type missing uint8
+
+const (
+	lend    missing = iota // lease it an address if it is IPv6; and leases count as used
+	refuse                 // name it
+	standIn                // let natless's own address, or one of rfc6791, speak for it
+)
+
+// Resolve is the flow that f becomes on the other side. A permitted client's
+// first packet leases it an address; every other call takes no lock and
+// allocates nothing. tick is the caller's coarse clock in seconds, the same
+// that Expire is told.
+//
+// Besides OK the verdict may be Hairpin: the flow is translated, its
+// destination is a client of natless again, and HairpinBack tells how it comes
+// back. Any other verdict drops the packet, and the flow is then meaningless.
+// OwnAddress comes only for a source that could be answered.
+func (t *Table) Resolve(f translate.Flow, tick uint32) (translate.Flow, translate.Verdict) {
+	v := t.resolve(&f, tick, lend)
+	return f, v
+}
+
+// ResolveIn is Resolve in place. It is for the hot path: a flow by value is
+// copied several times on its way through a call, at more than the cost of
+// the lookup.
+func (t *Table) ResolveIn(f *translate.Flow, tick uint32) translate.Verdict {
+	return t.resolve(f, tick, lend)
+}
+
+// Lookup is Resolve without consequences: it leases nothing and no lease
+// counts as used. It serves packets quoted in ICMP errors (reversed) and
+// traces.
+func (t *Table) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
+	v := t.resolve(&f, 0, refuse)
+	return f, v
+}
+
+// ResolveError is Lookup for the outer flow of an ICMP error, where a source
+// that has no counterpart is no reason to drop: path MTU discovery depends on
+// it. To IPv4 such an error leaves with a random address of rfc6791 (RFC
+// 6791), to IPv6 with natless's own. It never leases. Sources that nobody can
+// have (loopback, multicast, pref64 itself and the like) are refused all the
+// same.
+func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdict) {
+	v := t.resolve(&f, 0, standIn)
+	return f, v
+}
+
+// HairpinBack is the second half of a hairpin (RFC 7757 4.2.2): the way back
+// to IPv6 of a flow for which Resolve, Lookup or ResolveError said Hairpin.
+// The source is translated by pref64 even if a map has it, so that answers
+// come through natless too. For a packet quoted in an ICMP error it is called
+// with the reversed flow, as Lookup is.
+func (t *Table) HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict) {
+	e, _ := t.current.Load().v4.Lookup(f.Dst)
+	if e == nil || e.kind > kindLease || !t.pref64.IsValid() {
+		return f, translate.DestinationUnmapped
+	}
+	f.Src, f.Dst = t.pref64.embed(number4(f.Src)), e.to6(f.Dst)
+	if f.Proto == icmp4 {
+		f.Proto = icmp6
+	}
+	return f, translate.OK
+}
+
+// Own reports whether a is an address of natless itself. Its IPv4 address
+// under pref64 is one too: that is where IPv6 clients meet it.
+func (t *Table) Own(a netip.Addr) bool {
+	return a.IsValid() && (a == t.own6 || a == t.own4 || a == t.own64)
+}
+
+// Revision counts the changes of the table.
+func (t *Table) Revision() uint64 { return t.current.Load().revision }
+
+// resolve translates a flow of either family in place. What it calls passes
+// addresses, which go in registers.
+func (t *Table) resolve(f *translate.Flow, tick uint32, m missing) (v translate.Verdict) {
+	if f.Src.Is4() {
+		f.Src, f.Dst, v = t.to6(f.Src, f.Dst, tick, m)
+		if f.Proto == icmp4 {
+			f.Proto = icmp6
+		}
+		return v
+	}
+	f.Src, f.Dst, v = t.to4(f.Src, f.Dst, tick, m)
+	if f.Proto == icmp6 {
+		f.Proto = icmp4
+	}
+	return v
+}
+
+// to4 translates a source and a destination from IPv6 to IPv4. Source: map,
+// then lease.
+func (t *Table) to4(src, dst netip.Addr, tick uint32, m missing) (src4, dst4 netip.Addr, _ translate.Verdict) {
+	s := t.current.Load()
+	e, _ := s.v6.Lookup(src)
+	mapped := e != nil && e.kind <= kindLease
+	if !mapped && e != nil && !(m == standIn && e.excusable()) {
+		return src, dst, translate.SourceRefused
+	}
+	dst4, verdict := t.destination4(s, dst)
+	if !verdict.Leaves() {
+		return src, dst, verdict
+	}
+	if mapped {
+		if m == lend {
+			e.used(tick)
+		}
+		return e.to4(src), dst4, verdict
+	}
+	src4, v := t.unmappedSource4(src, tick, m)
+	if v != translate.OK {
+		return src, dst, v
+	}
+	return src4, dst4, verdict
+}
+
+// destination4 is the IPv4 destination an IPv6 one means: a map's, then one
+// under pref64. The latter is a hairpin where a client has it. No map overlaps
+// pref64 (New sees to it), so an address under pref64 need not be looked for
+// among the maps.
+func (t *Table) destination4(s *snapshot, a netip.Addr) (netip.Addr, translate.Verdict) {
+	v4, ok := t.pref64.extract(halves(a))
+	if !ok {
+		e, _ := s.v6.Lookup(a)
+		if e == nil {
+			return a, translate.DestinationUnmapped
+		}
+		if v := e.verdict6(); v != translate.OK {
+			return a, v
+		}
+		return e.to4(a), translate.OK
+	}
+	dst := addr4(v4)
+	if !s.octets.has(v4) {
+		return dst, translate.OK
+	}
+	e, _ := s.v4.Lookup(dst)
+	if e == nil {
+		return dst, translate.OK
+	}
+	return dst, e.verdict4(t.hairpin)
+}
+
+// unmappedSource4 finds an IPv4 source for an IPv6 one that no map and no
+// lease has.
+func (t *Table) unmappedSource4(a netip.Addr, tick uint32, m missing) (netip.Addr, translate.Verdict) {
+	switch {
+	case m == lend:
+		return t.lease(a, tick)
+	case m == standIn && t.rfc6791Size > 0:
+		return t.standIn4(), translate.OK
+	case len(t.pools) > 0 && !t.permits(a):
+		return a, translate.ClientNotPermitted
+	}
+	return a, translate.SourceUnmapped
+}
+
+// standIn4 is a random address of rfc6791: RFC 6791 asks for one, so that a
+// traceroute through several unmapped routers does not look like a loop.
+func (t *Table) standIn4() netip.Addr {
+	n := rand.Uint64N(t.rfc6791Size)
+	for _, p := range t.rfc6791 {
+		if n < size4(p) {
+			return addr4(number4(p.Addr()) + uint32(n))
+		}
+		n -= size4(p)
+	}
+	panic("mapping: rfc6791Size is not the sum of rfc6791")
+}
+
+// to6 translates a source and a destination from IPv4 to IPv6. Destination:
+// map, then lease.
+func (t *Table) to6(src, dst netip.Addr, tick uint32, m missing) (src6, dst6 netip.Addr, _ translate.Verdict) {
+	s := t.current.Load()
+	src6, verdict := t.source6(s, src, m)
+	if verdict != translate.OK {
+		if verdict != translate.SourceRefused && dst == t.own4 {
+			verdict = translate.OwnAddress // which takes no translation
+		}
+		return src, dst, verdict
+	}
+	e, _ := s.v4.Lookup(dst)
+	if e == nil || e.kind > kindLease {
+		return src, dst, e.unreached()
+	}
+	if m == lend {
+		e.used(tick)
+	}
+	return src6, e.to6(dst), translate.OK
+}
+
+// source6 is the IPv6 source that an IPv4 one means: a map's, else the one
+// under pref64. A leased address, or an unlent one of a pool, goes by pref64
+// too: its client is known by another address on the IPv6 side.
+func (t *Table) source6(s *snapshot, a netip.Addr, m missing) (netip.Addr, translate.Verdict) {
+	if number := number4(a); !s.octets.has(number) && t.pref64.IsValid() {
+		return t.pref64.embed(number), translate.OK
+	}
+	e, _ := s.v4.Lookup(a)
+	if e != nil && e.kind == kindMap {
+		return e.to6(a), translate.OK
+	}
+	v := t.unmappedSource6(e)
+	switch {
+	case v == translate.OK:
+		return t.pref64.embed(number4(a)), translate.OK
+	case m == standIn && t.own6.IsValid() && (v != translate.SourceRefused || e.excusable()):
+		return t.own6, translate.OK
+	}
+	return a, v
+}
+
+// unmappedSource6 is the verdict on an IPv4 source that no map has, OK if it
+// goes by pref64. e is what is known of it, possibly nil.
+func (t *Table) unmappedSource6(e *entry) translate.Verdict {
+	switch {
+	case e != nil && e.refused():
+		return translate.SourceRefused
+	case !t.pref64.IsValid():
+		return translate.SourceUnmapped
+	case e != nil && e.kind == kindPrivate:
+		return translate.PrivateIPv4
+	}
+	return translate.OK
+}
+
+// octets is a set of first octets of IPv4 addresses.
+type octets [4]uint64
+
+func (o *octets) add(p netip.Prefix) {
+	first := number4(p.Addr()) >> 24
+	for i := range uint32(1) << max(0, 8-p.Bits()) {
+		o[(first+i)>>6] |= 1 << ((first + i) & 63)
+	}
+}
+
+func (o *octets) has(v4 uint32) bool { return o[v4>>30]>>(v4>>24&63)&1 != 0 }
+
+// publish makes a new snapshot the current one. The mutex must be held. Leases
+// come and go inside their pools, so that the first octets stay.
+func (t *Table) publish(v4, v6 *bart.Fast[*entry]) {
+	s := t.current.Load()
+	t.current.Store(&snapshot{v4, v6, s.octets, s.revision + 1})
+}
