@@ -235,6 +235,19 @@ func (sc scene) compare(t testing.TB) {
 	if p.Offload != (translate.Offload{}) {
 		fail("offload %+v out of nothing", p.Offload)
 	}
+	id := 0xdead0000 | uint32(sc.settings.ID)
+	if read.Flow.Src.Is6() && !read.FragmentHeader {
+		id++
+	}
+	if p.ID != id {
+		fail("the generator of identifications stands at %x, expected %x", p.ID, id)
+	}
+	if verdict == translate.OK { // what has been translated can be read again
+		verdict, read = p.Parse(&o), oracle.Read(got[0], sc.settings)
+		if verdict.String() != read.Verdict {
+			fail("read again: translate says %s, oracle %s\nof %x", verdict, read.Verdict, got[0])
+		}
+	}
 }
 
 // compareStrange holds that what a device says of offloads has to fit the
@@ -331,6 +344,12 @@ func (sc scene) compareReply(p *translate.Packet, packet []byte, verdict transla
 	want := oracle.Originate(packet, verdict.String(), sc.settings, from)
 	if !bytes.Equal(got, want) {
 		fail("reply to %s, first difference at byte %d\ntranslate %x\noracle    %x", verdict, firstDifference(got, want), got, want)
+	}
+	if sc.wrong > 0 {
+		other := sc.other(from, 1)
+		if n := translate.WriteError(dst, p, verdict, other); n != 0 {
+			fail("reply to %s from %s, of the other family", verdict, other)
+		}
 	}
 }
 
