@@ -28,10 +28,12 @@ func fold(sum uint64) uint16 {
 
 // sumHeader is the folded sum of an IPv4 header, whose length is a multiple of 4.
 func sumHeader(b []byte) uint16 {
-	var sum uint64
-	for len(b) >= 4 {
+	h := b[:ipv4HeaderLen]
+	sum := uint64(binary.BigEndian.Uint32(h[0:])) + uint64(binary.BigEndian.Uint32(h[4:])) +
+		uint64(binary.BigEndian.Uint32(h[8:])) + uint64(binary.BigEndian.Uint32(h[12:])) +
+		uint64(binary.BigEndian.Uint32(h[16:]))
+	for b = b[ipv4HeaderLen:]; len(b) >= 4; b = b[4:] {
 		sum += uint64(binary.BigEndian.Uint32(b))
-		b = b[4:]
 	}
 	return fold(sum)
 }
