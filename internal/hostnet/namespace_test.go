@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -195,7 +194,7 @@ func links(t *testing.T) []string {
 func calm(t *testing.T) {
 	t.Helper()
 	last, same := []string(nil), 0
-	require.Eventually(t, func() bool {
+	require.True(t, within(longEnough, func() bool {
 		now := links(t)
 		if slices.Equal(now, last) {
 			same++
@@ -204,7 +203,7 @@ func calm(t *testing.T) {
 		}
 		last = now
 		return same >= 3 && complete(t)
-	}, longEnough, 20*time.Millisecond)
+	}))
 }
 
 // complete tells whether the kernel, which takes its time, has made the routes
