@@ -8,8 +8,7 @@ import (
 	"github.com/google/gopacket/layers"
 )
 
-// ip is the IP header of a packet between two addresses of one family; change
-// changes what New would have.
+// ip is the IP header of a packet between two addresses of one family.
 func ip(src, dst string, hops uint8) gopacket.SerializableLayer {
 	a, b := net.IP(netip.MustParseAddr(src).AsSlice()), net.IP(netip.MustParseAddr(dst).AsSlice())
 	if len(a) == 4 {
@@ -54,5 +53,7 @@ func tcp(src, dst string, size int) []byte {
 	if _, v4 := h.(*layers.IPv4); v4 {
 		headers = 40
 	}
-	return build(h, &layers.TCP{SrcPort: 4000, DstPort: 80, ACK: true}, gopacket.Payload(make([]byte, size-headers)))
+	return build(h, &layers.TCP{SrcPort: 4000, DstPort: 80, ACK: true}, payload(size-headers))
 }
+
+func payload(n int) gopacket.Payload { return make([]byte, n) }
