@@ -429,3 +429,18 @@ func TestCloseUnderWay(t *testing.T) {
 	assert.Less(t, time.Since(began), 10*time.Second)
 	assert.NoFileExists(t, path)
 }
+
+func TestRemoveStale(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	require.False(t, RemoveStale(path), "nothing is there")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	require.False(t, RemoveStale(path), "a file is somebody's")
+	require.NoError(t, os.Remove(path))
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	require.NoError(t, err)
+	require.False(t, RemoveStale(path), "somebody answers")
+	ln.SetUnlinkOnClose(false)
+	require.NoError(t, ln.Close())
+	require.True(t, RemoveStale(path))
+	require.NoFileExists(t, path)
+}

@@ -22,7 +22,9 @@ func Plan(c *config.Config) hostnet.Plan {
 		p.IPv6 = append(p.IPv6, c.Translation.Pref64)
 	}
 	p.IPv6 = append(p.IPv6, single(c.OwnIPv6()))
-	p.IPv4 = append(p.IPv4, single(c.OwnIPv4()))
+	own := single(c.OwnIPv4())
+	p.IPv4 = append(p.IPv4, own)
+	p.Inbound = append(p.Inbound, own) // whoever sees it in a traceroute may ping it
 	p.IPv4 = append(p.IPv4, c.Translation.RFC6791...)
 	for _, m := range c.Maps {
 		p.IPv4 = append(p.IPv4, m.IPv4)
