@@ -42,7 +42,7 @@ func (f *frames) next() (frame []byte, link layers.LinkType, info gopacket.Captu
 		}
 		return frame, f.pcap.LinkType(), info, err
 	}
-	frame, info, err = f.ng.ZeroCopyReadPacketData()
+	frame, info, err = f.ng.ReadPacketData() // the other one makes a buffer of whatever snap length the file names
 	if err != nil {
 		return nil, 0, info, err
 	}
