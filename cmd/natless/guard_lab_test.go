@@ -53,7 +53,7 @@ func TestLabNeighboursRefused(t *testing.T) {
 			server6,                 // IPv6 from the uplink into pref64
 			"[" + lab.OwnIPv6 + "]", // or to natless itself
 			lease,                   // a new IPv4 connection into the pool
-			"169.254.64.1",          // natless's own IPv4
+			"169.254.64.77",         // or to what is lent to nobody
 		} {
 			refused(t, w.Server, target)
 		}

@@ -368,7 +368,7 @@ func TestErrorsOriginated(t *testing.T) {
 	p = between(t, out[0], own4, server4)
 	assert.Equal(t, layers.CreateICMPv4TypeCode(3, 1), p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4).TypeCode)
 
-	assert.Empty(t, b.handle(tcp(nobody6, server6, 100)), "the verdict has none")
+	assert.Empty(t, b.handle(tcp(one6, own6, 100)), "the verdict has none")
 	assert.Empty(t, b.handle(unreachable6(one6, nobody6, tcp(nobody6, one6, 100))), "about an error there is none")
 	c := b.Counters()
 	assert.EqualValues(t, 3, c.Verdicts[translate.DestinationUnmapped])
