@@ -69,3 +69,20 @@ func TestQuotedHopLimit(t *testing.T) {
 		assert.Equal(t, n, out[0][28+8])
 	}
 }
+
+// Where the error becomes too large an extension is cut off, and at least 128
+// bytes of the quote stay in front of it (RFC 7915 4.2, RFC 4884 3).
+func TestLongExtension(t *testing.T) {
+	extension := pattern(1200)
+	quote := append(ip4{proto: 17, src: server4, dst: client4}.around(udp(4000, 53, pattern(80))), make([]byte, 20)...) // 108 bytes and padding
+	in := sealed(ip4{proto: 1}.around(icmpMessage(11, 0, 32<<16, append(quote, extension...))))
+	_, v, out := run(&testOptions, in, Offload{})
+	require.Equal(t, OK, v)
+	b := out[0]
+	assert.Len(t, b, 1280)
+	assert.True(t, checksumsValid(b))
+	words := int(b[44])
+	assert.GreaterOrEqual(t, words*8, 128)
+	assert.Equal(t, extension[:1280-48-words*8], b[48+words*8:])
+	assert.Equal(t, netip.MustParseAddr(server6), netip.AddrFrom16([16]byte(b[56:72])), "the quote begins behind the ICMP header")
+}

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"encoding/json"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -63,5 +64,28 @@ func TestLabErrorsAreLimited(t *testing.T) {
 			}
 		}
 		assert.LessOrEqual(t, errors, 200*ticks)
+	})
+}
+
+// Two clients that know each other by their IPv4 addresses: each sees the
+// other behind pref64, whatever the maps say, so that answers find the way
+// back (RFC 7757 4.2.2).
+func TestLabHairpin(t *testing.T) {
+	eachOffload(t, func(t *testing.T, offload string) {
+		const other4, other6 = "203.0.113.81", "2001:db8:2::80"
+		w := start(t, setup{offload: offload, clients: 2, flags: []string{
+			"--pref64", lab.Pref64, "--map", lab.MappedIPv4 + "=" + lab.MappedIPv6, "--map", other4 + "=" + other6,
+		}})
+		serve(t, w.Clients[1], other6)
+		other := lab.Embed(lab.Pref64, other4)
+
+		down, err := lab.Download(t.Context(), w.client.HTTP(lab.MappedIPv6), "["+other.String()+"]:8080", make([]byte, 1<<20), nil)
+		require.NoError(t, err)
+		assert.Equal(t, lab.Embed(lab.Pref64, lab.MappedIPv4).String(), down.Client, "a mapped client")
+		require.NoError(t, lab.Exchange(t.Context(), w.client, lab.MappedIPv6, "["+other.String()+"]:7", 1200))
+
+		down, err = lab.Download(t.Context(), w.client.HTTP(client1), "["+other.String()+"]:8080", make([]byte, 1<<20), nil)
+		require.NoError(t, err)
+		assert.True(t, netip.MustParsePrefix(lab.Pref64).Contains(netip.MustParseAddr(down.Client)), "a client with a lease")
 	})
 }
