@@ -19,6 +19,9 @@ import (
 // Stall is how long a transfer may stand still before it counts as failed.
 const Stall = 5 * time.Second
 
+// chunk is how much Download reads at most before it tells of progress.
+const chunk = 256 << 10
+
 // block is what contents repeat: random, the same in every process, and of a
 // length that no segment size divides, so that a segment lost, doubled or in
 // the wrong place changes the hash.
@@ -161,7 +164,7 @@ func Download(ctx context.Context, c *http.Client, server string, buf []byte, pr
 	start := time.Now()
 	got := 0
 	for got < len(buf) {
-		n, err := resp.Body.Read(buf[got:])
+		n, err := resp.Body.Read(buf[got:min(len(buf), got+chunk)])
 		got += n
 		if progress != nil {
 			progress(got)
