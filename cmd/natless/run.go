@@ -36,7 +36,7 @@ until SIGTERM or SIGINT, and takes all of it down again.`,
 	return cmd
 }
 
-// settings are what `run` and `check` read their configuration from.
+// settings are what `run`, `check` and `pcap` read their configuration from.
 type settings struct {
 	file  string
 	flags config.Flags
@@ -45,6 +45,15 @@ type settings struct {
 func (s *settings) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&s.file, "config", "c", "", "configuration `FILE` (default "+config.DefaultFile+" when there)")
 	s.flags.Register(cmd.Flags())
+}
+
+// registerOnly registers those flags that mean something to a command.
+func (s *settings) registerOnly(cmd *cobra.Command, names ...string) {
+	all := new(cobra.Command)
+	s.register(all)
+	for _, name := range names {
+		cmd.Flags().AddFlag(all.Flags().Lookup(name))
+	}
 }
 
 func (s *settings) load() (*config.Config, error) {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/trace"
 	"github.com/natless/natless/mapping"
 )
 
@@ -60,4 +61,10 @@ func Mapping(c *config.Config) mapping.Config {
 		})
 	}
 	return m
+}
+
+// Tracing is what packets are traced by, with the table of a configuration and
+// the MTU of the device in bytes.
+func Tracing(c *config.Config, table *mapping.Table, mtu int) trace.Config {
+	return trace.Config{Table: table, Options: c.Options(mtu), IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6()}
 }

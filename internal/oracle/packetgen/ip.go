@@ -188,6 +188,9 @@ func ipv6(s *Source, depth int) []byte {
 	if s.OneIn(3) {
 		for range 1 + s.Below(3) {
 			kind := pick[byte](s, 0, 60, 43, 43, 60)
+			if kind == 0 && len(chain) > 0 && !s.OneIn(8) {
+				kind = 60 // hop-by-hop options stand first
+			}
 			b := make([]byte, 8*(1+s.Below(3)))
 			b[1] = byte(len(b)/8 - 1)
 			switch {
@@ -230,9 +233,9 @@ func ipv6(s *Source, depth int) []byte {
 	return append(append(h, chain...), body...)
 }
 
-// damage breaks one packet in six.
+// damage breaks one packet in eight.
 func damage(s *Source, b []byte) []byte {
-	if s.Below(6) != 5 || len(b) < 20 {
+	if !s.OneIn(8) || len(b) < 20 {
 		return b
 	}
 	fix := func() {

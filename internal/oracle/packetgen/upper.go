@@ -33,6 +33,9 @@ func upper(s *Source, version int, addresses []byte, f shape, most, depth int) (
 	case 14: // other ICMP
 		return icmpOf(version), otherICMP(s, version, addresses, most)
 	}
+	if s.OneIn(2) {
+		return 6, tcp(s, addresses, most)
+	}
 	// IGMP, the other family's ICMP, extension headers where none belong
 	return pick[byte](s, 2, icmpOf(10-version), 0, 43, 44, 60, 135, 139, 140, s.Byte()), filler(s, size(s, most))
 }
