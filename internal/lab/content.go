@@ -113,21 +113,23 @@ func (n *Node) PatientHTTP(source string, stall time.Duration) *http.Client {
 	}}
 }
 
-// impatient is a connection that does not wait for ever.
+// impatient is a connection that does not wait for ever. What moves in one
+// direction gives the other its time again: a reader of the answer waits while
+// the request is still being written.
 type impatient struct {
 	net.Conn
 	stall time.Duration
 }
 
 func (c *impatient) Read(p []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(c.stall)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(p)
 }
 
 func (c *impatient) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)
