@@ -19,6 +19,9 @@ import (
 // Stall is how long a transfer may stand still before it counts as failed.
 const Stall = 5 * time.Second
 
+// chunk is how much Download reads at most before it tells of progress.
+const chunk = 256 << 10
+
 // block is what contents repeat: random, the same in every process, and of a
 // length that no segment size divides, so that a segment lost, doubled or in
 // the wrong place changes the hash.
@@ -110,21 +113,23 @@ func (n *Node) PatientHTTP(source string, stall time.Duration) *http.Client {
 	}}
 }
 
-// impatient is a connection that does not wait for ever.
+// impatient is a connection that does not wait for ever. What moves in one
+// direction gives the other its time again: a reader of the answer waits while
+// the request is still being written.
 type impatient struct {
 	net.Conn
 	stall time.Duration
 }
 
 func (c *impatient) Read(p []byte) (int, error) {
-	if err := c.SetReadDeadline(time.Now().Add(c.stall)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(p)
 }
 
 func (c *impatient) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.stall)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)
@@ -161,7 +166,7 @@ func Download(ctx context.Context, c *http.Client, server string, buf []byte, pr
 	start := time.Now()
 	got := 0
 	for got < len(buf) {
-		n, err := resp.Body.Read(buf[got:])
+		n, err := resp.Body.Read(buf[got:min(len(buf), got+chunk)])
 		got += n
 		if progress != nil {
 			progress(got)

@@ -119,8 +119,8 @@ func (d *demo) result(ctx context.Context) error {
 	return fmt.Errorf("lab demo: %d of %d checks failed", d.failed, d.tried)
 }
 
-// check tries one thing, prints its line and reports whether it held. What does not keep to its time
-// has failed, whether it notices or not.
+// check tries one thing, prints its line and reports whether it held. What
+// does not keep to its time has failed, whether it notices or not.
 func (d *demo) check(ctx context.Context, name string, timeout time.Duration, f func(context.Context) (string, error)) (held bool) {
 	if ctx.Err() != nil {
 		return false
