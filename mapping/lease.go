@@ -55,10 +55,7 @@ type pool struct {
 // lease finds or makes the lease of a client.
 func (t *Table) lease(client netip.Addr, tick uint32) (netip.Addr, translate.Verdict) {
 	if !t.permits(client) { // asked without the lock, for those who try often
-		if len(t.pools) == 0 {
-			return client, translate.SourceUnmapped
-		}
-		return client, translate.ClientNotPermitted
+		return t.stranger(client)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -87,51 +84,67 @@ func (t *Table) permits(client netip.Addr) bool {
 
 func (p *pool) permits(client netip.Addr) bool { return p.permitted.Load().Contains(client) }
 
-// take takes an address for a client out of the first pool that can: the one
-// it had before wherever that is, else one of the first pool with any left.
+// take takes an address for a client out of the first pool that can.
 func (t *Table) take(s *snapshot, client netip.Addr, tick uint32) (*pool, netip.Addr) {
+	p, a, r := t.offer(s, client, tick)
+	switch {
+	case p == nil:
+	case r != nil:
+		p.reuse(r)
+	default:
+		p.next++
+	}
+	return p, a
+}
+
+// offer is the address that a client would be lent now, and its place in the
+// queue of its pool if it was lent before: the one the client had before
+// wherever that is, else one of the first pool with any left. The pool is nil
+// when there is none.
+func (t *Table) offer(s *snapshot, client netip.Addr, tick uint32) (*pool, netip.Addr, *returned) {
 	for _, p := range t.pools {
 		if r := p.former[client]; r != nil && p.permits(client) {
-			return p, p.reuse(r)
+			return p, r.addr, r
 		}
 	}
 	for _, p := range t.pools {
 		if !p.permits(client) {
 			continue
 		}
-		if a := p.choose(s, tick); a.IsValid() {
-			return p, a
+		if a, r := p.choose(s, tick); a.IsValid() {
+			return p, a, r
 		}
 	}
-	return nil, netip.Addr{}
+	return nil, netip.Addr{}, nil
 }
 
-// choose is an address that nobody has, invalid if there is none.
-func (p *pool) choose(s *snapshot, tick uint32) netip.Addr {
+// choose is an address that nobody has, invalid if there is none, and its
+// place in the queue if it was lent before.
+func (p *pool) choose(s *snapshot, tick uint32) (netip.Addr, *returned) {
 	oldest := p.queue.first
 	if oldest != nil && !reached(tick, oldest.until) {
 		oldest = nil
 	}
 	if oldest == nil || p.queue.len < remembered {
 		if a := p.fresh(s); a.IsValid() {
-			return a
+			return a, nil
 		}
 	}
 	if oldest == nil {
-		return netip.Addr{}
+		return netip.Addr{}, nil
 	}
-	return p.reuse(oldest)
+	return oldest.addr, oldest
 }
 
-// fresh is the next address that was never lent, invalid when all were. What
-// a map or natless itself has is stepped over, whole prefixes at a time.
+// fresh is the next address that was never lent, invalid when all were: the
+// one that next then counts to. What a map or natless itself has is stepped
+// over, whole prefixes at a time.
 func (p *pool) fresh(s *snapshot) netip.Addr {
 	start := number4(p.IPv4.Addr())
 	for p.next < p.size {
 		a := addr4(start + p.next)
 		taken, e, _ := s.v4.LookupPrefixLPM(netip.PrefixFrom(a, 32))
 		if e == p.entry {
-			p.next++
 			return a
 		}
 		p.next = number4(last4(taken)) - start + 1
@@ -139,13 +152,38 @@ func (p *pool) fresh(s *snapshot) netip.Addr {
 	return netip.Addr{}
 }
 
+// foresee is what lease would say, and leases nothing.
+func (t *Table) foresee(client netip.Addr) (netip.Addr, translate.Verdict) {
+	if !t.permits(client) {
+		return t.stranger(client)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.current.Load()
+	if e, _ := s.v6.Lookup(client); e != nil {
+		return e.to4(client), translate.OK
+	}
+	p, a, _ := t.offer(s, client, t.tick.Load())
+	if p == nil {
+		return client, translate.PoolFull
+	}
+	return a, translate.OK
+}
+
+// stranger is the verdict on a client that no pool lends to.
+func (t *Table) stranger(client netip.Addr) (netip.Addr, translate.Verdict) {
+	if len(t.pools) == 0 {
+		return client, translate.SourceUnmapped
+	}
+	return client, translate.ClientNotPermitted
+}
+
 // reuse takes a returned address out of the queue.
-func (p *pool) reuse(r *returned) netip.Addr {
+func (p *pool) reuse(r *returned) {
 	p.queue.remove(r)
 	if p.former[r.client] == r {
 		delete(p.former, r.client)
 	}
-	return r.addr
 }
 
 // watch enters a lease in the heap by when it could end, if ever.

@@ -76,6 +76,34 @@ func TestLease(t *testing.T) {
 	wears(t, x, 2, 1101, "192.0.2.3") // its own again, in quarantine
 }
 
+// TestForesee asks before each packet what Resolve will say to it, from new
+// clients, old ones, those who come back and those that nobody permits, until
+// both pools are full and after.
+func TestForesee(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		x := pooled(t, poolOf("192.0.2.0/29"), poolOf("198.51.100.0/30"))
+		tick := uint32(1000)
+		for range rapid.IntRange(1, 60).Draw(t, "packets") {
+			tick += rapid.Uint32Range(0, 40).Draw(t, "pause")
+			x.Expire(tick)
+			client := lessee(rapid.IntRange(1, 12).Draw(t, "client"))
+			if client == lessee(12) {
+				client = addr("2001:db9::1")
+			}
+			f := flow(client.String(), "64:ff9b::203.0.113.80")
+			before, leases := x.Revision(), x.Leases()
+			foreseen, v := x.Foresee(f)
+			require.Equal(t, before, x.Revision())
+			require.Equal(t, leases, x.Leases())
+			got, w := x.Resolve(f, tick)
+			require.Equal(t, w.String(), v.String())
+			if w == translate.OK {
+				require.Equal(t, got, foreseen)
+			}
+		}
+	})
+}
+
 func TestLeaseTrafficFromOutsideCounts(t *testing.T) {
 	x := pooled(t, poolOf("192.0.2.0/29"))
 	wears(t, x, 1, 1000, "192.0.2.2")

@@ -71,6 +71,7 @@ const (
 	lend    missing = iota // lease it an address if it is IPv6; and leases count as used
 	refuse                 // name it
 	standIn                // let natless's own address, or one of rfc6791, speak for it
+	foresee                // say what lend would do
 )
 
 // Resolve is the flow that f becomes on the other side. A permitted client's
@@ -95,10 +96,17 @@ func (t *Table) ResolveIn(f *translate.Flow, tick uint32) translate.Verdict {
 }
 
 // Lookup is Resolve without consequences: it leases nothing and no lease
-// counts as used. It serves packets quoted in ICMP errors (reversed) and
-// traces.
+// counts as used. It serves packets quoted in ICMP errors (reversed).
 func (t *Table) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
 	v := t.resolve(&f, 0, refuse)
+	return f, v
+}
+
+// Foresee is what Resolve would say now, without consequences: a client that
+// has no lease gets the address that its first packet would lease. It serves
+// traces, and takes a lock where Resolve does.
+func (t *Table) Foresee(f translate.Flow) (translate.Flow, translate.Verdict) {
+	v := t.resolve(&f, 0, foresee)
 	return f, v
 }
 
@@ -215,6 +223,8 @@ func (t *Table) unmappedSource4(a netip.Addr, tick uint32, m missing) (netip.Add
 	switch {
 	case m == lend:
 		return t.lease(a, tick)
+	case m == foresee:
+		return t.foresee(a)
 	case m == standIn && t.rfc6791Size > 0:
 		return t.standIn4(), translate.OK
 	case len(t.pools) > 0 && !t.permits(a):

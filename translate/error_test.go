@@ -75,7 +75,7 @@ func TestWriteError(t *testing.T) {
 		{name: "unmapped 6", in: udp6, v: DestinationUnmapped, typ: 1, code: 3},
 		{name: "pool full 6", in: udp6, v: PoolFull, typ: 1, code: 3},
 		{name: "private 6", in: udp6, v: PrivateIPv4, typ: 1, code: 1},
-		{name: "not permitted 6", in: udp6, v: ClientNotPermitted, typ: 1, code: 1},
+		{name: "not permitted 6", in: udp6, v: ClientNotPermitted, typ: 1, code: 5},
 		{name: "hairpin off 6", in: udp6, v: HairpinOff, typ: 1, code: 1},
 		{name: "hairpin off 4", in: udp4, v: HairpinOff, typ: 3, code: 13},
 	} {

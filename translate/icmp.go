@@ -44,6 +44,7 @@ const (
 	code6BeyondScope = 2
 	code6Address     = 3
 	code6Port        = 4
+	code6Policy      = 5
 	code6Field       = 0
 	code6NextHeader  = 1
 )

@@ -115,7 +115,7 @@ func (p *Packet) rewriteError(o *Options, to, quoted *Flow) {
 	binary.BigEndian.PutUint32(m[icmpRest:], rest)
 
 	if p.v6 {
-		putIPv4(out, o.trafficClass(h.tos), headerLen+n, p.nextID(1), 0, h.ttl-1, protoICMPv4, ipv4AddrOf(to.Src), ipv4AddrOf(to.Dst))
+		putIPv4(out, o.trafficClass(h.tos), headerLen+n, p.outerID(), 0, h.ttl-1, protoICMPv4, ipv4AddrOf(to.Src), ipv4AddrOf(to.Dst))
 	} else {
 		putIPv6(out, o.trafficClass(h.tos), n, protoICMPv6, h.ttl-1, ipv6AddrOf(to.Src), ipv6AddrOf(to.Dst))
 	}

@@ -60,12 +60,8 @@ func (p *Packet) rewriteToIPv4(o *Options, to, quoted *Flow) Verdict {
 		delta = add(delta, uint64(src)+uint64(dst))
 		translateTransport(b[h.l4:], h.proto, p.checksum, p.Offload.Flags&NeedsCsum != 0, delta, &p.Flow, to)
 	}
-	id := uint16(h.id)
-	if !h.fragmented {
-		id = p.nextID(p.segments())
-	}
 	start := h.l4 - ipv4HeaderLen
-	putIPv4(b[start:], o.trafficClass(h.tos), size, id, flags, h.ttl-1, ipv4Protocol(h.proto), src, dst)
+	putIPv4(b[start:], o.trafficClass(h.tos), size, p.outerID(), flags, h.ttl-1, ipv4Protocol(h.proto), src, dst)
 	p.Off += start
 	p.Len = size
 	if p.Offload != (Offload{}) {
@@ -137,6 +133,16 @@ func (p *Packet) rewriteToIPv6(o *Options, to, quoted *Flow) Verdict {
 		p.translateOffload(headers)
 	}
 	return OK
+}
+
+// outerID is the identification of the packet as IPv4: the low bits of the
+// fragment header's, also of an atomic fragment's (RFC 7915 5.1.1), or else a
+// new one (5.1).
+func (p *Packet) outerID() uint16 {
+	if p.outer.fragmented {
+		return uint16(p.outer.id)
+	}
+	return p.nextID(p.segments())
 }
 
 // nextID takes n IPv4 identifications and returns the first.

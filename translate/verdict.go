@@ -79,10 +79,10 @@ var verdicts = [Verdicts]Info{
 
 	SourceRefused:       {"source_refused", "RFC 7915 4.1, 5.1", "", "A source address that no packet may carry: loopback, multicast, unspecified, link-local, class E, or one that would loop."},
 	DestinationRefused:  {"destination_refused", "RFC 7915 4.1, 5.1", "", "A destination that natless does not reach: loopback, multicast, unspecified, link-local (cloud metadata), class E."},
-	SourceUnmapped:      {"source_unmapped", "RFC 7757 3, RFC 7915 4.1, 5.1", "", "The source has no counterpart in the other family: no map covers it, and it is not behind pref64 or a pool."},
+	SourceUnmapped:      {"source_unmapped", "RFC 7757 3, RFC 7915 4.1, 5.1, 5.4", "destination unreachable: source address policy (IPv6 only)", "The source has no counterpart in the other family: no map covers it, and it is not behind pref64 or a pool."},
 	DestinationUnmapped: {"destination_unmapped", "RFC 7757 3", "destination unreachable: address", "The destination has no counterpart in the other family: no map, no lease, not in pref64."},
 	PrivateIPv4:         {"private_ipv4", "RFC 6052 3.1", "destination unreachable: prohibited", "A private IPv4 address behind 64:ff9b::/96. Use another prefix, such as 64:ff9b:1::/96, or private_ipv4 = \"allow\"."},
-	ClientNotPermitted:  {"client_not_permitted", "RFC 7915 5.1", "destination unreachable: prohibited", "An IPv6 source that no pool's clients permit. Add it to clients, or give it a map."},
+	ClientNotPermitted:  {"client_not_permitted", "RFC 7915 5.4", "destination unreachable: source address policy", "An IPv6 source that no pool's clients permit. Add it to clients, or give it a map."},
 	PoolFull:            {"pool_full", "RFC 7915 5.1", "destination unreachable: address", "Every address of the client's pools is lent. Add a pool, or shorten idle."},
 	HairpinOff:          {"hairpin_off", "RFC 7757 4", "destination unreachable: prohibited", "A packet from one client of natless to another, while hairpin = \"off\"."},
 	OwnAddress:          {"own_address", "RFC 1122 3.2.2", "", "Something other than an echo request to an address of natless itself."},

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/internal/testenv"
 )
 
 // What the demo shows, in its order.
@@ -115,12 +116,53 @@ func daemonOf(t *testing.T, parent int) int {
 	return 0
 }
 
+// Interrupted, the demo takes everything down; killed, it leaves a directory
+// for lab down and nothing else.
+func TestLabDemoInterrupted(t *testing.T) {
+	for _, s := range []struct {
+		signal syscall.Signal
+		code   int
+		left   int
+	}{{syscall.SIGINT, 1, 0}, {syscall.SIGTERM, 1, 0}, {syscall.SIGKILL, -1, 1}} {
+		t.Run(s.signal.String(), func(t *testing.T) {
+			t.Parallel()
+			c := demo(t, "demo")
+			stdout, err := c.StdoutPipe()
+			require.NoError(t, err)
+			require.NoError(t, c.Start())
+			daemon := 0
+			for lines := bufio.NewScanner(stdout); lines.Scan(); {
+				if strings.Contains(lines.Text(), " ping ") {
+					daemon = daemonOf(t, c.Process.Pid)
+					require.NoError(t, c.Process.Signal(s.signal))
+				}
+			}
+			var exit *exec.ExitError
+			require.ErrorAs(t, c.Wait(), &exit)
+			assert.Equal(t, s.code, exit.ExitCode())
+			assert.NoDirExists(t, fmt.Sprintf("/proc/%d/fd/0", daemon), "the daemon has ended")
+			tmp := strings.TrimPrefix(c.Env[len(c.Env)-1], "TMPDIR=")
+			left, err := filepath.Glob(tmp + "/*")
+			require.NoError(t, err)
+			assert.Len(t, left, s.left)
+
+			if s.left == 0 {
+				return
+			}
+			t.Cleanup(lab.Alone(t))
+			d := demo(t, "down")
+			d.Env = c.Env
+			out, err := d.CombinedOutput()
+			require.NoError(t, err)
+			assert.Contains(t, string(out), "removed "+left[0])
+		})
+	}
+}
+
 // A lab that was kept can be entered and used, and lab down removes it.
 func TestLabDemoKeep(t *testing.T) {
 	c := demo(t, "demo", "--keep")
-	if names := lab.Standing(); len(names) > 0 {
-		t.Skipf("a lab stands: %s", names)
-	}
+	t.Cleanup(lab.Alone(t))
 	tmp := strings.TrimPrefix(c.Env[len(c.Env)-1], "TMPDIR=")
 	out, err := c.CombinedOutput()
 	defer func() {
@@ -155,7 +197,7 @@ func TestLabDemoKeep(t *testing.T) {
 func TestLabDemoWithoutRoot(t *testing.T) {
 	lab.Require(t)
 	if lab.Inside() {
-		t.Skip("only the real root can become somebody else")
+		testenv.Skip(t, "only the real root can become somebody else")
 	}
 	w := build(t, setup{})
 	nobody := func(mode uint32) (string, error) {

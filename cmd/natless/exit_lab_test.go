@@ -130,7 +130,9 @@ func TestLabCleanExitDuringStart(t *testing.T) {
 			require.NoError(t, d.Signal(syscall.SIGTERM))
 			select {
 			case <-d.Exited:
-			case <-time.After(10 * time.Second):
+			case <-time.After(20 * time.Second):
+				_ = d.Signal(syscall.SIGQUIT) // it writes where it hangs
+				<-d.Exited
 				require.Fail(t, "natless does not end")
 			}
 		}

@@ -2,7 +2,9 @@ package main_test
 
 import (
 	"context"
+	"encoding/json"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/internal/lab"
@@ -50,7 +53,7 @@ func TestLabNeighboursRefused(t *testing.T) {
 			server6,                 // IPv6 from the uplink into pref64
 			"[" + lab.OwnIPv6 + "]", // or to natless itself
 			lease,                   // a new IPv4 connection into the pool
-			"169.254.64.1",          // natless's own IPv4
+			"169.254.64.77",         // or to what is lent to nobody
 		} {
 			refused(t, w.Server, target)
 		}
@@ -198,4 +201,51 @@ func removeTables(t *testing.T, n *lab.Node) {
 		}
 		return c.Flush()
 	}))
+}
+
+// What cannot be translated is counted by name and, where the RFCs ask for it,
+// answered by natless itself.
+func TestLabRefusals(t *testing.T) {
+	eachOffload(t, func(t *testing.T, offload string) {
+		const prefix = "64:ff9b::/96"
+		const stranger = "2001:db8:99::2"
+		w := start(t, setup{offload: offload, clients: 2, before: func(t *testing.T, n *lab.Network) {
+			require.NoError(t, n.Clients[0].Address("eth0", stranger+"/128"))
+			require.NoError(t, n.Host.Route(stranger+"/128", client1, ""))
+		}, flags: []string{}, config: own + "pref64 = \"" + prefix + "\"\n" +
+			"[network]\nmasquerade = \"off\"\n" +
+			"[[pool]]\nipv4 = \"203.0.113.0/30\"\nclients = [\"2001:db8:1::/64\", \"2001:db8:2::/64\"]\n"})
+		ping := func(k int, source, target string) (lab.Answer, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			return lab.Ping(ctx, w.Clients[k-1], source, lab.Embed(prefix, target), 56)
+		}
+		answered := func(a lab.Answer, err error, code int) {
+			t.Helper()
+			require.Error(t, err)
+			assert.Equal(t, lab.OwnIPv6, a.From.String())
+			assert.Equal(t, ipv6.ICMPTypeDestinationUnreachable, a.Type)
+			assert.Equal(t, code, a.Code)
+		}
+		_, err := ping(1, client1, lab.ServerIPv4)
+		require.NoError(t, err)
+		a, err := ping(1, client1, "10.0.0.1")
+		answered(a, err, 1)
+		a, err = ping(1, stranger, lab.ServerIPv4)
+		answered(a, err, 1)
+		_, err = ping(1, client1, "169.254.169.254")
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		// Of four addresses one is natless's own and one another's already.
+		for _, source := range []string{"2001:db8:2::2", "2001:db8:2::80"} {
+			_, _ = ping(2, source, lab.ServerIPv4) // at most two are left
+		}
+		a, err = ping(1, "2001:db8:1::80", lab.ServerIPv4)
+		answered(a, err, 3)
+
+		var stats struct{ Verdicts map[string]int }
+		require.NoError(t, json.Unmarshal([]byte(w.query(t, "stats", "-o", "json")), &stats))
+		for _, name := range []string{"private_ipv4", "client_not_permitted", "destination_refused", "pool_full"} {
+			assert.Positive(t, stats.Verdicts[name], name)
+		}
+	})
 }

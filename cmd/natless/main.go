@@ -66,6 +66,7 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 	cmd.AddCommand(
 		runCommand(), checkCommand(), downCommand(),
 		statusCommand(), statsCommand(), mapCommand(), leaseCommand(),
+		traceCommand(), pcapCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)
 	return cmd

@@ -22,6 +22,7 @@ const (
 	own     = "[translation]\nipv6 = \"" + lab.OwnIPv6 + "\"\n"
 	client1 = "2001:db8:1::2"
 	pool    = "169.254.64.0/20" // the default
+	ownIPv4 = "169.254.64.1"    // its first address: natless itself
 )
 
 // eachOffload runs a test with offload auto and with offload off.

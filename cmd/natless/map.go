@@ -96,19 +96,29 @@ func explainOffline(file string, addr netip.Addr) (x mapping.Explanation, err er
 	if err != nil {
 		return x, err
 	}
-	if err := c.Validate(); err != nil {
+	table, err := offline(c)
+	if err != nil {
 		return x, err
+	}
+	return table.Explain(addr), nil
+}
+
+// offline is the table that a daemon with the configuration would begin with
+// on this host.
+func offline(c *config.Config) (*mapping.Table, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
 	table, err := mapping.New(daemon.Mapping(c))
 	if err != nil {
-		return x, err
+		return nil, err
 	}
 	local, err := hostnet.Local(c.Device.Name)
 	if err != nil {
-		return x, err
+		return nil, err
 	}
 	table.SetLocal(local)
-	return table.Explain(addr), nil
+	return table, nil
 }
 
 func tabulateExplanation(r *rows, x mapping.Explanation) {

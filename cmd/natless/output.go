@@ -16,26 +16,33 @@ import (
 
 // asking is what the commands that ask the daemon have in common.
 type asking struct {
+	output
 	socket config.Flags
-	format string
 }
 
 func (a *asking) register(cmd *cobra.Command) {
+	a.output.register(cmd)
 	a.socket.RegisterSocket(cmd.Flags())
-	cmd.Flags().StringVarP(&a.format, "output", "o", "table", "output `FORMAT`: table or json")
+}
+
+func (a *asking) client() *control.Client { return control.NewClient(a.socket.Socket()) }
+
+// output is the form of what a command prints.
+type output struct{ format string }
+
+func (o *output) register(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "output `FORMAT`: table or json")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if a.format != "table" && a.format != "json" {
-			return fmt.Errorf("--output %s: expected table or json", a.format)
+		if o.format != "table" && o.format != "json" {
+			return fmt.Errorf("--output %s: expected table or json", o.format)
 		}
 		return nil
 	}
 }
 
-func (a *asking) client() *control.Client { return control.NewClient(a.socket.Socket()) }
-
 // object writes one answer: itself as JSON, or the table's rows.
-func (a *asking) object(out io.Writer, v any, table func(rows *rows)) error {
-	if a.format == "json" {
+func (o *output) object(out io.Writer, v any, table func(rows *rows)) error {
+	if o.format == "json" {
 		return json.NewEncoder(out).Encode(v)
 	}
 	r := newRows(out)

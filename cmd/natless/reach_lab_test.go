@@ -30,6 +30,8 @@ func TestLabPing(t *testing.T) {
 		// natless itself answers
 		_, err := lab.Ping(t.Context(), w.client, "", netip.MustParseAddr(lab.OwnIPv6), 56)
 		require.NoError(t, err)
+		_, err = lab.Ping(t.Context(), w.Server, "", netip.MustParseAddr(ownIPv4), 56)
+		require.NoError(t, err)
 		// and from the other side
 		_, err = lab.Ping(t.Context(), w.Server, "", netip.MustParseAddr(lab.MappedIPv4), 1400)
 		require.NoError(t, err)
@@ -50,7 +52,6 @@ func TestLabTraceroute(t *testing.T) {
 
 		hops, err = lab.Traceroute(t.Context(), w.Server, "", netip.MustParseAddr(lab.MappedIPv4))
 		require.NoError(t, err)
-		const ownIPv4 = "169.254.64.1"
 		assert.Equal(t, []string{
 			lab.HostIPv4,
 			ownIPv4, // natless

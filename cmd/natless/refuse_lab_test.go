@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/internal/testenv"
 )
 
 // What natless run cannot or must not do is one clear error, exit 1, and a
@@ -75,7 +77,7 @@ func TestLabBadConfiguration(t *testing.T) {
 	})
 	t.Run("not root", func(t *testing.T) {
 		if lab.Inside() {
-			t.Skip("only the real root can become somebody else")
+			testenv.Skip(t, "only the real root can become somebody else")
 		}
 		before := snapshot(t, w.Host)
 		out := refuses(t, w.Host, "", func(c *exec.Cmd) error {
@@ -157,30 +159,58 @@ func TestLabSecondNatless(t *testing.T) {
 	})
 }
 
-// A persistent device that the operator made is used and left; one without
-// multi_queue as well, or refused, but never touched.
+// operators makes a persistent TUN device as an operator does, and leaves it
+// open when held.
+func operators(t *testing.T, n *lab.Node, multiQueue, held bool) {
+	t.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "natless0"
+	tun := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Queues: 1, Flags: netlink.TUNTAP_NO_PI}
+	if multiQueue {
+		tun.Flags |= netlink.TUNTAP_MULTI_QUEUE
+	} else {
+		tun.Flags |= netlink.TUNTAP_ONE_QUEUE
+	}
+	require.NoError(t, n.Do(func() error { return netlink.LinkAdd(tun) }))
+	for _, f := range tun.Fds {
+		if held {
+			t.Cleanup(func() { f.Close() })
+		} else {
+			f.Close()
+		}
+	}
+}
+
+// A persistent device that the operator made is used and left as it was, with
+// one queue or several: also without offloads, which would stick to it.
 func TestLabOperatorsDevice(t *testing.T) {
 	eachOffload(t, func(t *testing.T, offload string) {
-		w := build(t, setup{before: func(t *testing.T, n *lab.Network) {
-			require.NoError(t, n.Host.Do(func() error {
-				attrs := netlink.NewLinkAttrs()
-				attrs.Name = "natless0"
-				tun := &netlink.Tuntap{LinkAttrs: attrs, Mode: netlink.TUNTAP_MODE_TUN, Queues: 1,
-					Flags: netlink.TUNTAP_MULTI_QUEUE | netlink.TUNTAP_NO_PI}
-				if err := netlink.LinkAdd(tun); err != nil {
+		for _, multiQueue := range []bool{true, false} {
+			t.Run(fmt.Sprintf("multi_queue=%t", multiQueue), func(t *testing.T) {
+				w := build(t, setup{before: func(t *testing.T, n *lab.Network) { operators(t, n.Host, multiQueue, false) }})
+				before := snapshot(t, w.Host)
+				w.run(t, setup{offload: offload})
+				works(t, w)
+				assert.False(t, device(t, w.Host).NonPersist)
+				require.NoError(t, w.daemon.Stop())
+				left(t, w.Host, before, "the device is as it was")
+				require.NoError(t, w.Host.Do(func() error {
+					tso, err := hasTSO("natless0")
+					assert.False(t, tso, "offloads are off again")
 					return err
-				}
-				for _, f := range tun.Fds {
-					f.Close()
-				}
-				return nil
-			}))
-		}})
+				}))
+			})
+		}
+	})
+}
+
+// A device that somebody holds open is refused: a second opener would steal
+// its packets.
+func TestLabDeviceHeld(t *testing.T) {
+	eachOffload(t, func(t *testing.T, offload string) {
+		w := build(t, setup{before: func(t *testing.T, n *lab.Network) { operators(t, n.Host, true, true) }})
 		before := snapshot(t, w.Host)
-		w.run(t, setup{})
-		works(t, w)
-		assert.False(t, device(t, w.Host).NonPersist)
-		require.NoError(t, w.daemon.Stop())
-		left(t, w.Host, before, "the device is as it was")
+		assert.Contains(t, refuses(t, w.Host, "", nil, "--offload", offload), "natless0")
+		unchanged(t, w.Host, before, "after the refusal")
 	})
 }

@@ -36,7 +36,7 @@ until SIGTERM or SIGINT, and takes all of it down again.`,
 	return cmd
 }
 
-// settings are what `run` and `check` read their configuration from.
+// settings are what `run`, `check` and `pcap` read their configuration from.
 type settings struct {
 	file  string
 	flags config.Flags
@@ -45,6 +45,15 @@ type settings struct {
 func (s *settings) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&s.file, "config", "c", "", "configuration `FILE` (default "+config.DefaultFile+" when there)")
 	s.flags.Register(cmd.Flags())
+}
+
+// registerOnly registers those flags that mean something to a command.
+func (s *settings) registerOnly(cmd *cobra.Command, names ...string) {
+	all := new(cobra.Command)
+	s.register(all)
+	for _, name := range names {
+		cmd.Flags().AddFlag(all.Flags().Lookup(name))
+	}
 }
 
 func (s *settings) load() (*config.Config, error) {
@@ -66,7 +75,8 @@ func logger(c config.Log) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(os.Stderr, options))
 }
 
-// background is the context of short-lived commands: Ctrl-C ends them.
+// background is the context of short-lived commands: Ctrl-C and SIGTERM end
+// them, with time to clear up.
 func background() (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(context.Background(), os.Interrupt)
+	return signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 }

@@ -8,6 +8,7 @@
 //	GET /v1/map/{addr}  what becomes of an address of either family, and why
 //	GET /v1/lease       what is lent from pools, one JSON object a line
 //	GET /v1/config      the configuration in force
+//	POST /v1/trace      what would become of the packet in the body, step by step
 //
 // Anything else, and what went wrong, is answered with {"error": "..."}.
 package control
@@ -29,6 +30,7 @@ type Source interface {
 	Explain(netip.Addr) any
 	Leases() iter.Seq[any]
 	Config() any
+	Trace(packet []byte) any
 }
 
 // Each gives the elements of a slice as a Source's lists do.

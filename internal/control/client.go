@@ -54,6 +54,15 @@ func (c *Client) Explain(ctx context.Context, a netip.Addr) (json.RawMessage, er
 	return one[json.RawMessage](ctx, c, "/v1/map/"+url.PathEscape(a.String()))
 }
 
+// Trace asks what would become of a packet, as JSON.
+func (c *Client) Trace(ctx context.Context, packet []byte) (json.RawMessage, error) {
+	body, err := c.ask(ctx, http.MethodPost, tracePath, packet)
+	if err != nil {
+		return nil, err
+	}
+	return decoded[json.RawMessage](c, body)
+}
+
 // Maps asks for the mapping table, one JSON object after the other. It ends
 // after an error.
 func (c *Client) Maps(ctx context.Context) iter.Seq2[json.RawMessage, error] {
@@ -81,10 +90,15 @@ func Decoded[T any](list iter.Seq2[json.RawMessage, error]) iter.Seq2[T, error] 
 }
 
 func one[T any](ctx context.Context, c *Client, path string) (v T, err error) {
-	body, err := c.get(ctx, path)
+	body, err := c.ask(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return v, err
 	}
+	return decoded[T](c, body)
+}
+
+// decoded reads an answer of one object, and closes it.
+func decoded[T any](c *Client, body io.ReadCloser) (v T, err error) {
 	defer body.Close()
 	if err := json.NewDecoder(body).Decode(&v); err != nil {
 		return v, c.failed(err)
@@ -94,7 +108,7 @@ func one[T any](ctx context.Context, c *Client, path string) (v T, err error) {
 
 func (c *Client) list(ctx context.Context, path string) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
-		body, err := c.get(ctx, path)
+		body, err := c.ask(ctx, http.MethodGet, path, nil)
 		if err != nil {
 			yield(nil, err)
 			return
@@ -117,9 +131,9 @@ func (c *Client) list(ctx context.Context, path string) iter.Seq2[json.RawMessag
 	}
 }
 
-// get asks, and turns every answer but OK into an error.
-func (c *Client) get(ctx context.Context, path string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://natless"+path, nil)
+// ask asks, and turns every answer but OK into an error.
+func (c *Client) ask(ctx context.Context, method, path string, body []byte) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://natless"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, c.failed(err)
 	}

@@ -53,6 +53,7 @@ func (s source) Maps() iter.Seq[any]    { return s.maps }
 func (source) Explain(a netip.Addr) any { return map[string]any{"address": a} }
 func (source) Leases() iter.Seq[any]    { return Each([]row{}) }
 func (s source) Config() any            { return s.config }
+func (source) Trace(packet []byte) any  { return map[string]int{"bytes": len(packet)} }
 func rows(n int) iter.Seq[any]          { return func(yield func(any) bool) { some(n, yield) } }
 func some(n int, yield func(any) bool) {
 	for i := range n {
@@ -163,6 +164,7 @@ func TestShape(t *testing.T) {
 		{"GET /v1/map/::ffff:192.0.2.1", 400, "application/json", `{"error":"\"::ffff:192.0.2.1\": expected an IPv4 or IPv6 address"}` + "\n"},
 		{"GET /v1/session", 404, "application/json", `{"error":"\"/v1/session\": no such path in this version"}` + "\n"},
 		{"GET /", 404, "application/json", `{"error":"\"/\": no such path in this version"}` + "\n"},
+		{"GET /v1/trace", 405, "application/json", `{"error":"GET: expected POST"}` + "\n"},
 		{"DELETE /v1/map/192.0.2.1", 405, "application/json", `{"error":"DELETE: expected GET"}` + "\n"},
 	} {
 		conn := say(t, path, test.request+" HTTP/1.1\r\nHost: natless\r\n\r\n")
@@ -175,6 +177,24 @@ func TestShape(t *testing.T) {
 		assert.Equal(t, test.body, string(body), test.request)
 		conn.Close()
 	}
+}
+
+func TestTrace(t *testing.T) {
+	path, _ := start(t, source{}, nil)
+	for _, size := range []int{1, 1500, maxPacket} {
+		answer, err := NewClient(path).Trace(t.Context(), make([]byte, size))
+		require.NoError(t, err)
+		assert.JSONEq(t, fmt.Sprintf(`{"bytes": %d}`, size), string(answer))
+	}
+	_, err := NewClient(path).Trace(t.Context(), nil)
+	assert.EqualError(t, err, "asking the daemon at "+path+": expected a packet")
+	_, err = NewClient(path).Trace(t.Context(), make([]byte, maxPacket+1))
+	assert.EqualError(t, err, "asking the daemon at "+path+": expected a packet of at most 65575 bytes")
+
+	answer, err := io.ReadAll(say(t, path, "POST /v1/trace HTTP/1.1\r\nHost: natless\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"))
+	require.NoError(t, err, "closed after the answer")
+	assert.Contains(t, string(answer), "HTTP/1.1 400 ")
+	assert.Contains(t, string(answer), `{"error":"reading the packet: `)
 }
 
 func TestBodyRefused(t *testing.T) {
@@ -428,4 +448,19 @@ func TestCloseUnderWay(t *testing.T) {
 	require.NoError(t, s.Close())
 	assert.Less(t, time.Since(began), 10*time.Second)
 	assert.NoFileExists(t, path)
+}
+
+func TestRemoveStale(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	require.False(t, RemoveStale(path), "nothing is there")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	require.False(t, RemoveStale(path), "a file is somebody's")
+	require.NoError(t, os.Remove(path))
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	require.NoError(t, err)
+	require.False(t, RemoveStale(path), "somebody answers")
+	ln.SetUnlinkOnClose(false)
+	require.NoError(t, ln.Close())
+	require.True(t, RemoveStale(path))
+	require.NoFileExists(t, path)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"net/http"
@@ -13,6 +14,11 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+)
+
+const (
+	tracePath = "/v1/trace"
+	maxPacket = 40 + 65535 // the largest of either family
 )
 
 // limits bound what one client, or many, can hold of the daemon.
@@ -122,23 +128,45 @@ func (s *Server) handler(source Source) http.Handler {
 		}
 		s.one(w, http.StatusOK, source.Explain(a))
 	})
+	mux.HandleFunc(tracePath, func(w http.ResponseWriter, r *http.Request) { s.trace(w, r, source) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusNotFound, "%q: no such path in this version", r.URL.Path)
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.log.Debug("control request", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr)
+		method := http.MethodGet
+		if r.URL.Path == tracePath {
+			method = http.MethodPost
+		}
 		switch {
-		case r.Method != http.MethodGet:
+		case r.Method != method:
 			readNoMore(w)
-			w.Header().Set("Allow", http.MethodGet)
-			s.fail(w, http.StatusMethodNotAllowed, "%s: expected GET", r.Method)
-		case r.ContentLength != 0:
+			w.Header().Set("Allow", method)
+			s.fail(w, http.StatusMethodNotAllowed, "%s: expected %s", r.Method, method)
+		case method == http.MethodGet && r.ContentLength != 0:
 			readNoMore(w)
 			s.fail(w, http.StatusRequestEntityTooLarge, "expected a request without a body")
 		default:
 			mux.ServeHTTP(w, r)
 		}
 	})
+}
+
+// trace answers about the packet in the body, which no header counts as text.
+func (s *Server) trace(w http.ResponseWriter, r *http.Request, source Source) {
+	packet, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPacket))
+	switch {
+	case errors.As(err, new(*http.MaxBytesError)):
+		readNoMore(w)
+		s.fail(w, http.StatusRequestEntityTooLarge, "expected a packet of at most %d bytes", maxPacket)
+	case err != nil:
+		readNoMore(w)
+		s.fail(w, http.StatusBadRequest, "reading the packet: %v", err)
+	case len(packet) == 0:
+		s.fail(w, http.StatusBadRequest, "expected a packet")
+	default:
+		s.one(w, http.StatusOK, source.Trace(packet))
+	}
 }
 
 // readNoMore keeps package http from waiting for a body that nobody wants.

@@ -148,6 +148,13 @@ func clearStale(path string) error {
 	return os.Remove(path)
 }
 
+// RemoveStale removes the socket at path if it is one that a killed daemon left,
+// and reports whether it did. Whatever else is there stays.
+func RemoveStale(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil && clearStale(path) == nil
+}
+
 // bare is the reason inside an error of package net, which repeats the path.
 func bare(err error) error {
 	var errno syscall.Errno

@@ -130,22 +130,27 @@ type daemon struct {
 }
 
 // serve runs the workers and what goes on beside them until the context ends
-// or one of them fails.
+// or one of them fails. The workers end last: with them the device goes, which
+// the watcher would take for somebody's mischief.
 func (d *daemon) serve(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var wg sync.WaitGroup
+	planeCtx, stopPlane := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPlane()
+	var workers, beside sync.WaitGroup
 	var plane, watch, server error
-	wg.Go(func() { defer cancel(); plane = d.plane.Run(ctx) })
-	wg.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
-	wg.Go(func() { defer cancel(); server = d.server.Serve(d) })
-	wg.Go(func() { d.reportRefusals(ctx) })
-	wg.Go(func() { feedWatchdog(ctx) })
+	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
+	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
+	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
+	beside.Go(func() { d.reportRefusals(ctx) })
+	beside.Go(func() { feedWatchdog(ctx) })
 	d.becomeReady()
 	<-ctx.Done()
 	notify(systemd.SdNotifyStopping)
 	d.server.Close()
-	wg.Wait()
+	beside.Wait()
+	stopPlane()
+	workers.Wait()
 	return errors.Join(plane, watch, server)
 }
 

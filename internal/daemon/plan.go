@@ -5,6 +5,7 @@ import (
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/trace"
 	"github.com/natless/natless/mapping"
 )
 
@@ -22,7 +23,9 @@ func Plan(c *config.Config) hostnet.Plan {
 		p.IPv6 = append(p.IPv6, c.Translation.Pref64)
 	}
 	p.IPv6 = append(p.IPv6, single(c.OwnIPv6()))
-	p.IPv4 = append(p.IPv4, single(c.OwnIPv4()))
+	own := single(c.OwnIPv4())
+	p.IPv4 = append(p.IPv4, own)
+	p.Inbound = append(p.Inbound, own) // whoever sees it in a traceroute may ping it
 	p.IPv4 = append(p.IPv4, c.Translation.RFC6791...)
 	for _, m := range c.Maps {
 		p.IPv4 = append(p.IPv4, m.IPv4)
@@ -58,4 +61,10 @@ func Mapping(c *config.Config) mapping.Config {
 		})
 	}
 	return m
+}
+
+// Tracing is what packets are traced by, with the table of a configuration and
+// the MTU of the device in bytes.
+func Tracing(c *config.Config, table *mapping.Table, mtu int) trace.Config {
+	return trace.Config{Table: table, Options: c.Options(mtu), IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6()}
 }

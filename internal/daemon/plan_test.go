@@ -90,7 +90,7 @@ func TestPlan(t *testing.T) {
 	assert.Equal(t, hostnet.Plan{
 		Device: "nat6", MTU: 9000, Manage: false, Keep: true,
 		Masquerade: prefixes("169.254.64.0/20"),
-		Inbound:    prefixes("198.51.100.0/24", "169.254.64.1/32"),
+		Inbound:    prefixes("169.254.64.2/32", "198.51.100.0/24", "169.254.64.1/32"),
 		Clients:    prefixes("2001:db8:1::/120", "2001:db8:2::1/128", "2001:db8:3::/64"),
 		Local:      true,
 	}, p)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/trace"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 )
@@ -66,3 +67,7 @@ func (d *daemon) Maps() iter.Seq[any] {
 func (d *daemon) Leases() iter.Seq[any]    { return control.Each(d.table.Leases()) }
 func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }
 func (d *daemon) Config() any              { return d.config }
+
+func (d *daemon) Trace(packet []byte) any {
+	return trace.Trace(Tracing(d.config, d.table, d.host.MTU()), packet)
+}

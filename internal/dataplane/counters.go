@@ -31,15 +31,23 @@ func family(firstByte byte) int {
 	return 0
 }
 
-func (c *counters) countIn(p *translate.Packet) {
-	if p.Len > 0 {
-		c.in[family(p.Buf[p.Off])].add(p.Len)
+func (c *counters) countIn(packet []byte) {
+	if len(packet) > 0 {
+		c.in[family(packet[0])].add(len(packet))
 	}
 }
 
 func (c *counters) countOut(firstByte byte, bytes int) { c.out[family(firstByte)].add(bytes) }
 
-func (c *counters) count(v translate.Verdict) { c.verdicts[v].Add(1) }
+func (c *counters) count(o Outcome) {
+	c.verdicts[o.Verdict].Add(1)
+	if o.Error {
+		c.errorsSent.Add(1)
+	}
+	if o.Limited {
+		c.errorsLimited.Add(1)
+	}
+}
 
 // Traffic counts packets as the device gave or took them: a super-packet
 // counts once.

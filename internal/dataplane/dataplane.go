@@ -25,29 +25,16 @@ import (
 	"github.com/natless/natless/tun"
 )
 
-// Resolver decides which flow a packet's flow becomes on the other side.
-// Flows are passed as values: a pointer handed through an interface escapes to
-// the heap. No method blocks on anything but memory.
-type Resolver interface {
-	// Resolve answers for an ordinary packet and may lease an address to its
-	// source. tick is in seconds since the dataplane was made.
-	Resolve(f translate.Flow, tick uint32) (translate.Flow, translate.Verdict)
-	// ResolveError answers for the outer flow of an ICMP error: a source
-	// without a counterpart gets a stand-in (RFC 6791). It leases nothing.
-	ResolveError(f translate.Flow) (translate.Flow, translate.Verdict)
-	// Lookup answers like Resolve and creates nothing.
-	Lookup(f translate.Flow) (translate.Flow, translate.Verdict)
-	// Own reports whether the address is natless's own.
-	Own(a netip.Addr) bool
-	// Expire is called about once a second, off the way of packets.
-	Expire(tick uint32)
-}
-
 // Config is what a dataplane is made of.
 type Config struct {
 	Queues   []tun.Queue // one worker each; the dataplane closes them
-	Resolver Resolver
 	Options  translate.Options
+	Resolver interface {
+		Resolver
+		// Expire is called about once a second, off the way of packets, with
+		// the tick that ResolveIn is given.
+		Expire(tick uint32)
+	}
 
 	// IPv4 and IPv6 are the sources of the ICMP errors natless originates.
 	// Without a valid one, no errors of that family are sent.
@@ -111,36 +98,16 @@ func (p *Plane) keepTime(ctx context.Context) {
 	}
 }
 
-// headroom is where a packet is put in a worker's buffer: room for the longer
-// header of the other family twice over (a hairpinned packet is translated
-// twice), and for the device's own header in front of that.
-const headroom = 2*translate.Headroom + tun.HeaderLen + 6
-
-// bufferSize holds the largest packet of either family behind the headroom.
-const bufferSize = headroom + 40 + 1<<16
-
 type worker struct {
-	queue    tun.Queue
-	resolver Resolver
-	options  *translate.Options
-	from4    netip.Addr
-	from6    netip.Addr
-	tick     *atomic.Uint32
-
-	packet translate.Packet
-	spare  []byte // for packets natless makes: fragments and ICMP errors
-	limit  limiter
+	queue      tun.Queue
+	translator *Translator
+	tick       *atomic.Uint32
 	counters
 }
 
 func newWorker(q tun.Queue, c *Config, tick *atomic.Uint32) *worker {
-	w := &worker{
-		queue: q, resolver: c.Resolver, options: &c.Options,
-		from4: c.IPv4, from6: c.IPv6, tick: tick,
-		spare: make([]byte, bufferSize),
-	}
-	w.packet.Buf = make([]byte, bufferSize)
-	w.packet.ID = rand.Uint32()
+	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Options, c.IPv4, c.IPv6), tick: tick}
+	w.translator.packet.ID = rand.Uint32()
 	return w
 }
 
@@ -148,7 +115,7 @@ func newWorker(q tun.Queue, c *Config, tick *atomic.Uint32) *worker {
 // when the queue cannot be read any more.
 func (w *worker) run() error {
 	for {
-		n, h, err := w.queue.Read(w.packet.Buf, headroom)
+		n, h, err := w.queue.Read(w.translator.packet.Buf, headroom)
 		if errors.Is(err, os.ErrClosed) {
 			return nil
 		}
@@ -159,124 +126,15 @@ func (w *worker) run() error {
 	}
 }
 
-// handle takes the packet of n bytes at w.packet.Buf[headroom:] through all
-// its steps.
+// handle takes the packet of n bytes that was read into the translator's
+// buffer through all its steps.
 func (w *worker) handle(n int, h tun.Header) {
-	p := &w.packet
-	p.Off, p.Len, p.Offload = headroom, n, translate.Offload(h)
-	w.countIn(p)
-	v := w.translate()
-	w.count(v)
-	switch {
-	case v == translate.Fragmented:
-		w.writeFragments()
-	case v.Leaves():
-		w.write(p.Buf, p.Off, p.Len, tun.Header(p.Offload))
-	default:
-		w.refuse(v)
-	}
+	w.countIn(w.translator.packet.Buf[headroom : headroom+n])
+	w.count(w.translator.handle(n, h, w.tick.Load(), w))
 }
 
-// translate turns the packet into what is to leave, or says why nothing may.
-func (w *worker) translate() translate.Verdict {
-	v := w.pass()
-	if v != translate.Hairpin {
-		return v
-	}
-	// The packet is IPv4 now and on its way to another client: RFC 7757 4.2.2
-	// has it translated back at once instead of by way of the kernel.
-	if v = w.pass(); v == translate.OK {
-		return translate.Hairpin
-	}
-	return v
-}
-
-// pass translates the packet once, to the other family.
-func (w *worker) pass() translate.Verdict {
-	p := &w.packet
-	if v := p.Parse(w.options); v != translate.OK {
-		return v
-	}
-	if w.resolver.Own(p.Flow.Dst) {
-		return w.answer()
-	}
-	to, quoted, v := w.resolve()
-	if !v.Leaves() {
-		return v
-	}
-	if rewritten := p.Rewrite(w.options, to, quoted); rewritten != translate.OK {
-		return rewritten
-	}
-	return v
-}
-
-// answer serves a packet to natless's own address, of which only echo requests
-// are served.
-func (w *worker) answer() translate.Verdict {
-	if !w.packet.IsEchoRequest() {
-		return translate.OwnAddress
-	}
-	w.packet.AnswerEcho()
-	return translate.Answered
-}
-
-// resolve asks for the packet's flow on the other side and, of an ICMP error,
-// for that of the packet it quotes.
-func (w *worker) resolve() (to, quoted translate.Flow, v translate.Verdict) {
-	p := &w.packet
-	if !p.HasQuote() {
-		to, v = w.resolver.Resolve(p.Flow, w.tick.Load())
-		return to, quoted, v
-	}
-	to, v = w.resolver.ResolveError(p.Flow)
-	if !v.Leaves() {
-		return to, quoted, v
-	}
-	// The quoted packet went the other way, so it is its answer's flow that
-	// the mapping can find.
-	back, found := w.resolver.Lookup(p.Quoted.Reversed())
-	if !found.Leaves() {
-		return to, quoted, translate.QuoteUnmapped
-	}
-	return to, back.Reversed(), v
-}
-
-// refuse answers a packet that cannot go on with the ICMP error its verdict
-// calls for, if there is one and the rate allows it.
-func (w *worker) refuse(v translate.Verdict) {
-	if v.Info().Reply == "" {
-		return
-	}
-	from := w.from6
-	if w.packet.Flow.Src.Is4() {
-		from = w.from4
-	}
-	if !from.IsValid() {
-		return
-	}
-	if !w.limit.allow(v, w.tick.Load()) {
-		w.errorsLimited.Add(1)
-		return
-	}
-	n := translate.WriteError(w.spare[headroom:], &w.packet, v, from)
-	if n == 0 {
-		return
-	}
-	w.errorsSent.Add(1)
-	w.write(w.spare, headroom, n, tun.Header{})
-}
-
-func (w *worker) writeFragments() {
-	for {
-		n, ok := w.packet.NextFragment(w.spare[headroom:])
-		if !ok {
-			return
-		}
-		w.write(w.spare, headroom, n, tun.Header{})
-	}
-}
-
-func (w *worker) write(buf []byte, off, n int, h tun.Header) {
+// Put writes a packet that the translator gives. It implements Sink.
+func (w *worker) Put(buf []byte, off, n int, h tun.Header) {
 	if err := w.queue.Write(buf, off, n, h); err != nil {
 		w.writeErrors.Add(1)
 		return

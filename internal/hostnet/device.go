@@ -52,10 +52,10 @@ func (h *Host) deviceChanges(v *view) []change {
 	add := func(what string, do func(netlink.Link) error) {
 		list = append(list, change{
 			key: "device " + what, text: fmt.Sprintf("set link %s %s", dev.name, what), again: h.settled,
-			do: func() error { return h.setDevice(dev, do) },
+			do: func() error { return h.setDevice(v, dev, do) },
 		})
 	}
-	if mode, ok := addrGenMode(dev); !ok || mode != strconv.Itoa(addrGenModeNone) {
+	if mode, ok := h.addrGenMode(v); !ok || mode != strconv.Itoa(addrGenModeNone) {
 		add("addrgenmode none", func(l netlink.Link) error {
 			return netlink.LinkSetIP6AddrGenMode(l, addrGenModeNone)
 		})
@@ -78,12 +78,12 @@ func (h *Host) deviceLink(v *view) link {
 }
 
 // setDevice writes down how the device was before it is touched the first time.
-func (h *Host) setDevice(dev link, do func(netlink.Link) error) error {
+func (h *Host) setDevice(v *view, dev link, do func(netlink.Link) error) error {
 	if h.rec.Was == nil || h.rec.Was.Index != dev.index {
-		if err := h.leaveDevice(); err != nil {
+		if err := h.leaveDevice(v); err != nil {
 			return err
 		}
-		mode, _ := addrGenMode(dev)
+		mode, _ := h.addrGenMode(v)
 		h.rec.Was = &deviceState{Index: dev.index, MTU: dev.mtu, Up: dev.up, AddrGenMode: mode}
 		if err := h.rec.save(); err != nil {
 			return err
@@ -97,25 +97,23 @@ func (h *Host) setDevice(dev link, do func(netlink.Link) error) error {
 }
 
 // leaveDevice puts back the device of an earlier run, if it was another.
-func (h *Host) leaveDevice() error {
-	if h.rec.Was == nil {
-		return nil
-	}
-	v, err := look()
-	if err != nil {
-		return err
-	}
-	_, err = undoDevice(h.rec, v)
+func (h *Host) leaveDevice(v *view) error {
+	_, err := undoDevice(h.rec, v)
 	return err
 }
 
-// addrGenMode is how the link gets its link-local address, by number.
-func addrGenMode(l link) (mode string, ok bool) {
-	name := l.name
-	if l.index == missing {
-		name = newLinks
+// addrGenMode is how the device gets its link-local address, by number.
+func (h *Host) addrGenMode(v *view) (mode string, ok bool) {
+	return readSysctl(sysctlPath("ipv6", h.sysctlName(v), "addr_gen_mode"))
+}
+
+// sysctlName is where the device's sysctls are, or those that it will start
+// with.
+func (h *Host) sysctlName(v *view) string {
+	if l, ok := v.links[h.device]; ok {
+		return l.name
 	}
-	return readSysctl(sysctlPath("ipv6", name, "addr_gen_mode"))
+	return newLinks
 }
 
 // undoDevice gives an operator's device its state back. Natless's own is gone,

@@ -19,7 +19,7 @@ type forwardingPlan struct {
 // and the links that IPv4 answers may come from for IPv4.
 func (h *Host) forwarding(v *view) forwardingPlan {
 	f := forwardingPlan{opened4: map[int]bool{}, opened6: map[int]bool{}}
-	device := h.deviceSettings()
+	device := h.deviceSettings(v)
 	for _, s := range device {
 		f.device = append(f.device, h.want(v, s)...)
 	}
@@ -131,21 +131,22 @@ func (v *view) towards(prefixes []netip.Prefix) []route {
 // covers tells whether all of b lies in a.
 func covers(a, b netip.Prefix) bool { return a.Bits() <= b.Bits() && a.Overlaps(b) }
 
-// deviceSettings are those of the device itself. Where the host filters by
-// reverse path, the device does so loosely: all its sources are routed to it,
-// but policy routing may show another route first. Where not, neither does the
-// device, which saves a lookup per packet.
-func (h *Host) deviceSettings() []setting {
-	filter := no
-	if all, _ := readSysctl(sysctlPath("ipv4", allLinks, keyRPFilter)); all != no {
-		filter = loose
-	}
-	return []setting{
+// deviceSettings are those of the device itself. Where it would filter by
+// reverse path strictly, it does so loosely: all its sources are routed to it,
+// but policy routing may show another way first.
+func (h *Host) deviceSettings(v *view) []setting {
+	list := []setting{
 		{Family: "ipv6", Index: h.device, Key: keyDisableIPv6, Set: no},
 		{Family: "ipv4", Index: h.device, Key: keySendRedirects, Set: no},
-		{Family: "ipv4", Index: h.device, Key: keyRPFilter, Set: filter},
 		{Family: "ipv4", Index: h.device, Key: keyForwarding, Set: yes},
 	}
+	filter := setting{Family: "ipv4", Index: h.device, Key: keyRPFilter, Set: loose}
+	all, _ := readSysctl(sysctlPath("ipv4", allLinks, keyRPFilter))
+	own, _ := readSysctl(sysctlPath("ipv4", h.sysctlName(v), keyRPFilter))
+	if max(all, own) == strict || h.rec.find(filter) >= 0 {
+		list = append(list, filter)
+	}
+	return list
 }
 
 // raises tells whether IPv6 forwarding has to be, or was, raised globally

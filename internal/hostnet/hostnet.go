@@ -89,6 +89,12 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if len(found) > 0 {
 		return nil, errors.Join(asErrors(found)...)
 	}
+	if !p.Manage { // nothing will be taken over
+		if _, _, err := undo(rec, false, tableSpec{}); err != nil {
+			return nil, err
+		}
+		rec.Was, rec.Settings = nil, nil
+	}
 	rec.Device = p.Device
 	if err := rec.save(); err != nil {
 		return nil, err

@@ -186,6 +186,7 @@ func TestRestartTakesOver(t *testing.T) {
 		},
 		"another device": func(p *Plan) { p.Device = "natless1" },
 		"other clients":  func(p *Plan) { p.Local = false },
+		"left alone":     func(p *Plan) { p.Manage, p.IPv4, p.IPv6 = false, nil, nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			testHost(t)

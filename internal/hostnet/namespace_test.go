@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
@@ -37,9 +36,11 @@ func inNamespace(t *testing.T) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		testenv.Skip(t, "making a network namespace: "+err.Error())
 	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
+	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err != nil {
 		testenv.Skip(t, err.Error())
 	}
+	tun.Close()
 	old := runDir
 	runDir = filepath.Join(t.TempDir(), "run")
 	t.Cleanup(func() { runDir = old })
@@ -193,7 +194,7 @@ func links(t *testing.T) []string {
 func calm(t *testing.T) {
 	t.Helper()
 	last, same := []string(nil), 0
-	require.Eventually(t, func() bool {
+	require.True(t, within(longEnough, func() bool {
 		now := links(t)
 		if slices.Equal(now, last) {
 			same++
@@ -201,8 +202,32 @@ func calm(t *testing.T) {
 			same = 0
 		}
 		last = now
-		return same >= 3
-	}, longEnough, 20*time.Millisecond)
+		return same >= 3 && complete(t)
+	}))
+}
+
+// complete tells whether the kernel, which takes its time, has made the routes
+// that go with IPv6 addresses and links.
+func complete(t *testing.T) bool {
+	t.Helper()
+	v, err := look()
+	require.NoError(t, err)
+	has := func(dst netip.Prefix, index int) bool {
+		return slices.ContainsFunc(v.routes, func(r route) bool {
+			return r.table == unix.RT_TABLE_LOCAL && r.dst == dst && slices.Equal(r.links, []int{index})
+		})
+	}
+	for _, a := range v.addrs {
+		if a.addr.Is6() && !has(netip.PrefixFrom(a.addr, 128), a.index) {
+			return false
+		}
+	}
+	for _, l := range v.links {
+		if l.kind == "veth" && l.up && !has(netip.MustParsePrefix("ff00::/8"), l.index) {
+			return false
+		}
+	}
+	return true
 }
 
 // counting are sysctls that show what happens and set nothing.

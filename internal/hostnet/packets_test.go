@@ -12,6 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 // Packets are put on the far end of a link, and into the device, and looked for
@@ -178,8 +180,11 @@ func TestTheHostBecomesNoRouter(t *testing.T) {
 	p := newPacketHost(t)
 	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[2001:db8:dead::1]:53"))
 	require.Nil(t, p.uplink.receive(), "IPv6 from clients to the uplink")
-	p.uplink.send(udp(t, "192.0.2.77:4000", "203.0.113.5:53"))
-	require.Nil(t, p.uplink.receive(), "IPv4 from the uplink to the uplink")
+	other := openWire(t, "clients")
+	addAddr(t, "clients", "10.20.0.1/16")
+	neighbour(t, "clients", "10.20.0.5", other)
+	p.uplink.send(udp(t, "192.0.2.77:4000", "10.20.0.5:53"))
+	require.Nil(t, other.receive(), "IPv4 from the uplink to elsewhere")
 
 	require.NoError(t, writeSysctl(sysctlPath("ipv6", "all", keyForwarding), yes))
 	require.NoError(t, p.h.Update(p.h.plan))
@@ -229,4 +234,37 @@ func TestBlackholesKeepPacketsFromTheDefaultRoute(t *testing.T) {
 	kill(p.h, p.shut)
 	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[64:ff9b::c633:6401]:53"))
 	require.Nil(t, p.uplink.receive())
+}
+
+// With br_netfilter the kernel shows the forward chain what a bridge passes
+// between its ports.
+func TestBridgedPacketsPassTheGuard(t *testing.T) {
+	testHost(t)
+	if _, ok := readSysctl(procNet + "/bridge/bridge-nf-call-ip6tables"); !ok {
+		testenv.Skip(t, "this kernel has no br_netfilter")
+	}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge"}}
+	require.NoError(t, netlink.LinkAdd(bridge))
+	quiet(t, "bridge")
+	for _, port := range []string{"one", "two"} {
+		addLink(t, port)
+		l, err := netlink.LinkByName(port)
+		require.NoError(t, err)
+		require.NoError(t, netlink.LinkSetMaster(l, bridge))
+	}
+	require.NoError(t, netlink.LinkSetUp(bridge))
+	addAddr(t, "bridge", "2001:db8:3::1/64")
+	one, two := openWire(t, "one"), openWire(t, "two")
+	one.near = two.far
+	packet := udp(t, "[2001:db8:3::5]:4000", "[2001:db8:3::6]:53")
+	passes := func() bool { one.send(packet); return two.receive() != nil }
+	require.True(t, within(longEnough, passes))
+
+	h, _ := start(t, testPlan())
+	require.Contains(t, h.table.Opened6, "bridge")
+	require.True(t, passes())
+	require.NoError(t, writeSysctl(procNet+"/bridge/bridge-nf-call-ip6tables", yes))
+	require.True(t, passes())
+	_, err := h.Close()
+	require.NoError(t, err)
 }

@@ -51,6 +51,7 @@ const (
 	keySendRedirects   = "send_redirects"
 	keyRPFilter        = "rp_filter"
 	yes, no            = "1", "0"
+	strict             = "1" // rp_filter: the larger of a link's and that of all counts
 	loose              = "2" // rp_filter: any route back will do
 	acceptRA           = "1" // accept_ra: unless forwarding
 	acceptRAForwarding = "2" // accept_ra: even when forwarding

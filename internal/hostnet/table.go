@@ -48,6 +48,7 @@ const (
 	setUplinks = "uplinks"
 	setOpened4 = "opened4"
 	setOpened6 = "opened6"
+	setWithin  = "within"
 	setInbound = "inbound"
 	setPools   = "masqueraded"
 )
@@ -62,13 +63,20 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Opened6:    v.names(f.opened6),
 	}
 	for _, p := range h.plan.IPv4 {
-		s.Stateful = s.Stateful || !slices.ContainsFunc(s.Inbound, func(in netip.Prefix) bool { return covers(in, p) })
+		s.Stateful = s.Stateful || p.IsValid() && !slices.ContainsFunc(s.Inbound, func(in netip.Prefix) bool { return covers(in, p) })
 	}
 	return s
 }
 
 func without(names []string, name string) []string {
 	return slices.DeleteFunc(names, func(n string) bool { return n == name })
+}
+
+// opened are the links that forward only because natless made them.
+func (s tableSpec) opened() []string {
+	list := slices.Concat(s.Opened4, s.Opened6)
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 // sets are those that are not empty.
@@ -96,6 +104,16 @@ func (s tableSpec) sets() []setSpec {
 	links(setUplinks, s.Uplinks)
 	links(setOpened4, s.Opened4)
 	links(setOpened6, s.Opened6)
+	if opened := s.opened(); len(opened) > 0 {
+		set := setSpec{name: setWithin, typ: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)}
+		var pairs []string
+		for _, n := range opened {
+			set.elements = append(set.elements, nftables.SetElement{Key: append(ifname(n), ifname(n)...)})
+			pairs = append(pairs, fmt.Sprintf("%q . %q", n, n))
+		}
+		set.items = strings.Join(pairs, ", ")
+		list = append(list, set)
+	}
 	addrs(setInbound, s.Inbound)
 	addrs(setPools, s.Masquerade)
 	return list
@@ -113,10 +131,12 @@ func (s tableSpec) forward() []ruleSpec {
 	elsewhere := notOut(s.Device)
 
 	if len(s.Opened6) > 0 {
-		add(fmt.Sprintf("meta nfproto ipv6 iifname @opened6 oifname != %q drop", s.Device), ipv6, in(setOpened6), elsewhere, drop)
+		add(fmt.Sprintf("meta nfproto ipv6 iifname @opened6 oifname != %q iifname . oifname != @within drop", s.Device),
+			ipv6, in(setOpened6), elsewhere, notWithin(), drop)
 	}
 	if len(s.Opened4) > 0 {
-		add(fmt.Sprintf("meta nfproto ipv4 iifname @opened4 oifname != %q drop", s.Device), ipv4, in(setOpened4), elsewhere, drop)
+		add(fmt.Sprintf("meta nfproto ipv4 iifname @opened4 oifname != %q iifname . oifname != @within drop", s.Device),
+			ipv4, in(setOpened4), elsewhere, notWithin(), drop)
 	}
 	add(fmt.Sprintf("oifname != %q accept", s.Device), elsewhere, accept)
 	add("meta nfproto ipv6 fib saddr . iif oif missing drop", ipv6, noWayBack(), drop)
@@ -154,7 +174,7 @@ func (s tableSpec) String() string {
 		if set.interval {
 			flags = "flags constant, interval; "
 		}
-		fmt.Fprintf(&b, "\tset %s { type %s; %selements = { %s }; }\n", set.name, set.typ.Name, flags, set.items)
+		fmt.Fprintf(&b, "\tset %s { type %s; %selements = { %s }; }\n", set.name, strings.ReplaceAll(set.typ.Name, "_ifname", " . ifname"), flags, set.items)
 	}
 	chain := func(head string, rules []ruleSpec) {
 		if len(rules) == 0 {
@@ -320,7 +340,10 @@ func addChain(conn *nftables.Conn, table *nftables.Table, c *nftables.Chain, rul
 const elementsPerMessage = 1000
 
 func addSet(conn *nftables.Conn, table *nftables.Table, spec setSpec) error {
-	s := &nftables.Set{Table: table, Name: spec.name, KeyType: spec.typ, Interval: spec.interval, Constant: spec.interval}
+	s := &nftables.Set{
+		Table: table, Name: spec.name, KeyType: spec.typ, Interval: spec.interval, Constant: spec.interval,
+		Concatenation: spec.name == setWithin,
+	}
 	if !spec.interval {
 		s.KeyByteOrder = binaryutil.NativeEndian // for nft, to print names as such; makes Constant impossible
 	}
@@ -353,6 +376,16 @@ func in(set string) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
 		&expr.Lookup{SourceRegister: 1, SetName: set},
+	}
+}
+
+// notWithin matches packets that do not leave by the link they came in by. Those
+// that do may be a bridge's: with br_netfilter the kernel shows them here too.
+func notWithin() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG32_00},
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: unix.NFT_REG32_04},
+		&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: setWithin, Invert: true},
 	}
 }
 

@@ -283,11 +283,13 @@ func comparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// covering drops the prefixes that lie inside others of the list.
+// covering drops the prefixes that lie inside others of the list, and zero ones.
 func covering(list []netip.Prefix) []netip.Prefix {
-	sorted := make([]netip.Prefix, len(list))
-	for i, p := range list {
-		sorted[i] = p.Masked()
+	var sorted []netip.Prefix
+	for _, p := range list {
+		if p.IsValid() {
+			sorted = append(sorted, p.Masked())
+		}
 	}
 	slices.SortFunc(sorted, comparePrefix)
 	var kept []netip.Prefix

@@ -41,8 +41,8 @@ const (
 	pause    = time.Minute // within this, and the rest after it
 )
 
-// Watch keeps the host as the plan wants it until ctx is done or the Host
-// closed: puts back what others remove, follows links and default routes,
+// Watch, once attached, keeps the host as the plan wants it until ctx is done or
+// the Host closed: puts back what others remove, follows links and default routes,
 // reports new clashes. It calls local at once and whenever the "local" IPv6
 // prefixes change, with a slice that is the callee's. Both functions are called
 // from one goroutine and must not call back into the Host.

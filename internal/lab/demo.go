@@ -357,7 +357,7 @@ func (d *demo) table(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("%w: %s", err, leases)
 	}
 	shown := fmt.Sprintf("natless map ls, natless lease ls\n%s\n%s", indent(maps), indent(leases))
-	for _, w := range []struct{ in, want string }{{maps, MappedIPv4}, {maps, MappedIPv6}, {leases, "2001:db8:1::2"}} {
+	for _, w := range []struct{ in, want string }{{maps, Pref64}, {maps, MappedIPv4}, {maps, MappedIPv6}, {leases, "2001:db8:1::2"}} {
 		if !strings.Contains(w.in, w.want) {
 			return "", fmt.Errorf("%s is missing: %s", w.want, shown)
 		}

@@ -13,8 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideEnv tells a process that it is the one that Enter has started.
+// insideEnv tells a process that it is the one that Enter has started. It does
+// not pass it on: what it starts finds everything done.
 const insideEnv = "NATLESS_LAB_INSIDE"
+
+// inside: this process is the one that Enter has started.
+var inside bool
 
 // Enter sees to it that this process can build labs. As root there is nothing
 // to do. Otherwise it runs this program again with the same arguments, as root
@@ -118,6 +122,10 @@ func again() (code int, err error) {
 // settle finishes the namespaces that again has made: natless and the lab
 // write below /run, which belongs to the real root.
 func settle() error {
+	inside = true
+	if err := os.Unsetenv(insideEnv); err != nil {
+		return err
+	}
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return fmt.Errorf("mount a private /run: %w", err)
 	}
@@ -143,4 +151,4 @@ func relay(child *os.Process) (stop func()) {
 
 // Inside reports whether this process is root of a user namespace that Enter
 // has made, and not of the machine.
-func Inside() bool { return os.Getenv(insideEnv) != "" }
+func Inside() bool { return inside }

@@ -104,8 +104,8 @@ type Node struct {
 	lab   *Lab
 	mu    sync.Mutex     // held while ns is used: a dialer may outlive the lab
 	ns    netns.NsHandle // -1 once the lab is closed
-	path  string      // the namespace of the node's thread in /proc
-	calls chan func() // run on the node's own thread
+	path  string         // the namespace of the node's thread in /proc
+	calls chan func()    // run on the node's own thread
 }
 
 // Node makes a namespace with its loopback up and duplicate address detection

@@ -16,6 +16,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netns"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 func TestMain(m *testing.M) { Main(m) }
@@ -202,9 +204,7 @@ func TestSnapshot(t *testing.T) {
 // was to be kept, names and processes; Down takes them.
 func TestPersistAndDown(t *testing.T) {
 	Require(t)
-	if names := Standing(); len(names) > 0 {
-		t.Skipf("a lab stands: %s", names)
-	}
+	t.Cleanup(Alone(t))
 	t.Setenv("TMPDIR", t.TempDir()) // Down is not to meet other labs of this machine
 	n, err := Build(1)
 	require.NoError(t, err)
@@ -245,7 +245,7 @@ func TestPersistAndDown(t *testing.T) {
 func TestWithoutRoot(t *testing.T) {
 	Require(t)
 	if Inside() {
-		t.Skip("only the real root can become somebody else")
+		testenv.Skip(t, "only the real root can become somebody else")
 	}
 	l, err := New()
 	require.NoError(t, err)

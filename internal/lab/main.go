@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/natless/natless/internal/testenv"
 )
 
@@ -85,6 +87,25 @@ func publicDir() (string, error) {
 		return "", err
 	}
 	return dir, os.Chmod(dir, 0o755)
+}
+
+// Alone waits until no other test binary is busy with what all labs share, the
+// names below /run/netns, and keeps them off until the returned function is
+// called. Where somebody's lab stands the test is skipped.
+func Alone(t testenv.TB) (done func()) {
+	t.Helper()
+	run, err := os.Open("/run")
+	if err == nil {
+		err = unix.Flock(int(run.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatalf("lock /run: %v", err)
+	}
+	if names := Standing(); len(names) > 0 {
+		run.Close()
+		testenv.Skip(t, fmt.Sprintf("a lab stands: %s", names))
+	}
+	return func() { run.Close() }
 }
 
 // raced reports whether this test binary has the race detector.

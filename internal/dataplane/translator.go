@@ -1,0 +1,212 @@
+package dataplane
+
+import (
+	"net/netip"
+
+	"github.com/natless/natless/translate"
+	"github.com/natless/natless/tun"
+)
+
+// headroom is where a packet is put in a Translator's buffer: room for the
+// longer header of the other family twice over (a hairpinned packet is
+// translated twice), and for the device's own header in front of that.
+const headroom = 2*translate.Headroom + tun.HeaderLen + 6
+
+// bufferSize holds the largest packet of either family behind the headroom.
+const bufferSize = headroom + tun.MaxPacket
+
+// Resolver decides which flow a packet's flow becomes on the other side. No
+// method blocks on anything but memory. mapping.Table is one.
+type Resolver interface {
+	// ResolveIn answers for an ordinary packet, in place, and may lease an
+	// address to its source. tick is in seconds since the Resolver was made.
+	ResolveIn(f *translate.Flow, tick uint32) translate.Verdict
+	// ResolveError answers for the outer flow of an ICMP error: a source
+	// without a counterpart gets a stand-in (RFC 6791). It leases nothing.
+	ResolveError(f translate.Flow) (translate.Flow, translate.Verdict)
+	// Lookup answers like ResolveIn and creates nothing.
+	Lookup(f translate.Flow) (translate.Flow, translate.Verdict)
+	// HairpinBack is the way back to IPv6 of an IPv4 flow for which one of the
+	// others said Hairpin (RFC 7757 4.2.2).
+	HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict)
+	// Own reports whether the address is natless's own.
+	Own(a netip.Addr) bool
+}
+
+// Sink takes the packets that come of one. The packet is at buf[off:off+n],
+// with the offloads h; buf is the Translator's again when Put returns, and the
+// tun.HeaderLen bytes in front of the packet may be overwritten.
+type Sink interface {
+	Put(buf []byte, off, n int, h tun.Header)
+}
+
+// Translator takes one packet at a time through all the steps between reading
+// and writing. Workers, traces and captures offline have one each, so that
+// they come to the same result. It is not for concurrent use.
+type Translator struct {
+	resolver Resolver
+	options  translate.Options
+	from4    netip.Addr // sources of the ICMP errors it originates
+	from6    netip.Addr
+
+	packet translate.Packet
+	to     translate.Flow // here rather than on the stack: its address goes through an interface
+	spare  []byte         // for packets natless makes: fragments and ICMP errors
+	limit  limiter
+}
+
+// NewTranslator makes a Translator and allocates all it will ever need. Errors
+// come from the addresses given; without a valid one of a family there are none
+// in it.
+func NewTranslator(r Resolver, o translate.Options, ipv4, ipv6 netip.Addr) *Translator {
+	t := &Translator{resolver: r, options: o, from4: ipv4, from6: ipv6, spare: make([]byte, bufferSize)}
+	t.packet.Buf = make([]byte, bufferSize)
+	return t
+}
+
+// Flow is the flow that was found last in the packet, and that of the packet it
+// quotes if it is an ICMP error. Of a packet that could not be read it is what
+// was found until then.
+func (t *Translator) Flow() (f, quoted translate.Flow, isError bool) {
+	return t.packet.Flow, t.packet.Quoted, t.packet.HasQuote()
+}
+
+// Outcome is what became of a packet.
+type Outcome struct {
+	Verdict translate.Verdict
+	Error   bool // an ICMP error answers it
+	Limited bool // an ICMP error would have answered it but for the rate limit
+}
+
+// Translate takes a copy of the packet through all its steps and gives what is
+// to leave to the sink: the packet translated, its fragments one by one, the
+// reply to an echo request, or the ICMP error that answers a packet that cannot
+// go on. Of packet no more than tun.MaxPacket bytes count, which is more than
+// any has. tick is in seconds.
+func (t *Translator) Translate(packet []byte, tick uint32, out Sink) Outcome {
+	n := copy(t.packet.Buf[headroom:], packet)
+	return t.handle(n, tun.Header{}, tick, out)
+}
+
+// handle is Translate for the packet of n bytes at packet.Buf[headroom:].
+func (t *Translator) handle(n int, h tun.Header, tick uint32, out Sink) Outcome {
+	p := &t.packet
+	p.Off, p.Len, p.Offload = headroom, n, translate.Offload(h)
+	v := t.translate(tick)
+	switch {
+	case v == translate.Fragmented:
+		t.putFragments(out)
+	case v.Leaves():
+		out.Put(p.Buf, p.Off, p.Len, tun.Header(p.Offload))
+	case v.Info().Reply != "":
+		return t.refuse(v, tick, out)
+	}
+	return Outcome{Verdict: v}
+}
+
+// translate turns the packet into what is to leave, or says why nothing may.
+func (t *Translator) translate(tick uint32) translate.Verdict {
+	p := &t.packet
+	if v := p.Parse(&t.options); v != translate.OK {
+		return v
+	}
+	if t.resolver.Own(p.Flow.Dst) {
+		return t.answer()
+	}
+	quoted, v := t.resolve(tick)
+	if !v.Leaves() {
+		return v
+	}
+	rewritten := p.Rewrite(&t.options, t.to, quoted)
+	if v == translate.Hairpin && rewritten == translate.OK {
+		return t.hairpin()
+	}
+	return rewritten
+}
+
+// answer serves a packet to natless's own address, of which only echo requests
+// are served.
+func (t *Translator) answer() translate.Verdict {
+	if !t.packet.IsEchoRequest() {
+		return translate.OwnAddress
+	}
+	t.packet.AnswerEcho()
+	return translate.Answered
+}
+
+// resolve asks for the packet's flow on the other side, which is then in to,
+// and, of an ICMP error, for that of the packet it quotes.
+func (t *Translator) resolve(tick uint32) (quoted translate.Flow, v translate.Verdict) {
+	p := &t.packet
+	if !p.HasQuote() {
+		t.to = p.Flow
+		return quoted, t.resolver.ResolveIn(&t.to, tick)
+	}
+	if t.to, v = t.resolver.ResolveError(p.Flow); !v.Leaves() {
+		return quoted, v
+	}
+	// The quoted packet went the other way, so it is its answer's flow that
+	// the mapping can find.
+	back, found := t.resolver.Lookup(p.Quoted.Reversed())
+	if !found.Leaves() {
+		return quoted, translate.QuoteUnmapped
+	}
+	return back.Reversed(), v
+}
+
+// hairpin translates the packet a second time. It is IPv4 now and on its way
+// to another client: RFC 7757 4.2.2 has it translated back at once instead of
+// by way of the kernel.
+func (t *Translator) hairpin() translate.Verdict {
+	p := &t.packet
+	v := p.Parse(&t.options)
+	if v != translate.OK {
+		return v
+	}
+	var quoted translate.Flow
+	if t.to, v = t.resolver.HairpinBack(p.Flow); v != translate.OK {
+		return v
+	}
+	if p.HasQuote() {
+		back, found := t.resolver.HairpinBack(p.Quoted.Reversed())
+		if found != translate.OK {
+			return translate.QuoteUnmapped
+		}
+		quoted = back.Reversed()
+	}
+	if v = p.Rewrite(&t.options, t.to, quoted); v != translate.OK {
+		return v
+	}
+	return translate.Hairpin
+}
+
+// refuse answers a packet that cannot go on with the ICMP error its verdict
+// calls for, if one is allowed and the rate allows it.
+func (t *Translator) refuse(v translate.Verdict, tick uint32, out Sink) Outcome {
+	from := t.from6
+	if t.packet.Flow.Src.Is4() {
+		from = t.from4
+	}
+	if !from.IsValid() {
+		return Outcome{Verdict: v}
+	}
+	if !t.limit.allow(v, tick) {
+		return Outcome{Verdict: v, Limited: true}
+	}
+	n := translate.WriteError(t.spare[headroom:], &t.packet, v, from)
+	if n == 0 {
+		return Outcome{Verdict: v}
+	}
+	out.Put(t.spare, headroom, n, tun.Header{})
+	return Outcome{Verdict: v, Error: true}
+}
+
+func (t *Translator) putFragments(out Sink) {
+	for {
+		n, ok := t.packet.NextFragment(t.spare[headroom:])
+		if !ok {
+			return
+		}
+		out.Put(t.spare, headroom, n, tun.Header{})
+	}
+}
