@@ -568,6 +568,11 @@ func TestOriginate(t *testing.T) {
 	assert.EqualValues(t, 40+8+3, binary.BigEndian.Uint32(got[44:]))
 	requireValid(t, got)
 
+	// RFC 7915 5.4: a source that has no IPv4 address, and all the rest.
+	for verdict, want := range map[string]string{"source_unmapped": "0105", "client_not_permitted": "0105", "private_ipv4": "0101", "pool_full": "0103"} {
+		assert.Equal(t, want, hex.EncodeToString(Originate(udp6(100), verdict, defaults, from6)[40:42]), verdict)
+	}
+
 	// Never about these.
 	assert.Nil(t, Originate(message(4, 3, 3, 0, unhex(t, quote4)), HopLimit, defaults, from4))
 	assert.Nil(t, Originate(message(6, 1, 4, 0, unhex(t, quote6)), HopLimit, defaults, from6))
