@@ -46,7 +46,7 @@ func TestPcap(t *testing.T) {
 	assert.Equal(t, `frames                4
 written               4
 translated            3  Packets that left on the other side. (RFC 7915 4, 5)
-client_not_permitted  1  An IPv6 source that no pool's clients permit. Add it to clients, or give it a map. (RFC 7915 5.1; answered with destination unreachable: prohibited)
+client_not_permitted  1  An IPv6 source that no pool's clients permit. Add it to clients, or give it a map. (RFC 7915 5.4; answered with destination unreachable: source address policy)
 errors_sent           1
 `, out)
 	b, err := os.ReadFile("out.pcap")
