@@ -118,7 +118,7 @@ func TestVectors(t *testing.T) {
 			if v.out == nil {
 				return
 			}
-			require.Equal(t, translate.OK, p.Rewrite(&o, to, quoted))
+			require.Equal(t, translate.OK, p.Rewrite(&o, &to, &quoted))
 			assert.Equal(t, hex.EncodeToString(v.out), hex.EncodeToString(p.Buf[p.Off:p.Off+p.Len]))
 		})
 	}

@@ -73,7 +73,7 @@ func BenchmarkTranslate(b *testing.B) {
 			quoted = mapped(p.Quoted)
 		}
 		fresh(b, in, of, func(p *Packet) {
-			if p.Parse(&o) != OK || p.Rewrite(&o, to, quoted) != OK {
+			if p.Parse(&o) != OK || p.Rewrite(&o, &to, &quoted) != OK {
 				b.Fatal(p.Flow)
 			}
 		})

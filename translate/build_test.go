@@ -277,7 +277,7 @@ func run(o *Options, b []byte, of Offload) (p *Packet, v Verdict, out [][]byte) 
 	if p.HasQuote() {
 		quoted = mapped(p.Quoted)
 	}
-	switch v = p.Rewrite(o, mapped(p.Flow), quoted); v {
+	switch v = p.Rewrite(o, new(mapped(p.Flow)), &quoted); v {
 	case OK:
 		out = append(out, p.Buf[p.Off:p.Off+p.Len])
 	case Fragmented:

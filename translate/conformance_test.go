@@ -48,7 +48,7 @@ func TestIdentifications(t *testing.T) {
 	for i, want := range []uint16{0xfffe, 0xffff, 0, 1} {
 		load(p, sealed(ip6{next: 17}.around(udp(4000, 53, pattern(i)))), Offload{})
 		require.Equal(t, OK, p.Parse(&testOptions))
-		require.Equal(t, OK, p.Rewrite(&testOptions, mapped(p.Flow), Flow{}))
+		require.Equal(t, OK, p.Rewrite(&testOptions, new(mapped(p.Flow)), nil))
 		assert.Equal(t, want, binary.BigEndian.Uint16(p.Buf[p.Off+4:]))
 	}
 }

@@ -15,7 +15,7 @@ func judged(t *testing.T, o *Options, b []byte, of Offload, v Verdict) *Packet {
 	load(p, b, of)
 	got := p.Parse(o)
 	if got == OK && (v == HopLimit || v == TooBig) {
-		got = p.Rewrite(o, mapped(p.Flow), Flow{})
+		got = p.Rewrite(o, new(mapped(p.Flow)), nil)
 	}
 	if v < SourceRefused {
 		require.Equal(t, v, got, got.String())

@@ -79,7 +79,7 @@ func (c trial) run(t require.TestingT, poison byte) result {
 		copy(p.Buf[Headroom:], c.b)
 	}
 	p.ID = 0x1234
-	r.v = p.Rewrite(&c.o, across(p.Flow, c.shift), across(p.Quoted, c.shift))
+	r.v = p.Rewrite(&c.o, new(across(p.Flow, c.shift)), new(across(p.Quoted, c.shift)))
 	switch r.v {
 	case OK:
 		r.out = append(r.out, p.Buf[p.Off:p.Off+p.Len])
@@ -395,12 +395,12 @@ func TestThereAndBack(t *testing.T) {
 		if first && p.icmp.extension != 0 {
 			return // quotes before an extension are padded to other lengths
 		}
-		require.Equal(t, OK, p.Rewrite(&o, back(p.Flow), back(p.Quoted)))
+		require.Equal(t, OK, p.Rewrite(&o, new(back(p.Flow)), new(back(p.Quoted))))
 		if first && p.Len == maxICMPv4 {
 			return // the quote was cut
 		}
 		require.Equal(t, OK, p.Parse(&o))
-		require.Equal(t, OK, p.Rewrite(&o, back(p.Flow), back(p.Quoted)))
+		require.Equal(t, OK, p.Rewrite(&o, new(back(p.Flow)), new(back(p.Quoted))))
 		out := p.Buf[p.Off : p.Off+p.Len]
 		if first {
 			// What the tables bring together stays together; the rest of the

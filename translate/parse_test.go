@@ -180,7 +180,7 @@ func TestRewritePorts(t *testing.T) {
 			if p.HasQuote() {
 				quoted = moved(p.Quoted)
 			}
-			require.Equal(t, OK, p.Rewrite(&testOptions, moved(p.Flow), quoted))
+			require.Equal(t, OK, p.Rewrite(&testOptions, new(moved(p.Flow)), &quoted))
 			assert.Equal(t, hops(c.want, 63), p.Buf[p.Off:p.Off+p.Len])
 		})
 	}
@@ -209,7 +209,7 @@ func TestRewriteWrongFamily(t *testing.T) {
 				p := &Packet{}
 				load(p, c.in, Offload{})
 				require.Equal(t, OK, p.Parse(&testOptions))
-				assert.Equal(t, w.want, p.Rewrite(&testOptions, w.to, w.quoted))
+				assert.Equal(t, w.want, p.Rewrite(&testOptions, &w.to, &w.quoted))
 			}
 		}
 	}

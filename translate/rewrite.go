@@ -2,7 +2,7 @@ package translate
 
 // Rewrite translates the packet that Parse accepted, in place: to are its
 // addresses and ports in the other family, quoted those of the packet that an
-// ICMP error quotes, as it stands there (Flow{} without one). Of both only
+// ICMP error quotes, as it stands there (not read without one). Of both only
 // addresses and ports count; the ports of SCTP stay, for its checksum is not
 // to be had by difference. Afterwards Off, Len and Offload are those of the
 // translated packet, which can be written or parsed again.
@@ -21,11 +21,14 @@ package translate
 //   - DF of a super-packet is decided by its largest segment.
 //   - ICMP errors are cut to 576 bytes (ICMPv4) or 1280 (ICMPv6), are never
 //     TooBig and never Fragmented.
-func (p *Packet) Rewrite(o *Options, to, quoted Flow) Verdict {
+//
+// Flows come by pointer since copies of them cost more than the lookup that
+// made them; neither is changed or kept.
+func (p *Packet) Rewrite(o *Options, to, quoted *Flow) Verdict {
 	if p.v6 {
-		return p.rewriteToIPv4(o, &to, &quoted)
+		return p.rewriteToIPv4(o, to, quoted)
 	}
-	return p.rewriteToIPv6(o, &to, &quoted)
+	return p.rewriteToIPv6(o, to, quoted)
 }
 
 func (p *Packet) rewriteToIPv4(o *Options, to, quoted *Flow) Verdict {

@@ -152,7 +152,7 @@ func TestNoAllocations(t *testing.T) {
 			load(p, c.in, c.offload)
 			v := p.Parse(&c.options)
 			if v == OK {
-				v = p.Rewrite(&c.options, withPorts(c.to, p.Flow), withPorts(c.quoted, p.Quoted))
+				v = p.Rewrite(&c.options, new(withPorts(c.to, p.Flow)), new(withPorts(c.quoted, p.Quoted)))
 			}
 			for more := v == Fragmented; more; {
 				_, more = p.NextFragment(dst)

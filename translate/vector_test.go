@@ -146,7 +146,7 @@ func TestVectors(t *testing.T) {
 			v := p.Parse(&c.options)
 			require.Equal(t, c.in, p.Buf[Headroom:Headroom+len(c.in)], "Parse changed the packet")
 			if v == OK {
-				v = p.Rewrite(&c.options, withPorts(c.to, p.Flow), withPorts(c.quoted, p.Quoted))
+				v = p.Rewrite(&c.options, new(withPorts(c.to, p.Flow)), new(withPorts(c.quoted, p.Quoted)))
 			}
 			require.Equal(t, c.verdict, v.String())
 			var out [][]byte

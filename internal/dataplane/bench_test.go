@@ -1,6 +1,9 @@
 package dataplane
 
 import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 
@@ -11,34 +14,92 @@ import (
 	"github.com/natless/natless/tun"
 )
 
-// nowhere is a queue that takes everything.
+// nowhere is a queue and a sink that take everything.
 type nowhere struct{ tun.Queue }
 
 func (nowhere) Write([]byte, int, int, tun.Header) error { return nil }
+func (nowhere) Put([]byte, int, int, tun.Header)         {}
 
-// BenchmarkHandle is what a packet costs between reading and writing, with a
-// table of one mapping.
-func BenchmarkHandle(b *testing.B) {
-	table, err := mapping.New(mapping.Config{
+// client is the i-th mapped client: its addresses of both families. The IPv6
+// ones are spread as those of real clients are.
+func client(i int) (four, six netip.Addr) {
+	var b4 [4]byte
+	binary.BigEndian.PutUint32(b4[:], 11<<24+uint32(i))
+	b6 := [16]byte{0x20, 0x01, 0x0d, 0xb8, 1}
+	binary.BigEndian.PutUint32(b6[4:], uint32(i/16))
+	binary.BigEndian.PutUint64(b6[8:], (uint64(i)+1)*0x9e3779b97f4a7c15)
+	return netip.AddrFrom4(b4), netip.AddrFrom16(b6)
+}
+
+func manyMaps(b *testing.B, n int) *mapping.Table {
+	c := mapping.Config{
 		Pref64:  netip.MustParsePrefix("64:ff9b::/96"),
-		Maps:    []mapping.Map{{IPv4: netip.MustParsePrefix("192.0.2.1/32"), IPv6: netip.MustParsePrefix("2001:db8::1/128")}},
 		OwnIPv4: netip.MustParseAddr("192.0.2.254"), OwnIPv6: netip.MustParseAddr("2001:db8::ffff"),
-	})
+	}
+	for i := range n {
+		four, six := client(i)
+		c.Maps = append(c.Maps, mapping.Map{IPv4: netip.PrefixFrom(four, 32), IPv6: netip.PrefixFrom(six, 128)})
+	}
+	table, err := mapping.New(c)
 	require.NoError(b, err)
-	for _, way := range []struct{ name, src, dst string }{
-		{"6to4", "2001:db8::1", "64:ff9b::c633:6401"},
-		{"4to6", "198.51.100.1", "192.0.2.1"},
-	} {
-		packet := tcp(way.src, way.dst, 1500)
-		b.Run(way.name+"/tcp1500", func(b *testing.B) {
-			p := New(Config{Queues: []tun.Queue{nowhere{}}, Resolver: table, Options: translate.Options{IPv4MTU: 1500, IPv6MTU: 1520}})
-			w := p.workers[0]
-			b.ReportAllocs()
-			for b.Loop() {
-				copy(w.translator.packet.Buf[headroom:], packet)
-				w.handle(len(packet), tun.Header{})
+	return table
+}
+
+// BenchmarkCore is parse, lookup and rewrite of a TCP packet of 1500 bytes in a
+// fresh buffer, among so many explicit mappings of which so many are active,
+// drawn at random: those of one round of packets, one packet each.
+func BenchmarkCore(b *testing.B) {
+	for _, maps := range []int{1, 1000, 1000000} {
+		table := manyMaps(b, maps)
+		for _, active := range []int{1, 1000, 1000000} {
+			if active > maps {
+				continue
 			}
-			require.Equal(b, uint64(b.N), p.Counters().Verdicts[translate.OK])
-		})
+			drawn := rand.New(rand.NewPCG(1, 2)).Perm(maps)[:active]
+			for _, way := range []string{"6to4", "4to6"} {
+				b.Run(fmt.Sprintf("maps=%d/active=%d/%s", maps, active, way), func(b *testing.B) {
+					benchmarkCore(b, table, way, drawn)
+				})
+			}
+		}
+	}
+}
+
+func benchmarkCore(b *testing.B, table *mapping.Table, way string, clients []int) {
+	packets := make([][64]byte, len(clients)) // their headers: the payload stays as it is
+	for i, c := range clients {
+		four, six := client(c)
+		if way == "6to4" {
+			copy(packets[i][:], tcp(six.String(), "64:ff9b::c633:6401", 1500))
+		} else {
+			copy(packets[i][:], tcp("198.51.100.1", four.String(), 1480))
+		}
+	}
+	size := 1500
+	if way == "4to6" {
+		size = 1480
+	}
+	t := NewTranslator(table, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500}, netip.Addr{}, netip.Addr{})
+	b.ReportAllocs()
+	for i := 0; b.Loop(); {
+		copy(t.packet.Buf[headroom:], packets[i][:])
+		if o := t.handle(size, tun.Header{}, 1, nowhere{}); o.Verdict != translate.OK {
+			b.Fatal(o.Verdict)
+		}
+		if i++; i == len(packets) {
+			i = 0
+		}
+	}
+}
+
+// BenchmarkFresh is what the fresh buffers cost in BenchmarkCore, and
+// BenchmarkCopy a copy of the whole packet, to compare with.
+func BenchmarkFresh(b *testing.B) { benchmarkCopy(b, 64) }
+func BenchmarkCopy(b *testing.B)  { benchmarkCopy(b, 1500) }
+
+func benchmarkCopy(b *testing.B, size int) {
+	from, to := make([]byte, size), make([]byte, size)
+	for b.Loop() {
+		copy(to, from)
 	}
 }

@@ -20,6 +20,8 @@ const bufferSize = headroom + tun.MaxPacket
 type Resolver interface {
 	// ResolveIn answers for an ordinary packet, in place, and may lease an
 	// address to its source. tick is in seconds since the Resolver was made.
+	// What it says of the addresses depends on nothing but them and, while the
+	// revision stays, remains true to the end of the tick.
 	ResolveIn(f *translate.Flow, tick uint32) translate.Verdict
 	// ResolveError answers for the outer flow of an ICMP error: a source
 	// without a counterpart gets a stand-in (RFC 6791). It leases nothing.
@@ -31,6 +33,8 @@ type Resolver interface {
 	HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict)
 	// Own reports whether the address is natless's own.
 	Own(a netip.Addr) bool
+	// Revision changes with every change of what the others say.
+	Revision() uint64
 }
 
 // Sink takes the packets that come of one. The packet is at buf[off:off+n],
@@ -50,16 +54,20 @@ type Translator struct {
 	from6    netip.Addr
 
 	packet translate.Packet
-	to     translate.Flow // here rather than on the stack: its address goes through an interface
-	spare  []byte         // for packets natless makes: fragments and ICMP errors
-	limit  limiter
+	// The flows of the packet on the other side. They are here rather than on
+	// the stack: an address that goes through an interface escapes.
+	to, quoted translate.Flow
+
+	spare []byte // for packets natless makes: fragments and ICMP errors
+	limit limiter
+	cache *cache
 }
 
 // NewTranslator makes a Translator and allocates all it will ever need. Errors
 // come from the addresses given; without a valid one of a family there are none
 // in it.
 func NewTranslator(r Resolver, o translate.Options, ipv4, ipv6 netip.Addr) *Translator {
-	t := &Translator{resolver: r, options: o, from4: ipv4, from6: ipv6, spare: make([]byte, bufferSize)}
+	t := &Translator{resolver: r, options: o, from4: ipv4, from6: ipv6, spare: make([]byte, bufferSize), cache: new(cache)}
 	t.packet.Buf = make([]byte, bufferSize)
 	return t
 }
@@ -110,14 +118,14 @@ func (t *Translator) translate(tick uint32) translate.Verdict {
 	if v := p.Parse(&t.options); v != translate.OK {
 		return v
 	}
-	if t.resolver.Own(p.Flow.Dst) {
+	v := t.resolve(tick)
+	if v == translate.OwnAddress {
 		return t.answer()
 	}
-	quoted, v := t.resolve(tick)
 	if !v.Leaves() {
 		return v
 	}
-	rewritten := p.Rewrite(&t.options, t.to, quoted)
+	rewritten := p.Rewrite(&t.options, &t.to, &t.quoted)
 	if v == translate.Hairpin && rewritten == translate.OK {
 		return t.hairpin()
 	}
@@ -134,24 +142,45 @@ func (t *Translator) answer() translate.Verdict {
 	return translate.Answered
 }
 
-// resolve asks for the packet's flow on the other side, which is then in to,
-// and, of an ICMP error, for that of the packet it quotes.
-func (t *Translator) resolve(tick uint32) (quoted translate.Flow, v translate.Verdict) {
+// resolve finds the packet's flow on the other side, which is then in to, and,
+// of an ICMP error, that of the packet it quotes, which is then in quoted.
+func (t *Translator) resolve(tick uint32) (v translate.Verdict) {
 	p := &t.packet
 	if !p.HasQuote() {
-		t.to = p.Flow
-		return quoted, t.resolver.ResolveIn(&t.to, tick)
+		return t.resolveCached(tick)
+	}
+	if t.resolver.Own(p.Flow.Dst) {
+		return translate.OwnAddress
 	}
 	if t.to, v = t.resolver.ResolveError(p.Flow); !v.Leaves() {
-		return quoted, v
+		return v
 	}
 	// The quoted packet went the other way, so it is its answer's flow that
 	// the mapping can find.
 	back, found := t.resolver.Lookup(p.Quoted.Reversed())
 	if !found.Leaves() {
-		return quoted, translate.QuoteUnmapped
+		return translate.QuoteUnmapped
 	}
-	return back.Reversed(), v
+	t.quoted = back.Reversed()
+	return v
+}
+
+// resolveCached asks the Resolver where the cache has no answer.
+func (t *Translator) resolveCached(tick uint32) translate.Verdict {
+	p := &t.packet
+	key, revision := pairOf(p), t.resolver.Revision()
+	a := t.cache.at(key)
+	if a.holds(key, revision, tick) {
+		t.to.Src, t.to.Dst, t.to.SrcPort, t.to.DstPort = a.src, a.dst, p.Flow.SrcPort, p.Flow.DstPort
+		return a.verdict
+	}
+	if t.resolver.Own(p.Flow.Dst) {
+		return translate.OwnAddress
+	}
+	t.to = p.Flow
+	v := t.resolver.ResolveIn(&t.to, tick)
+	*a = answer{key, t.to.Src, t.to.Dst, revision, tick, v}
+	return v
 }
 
 // hairpin translates the packet a second time. It is IPv4 now and on its way
@@ -163,7 +192,6 @@ func (t *Translator) hairpin() translate.Verdict {
 	if v != translate.OK {
 		return v
 	}
-	var quoted translate.Flow
 	if t.to, v = t.resolver.HairpinBack(p.Flow); v != translate.OK {
 		return v
 	}
@@ -172,9 +200,9 @@ func (t *Translator) hairpin() translate.Verdict {
 		if found != translate.OK {
 			return translate.QuoteUnmapped
 		}
-		quoted = back.Reversed()
+		t.quoted = back.Reversed()
 	}
-	if v = p.Rewrite(&t.options, t.to, quoted); v != translate.OK {
+	if v = p.Rewrite(&t.options, &t.to, &t.quoted); v != translate.OK {
 		return v
 	}
 	return translate.Hairpin

@@ -209,7 +209,7 @@ func (sc scene) compare(t testing.TB) {
 		return
 	}
 	p.ID = 0xdead0000 | uint32(sc.settings.ID)
-	verdict = p.Rewrite(&o, to, quoted)
+	verdict = p.Rewrite(&o, &to, &quoted)
 	want := oracle.Translate(sc.packet, sc.settings, sc.mapping)
 	if verdict.String() != want.Verdict {
 		fail("rewrite: translate says %s, oracle %s", verdict, want.Verdict)
@@ -291,7 +291,7 @@ func (sc scene) compareWrong(p *translate.Packet, to, quoted translate.Flow, fai
 		}
 		quoted.Src = p.Flow.Src
 	}
-	if got := p.Rewrite(&o, to, quoted); got != want {
+	if got := p.Rewrite(&o, &to, &quoted); got != want {
 		fail("%s where a mapped flow is of the wrong family, expected %s", got, want)
 	}
 	reached[want.String()]++

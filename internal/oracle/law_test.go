@@ -66,7 +66,7 @@ func (sc scene) compareOffload(t testing.TB, g packetgen.Partial) {
 	if first.Quoted != nil {
 		quoted = toTranslate(sc.mapping(*first.Quoted, true))
 	}
-	verdict = p.Rewrite(&o, toTranslate(sc.mapping(first.Flow, false)), quoted)
+	verdict = p.Rewrite(&o, new(toTranslate(sc.mapping(first.Flow, false))), &quoted)
 
 	var want [][]byte
 	var wantVerdict string

@@ -144,6 +144,9 @@ func (w *witness) Own(a netip.Addr) bool {
 	return own
 }
 
+// Revision never changes: a witness sees one packet.
+func (w *witness) Revision() uint64 { return 1 }
+
 func (w *witness) parsed() {
 	f, quoted, isError := w.translator.Flow()
 	s := Step{Step: StepParse, Text: flowWords(f), Section: "RFC 7915 5.1"}
