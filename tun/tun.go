@@ -118,21 +118,6 @@ func (d *Device) Close() error {
 	return errors.Join(errs...)
 }
 
-// Check says whether Open would find everything in place: a legal name, a
-// usable /dev/net/tun, and under that name either nothing or a persistent TUN
-// device that nobody holds open. It changes nothing.
-func Check(name string) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	fd, err := openControl()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	_, err = find(name)
-	return err
-}
-
 // Open makes the device, or adopts the persistent one of that name, in the
 // network namespace of the calling thread. What the kernel or an adopted
 // device cannot do is left out, see Features.

@@ -335,17 +335,6 @@ func (n *Node) Route(prefix, via, source string) error {
 	return nil
 }
 
-// Sysctl reads a value by its path below /proc/sys, such as
-// "net/ipv4/ip_forward".
-func (n *Node) Sysctl(path string) (value string, err error) {
-	err = n.Do(func() error {
-		b, err := os.ReadFile(filepath.Join("/proc/sys", path))
-		value = strings.TrimSpace(string(b))
-		return err
-	})
-	return value, err
-}
-
 // SetSysctl writes a value by its path below /proc/sys.
 func (n *Node) SetSysctl(path, value string) error {
 	return n.Do(func() error {
