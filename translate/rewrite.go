@@ -1,5 +1,7 @@
 package translate
 
+import "encoding/binary"
+
 // Rewrite translates the packet that Parse accepted, in place: to are its
 // addresses and ports in the other family, quoted those of the packet that an
 // ICMP error quotes, as it stands there (not read without one). Of both only
@@ -136,6 +138,16 @@ func (p *Packet) rewriteToIPv6(o *Options, to, quoted *Flow) Verdict {
 		p.translateOffload(headers)
 	}
 	return OK
+}
+
+// ReturnHop gives back the hop that Rewrite took from a packet that it made
+// IPv4. It is for hairpins, which are translated twice and yet pass one router
+// (RFC 7757 4.2.2).
+func (p *Packet) ReturnHop() {
+	h := p.Buf[p.Off : p.Off+ipv4HeaderLen]
+	h[ipv4TTL]++
+	binary.BigEndian.PutUint16(h[ipv4Checksum:], 0)
+	binary.BigEndian.PutUint16(h[ipv4Checksum:], ^sumHeader(h))
 }
 
 // outerID is the identification of the packet as IPv4: the low bits of the

@@ -243,3 +243,16 @@ func TestAddressWords(t *testing.T) {
 		assert.Equal(t, ipv6Addr{0x20010db800640000, 0x00000000c6336401}, ipv6AddrOf(netip.MustParseAddr(server6)))
 	}
 }
+
+func TestReturnHop(t *testing.T) {
+	for _, n := range []byte{2, 64, 255} {
+		before := hops(sealed(ip6{next: protoTCP}.around(tcp(1, 2, 0, pattern(10)))), n)
+		p, v, _ := run(&testOptions, before, Offload{})
+		require.Equal(t, OK, v)
+		p.ReturnHop()
+		out := p.Buf[p.Off : p.Off+p.Len]
+		assert.Equal(t, n, out[ipv4TTL])
+		assert.True(t, checksumsValid(out), "%x", out)
+		assert.Equal(t, OK, p.Parse(&testOptions))
+	}
+}

@@ -128,7 +128,7 @@ func TestBothFamilies(t *testing.T) {
 		"IPv6 2001:db8::ffff > 2001:db8::1, hop limit 64, 48 bytes; ICMPv6 EchoReply; id 1, seq 1",
 		"IPv6 2001:db8::ffff > 2001:db8::1, hop limit 64, 108 bytes; ICMPv6 DestinationUnreachable(AddressUnreachable), about [IPv6 2001:db8::1 > 2001:db8:9::1, hop limit 64, 60 bytes; TCP 4000 > 80 SYN, 0 bytes of data]",
 		"IPv6 2001:db8::ffff > 2001:db8:9::1, hop limit 64, 108 bytes; ICMPv6 DestinationUnreachable(SrcAddressFailedPolicy), about [IPv6 2001:db8:9::1 > 64:ff9b::cb00:7109, hop limit 64, 60 bytes; TCP 4000 > 80 SYN, 0 bytes of data]",
-		"IPv6 64:ff9b::c000:201 > 2001:db8::1, hop limit 62, 60 bytes; TCP 4000 > 80 SYN, 0 bytes of data",
+		"IPv6 64:ff9b::c000:201 > 2001:db8::1, hop limit 63, 60 bytes; TCP 4000 > 80 SYN, 0 bytes of data",
 	}, packets)
 	assert.Equal(t, []time.Duration{0, 5 * time.Millisecond, 7, 7, time.Hour, 0, 0, 0, 0}, times)
 }

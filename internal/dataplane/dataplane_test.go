@@ -311,7 +311,7 @@ func TestHairpin(t *testing.T) {
 	out := b.handle(tcp(one6, twoSeen, 100))
 	require.Len(t, out, 1)
 	p := between(t, out[0], oneSeen, two6)
-	assert.Equal(t, uint8(62), p.Layer(layers.LayerTypeIPv6).(*layers.IPv6).HopLimit, "twice translated")
+	assert.Equal(t, uint8(63), p.Layer(layers.LayerTypeIPv6).(*layers.IPv6).HopLimit, "twice translated, by one router")
 	assert.Equal(t, tcp(one6, twoSeen, 100)[40:56], out[0][40:56], "but for the checksum TCP is as it was")
 	assert.Equal(t, []string{"resolve", "back"}, b.asked)
 
@@ -329,12 +329,14 @@ func TestHairpin(t *testing.T) {
 	assert.Equal(t, 3, b.counted(translate.Hairpin))
 	assert.Zero(t, b.counted(translate.OK))
 
-	// The hop limit is used up half-way: the error is about the packet as it is
-	// there.
-	short := build(ip(one6, twoSeen, 2), &layers.UDP{SrcPort: 1, DstPort: 2})
-	out = b.handle(short)
+	// A hop limit of 2 is enough for one router, of 1 it is not.
+	out = b.handle(build(ip(one6, twoSeen, 2), &layers.UDP{SrcPort: 1, DstPort: 2}))
 	require.Len(t, out, 1)
-	between(t, out[0], own4, one4)
+	p = between(t, out[0], oneSeen, two6)
+	assert.Equal(t, uint8(1), p.Layer(layers.LayerTypeIPv6).(*layers.IPv6).HopLimit)
+	out = b.handle(build(ip(one6, twoSeen, 1), &layers.UDP{SrcPort: 1, DstPort: 2}))
+	require.Len(t, out, 1)
+	between(t, out[0], own6, one6)
 	assert.Equal(t, 1, b.counted(translate.HopLimit))
 }
 

@@ -188,6 +188,7 @@ func (t *Translator) resolveCached(tick uint32) translate.Verdict {
 // by way of the kernel.
 func (t *Translator) hairpin() translate.Verdict {
 	p := &t.packet
+	p.ReturnHop()
 	v := p.Parse(&t.options)
 	if v != translate.OK {
 		return v
