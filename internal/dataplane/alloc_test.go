@@ -48,7 +48,7 @@ func TestNoAllocations(t *testing.T) {
 		w := p.workers[0]
 		before := p.Counters().Verdicts[c.want]
 		allocs := testing.AllocsPerRun(500, func() {
-			w.handle(copy(w.translator.packet.Buf[headroom:], c.packet), tun.Header{})
+			w.handle(copy(w.translator.packet.Buf[headroom:], c.packet), &tun.Header{})
 		})
 		assert.Zero(t, allocs, c.want)
 		assert.EqualValues(t, 501, p.Counters().Verdicts[c.want]-before, c.want)

@@ -122,13 +122,13 @@ func (w *worker) run() error {
 		if err != nil {
 			return fmt.Errorf("reading packets: %w", err)
 		}
-		w.handle(n, h)
+		w.handle(n, &h)
 	}
 }
 
 // handle takes the packet of n bytes that was read into the translator's
 // buffer through all its steps.
-func (w *worker) handle(n int, h tun.Header) {
+func (w *worker) handle(n int, h *tun.Header) {
 	w.countIn(w.translator.packet.Buf[headroom : headroom+n])
 	w.count(w.translator.handle(n, h, w.tick.Load(), w))
 }

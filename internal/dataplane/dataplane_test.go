@@ -175,7 +175,7 @@ func newBench() *bench {
 func (b *bench) handle(packet []byte) [][]byte {
 	b.asked, b.ticks = nil, nil
 	w := b.workers[0]
-	w.handle(copy(w.translator.packet.Buf[headroom:], packet), tun.Header{})
+	w.handle(copy(w.translator.packet.Buf[headroom:], packet), &tun.Header{})
 	return b.q.written()
 }
 

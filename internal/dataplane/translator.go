@@ -93,13 +93,15 @@ type Outcome struct {
 // any has. tick is in seconds.
 func (t *Translator) Translate(packet []byte, tick uint32, out Sink) Outcome {
 	n := copy(t.packet.Buf[headroom:], packet)
-	return t.handle(n, tun.Header{}, tick, out)
+	return t.handle(n, &tun.Header{}, tick, out)
 }
 
-// handle is Translate for the packet of n bytes at packet.Buf[headroom:].
-func (t *Translator) handle(n int, h tun.Header, tick uint32, out Sink) Outcome {
+// handle is Translate for the packet of n bytes at packet.Buf[headroom:]. The
+// header comes by pointer: as a value it is stored and at once read back in
+// other widths, for which the processor waits.
+func (t *Translator) handle(n int, h *tun.Header, tick uint32, out Sink) Outcome {
 	p := &t.packet
-	p.Off, p.Len, p.Offload = headroom, n, translate.Offload(h)
+	p.Off, p.Len, p.Offload = headroom, n, translate.Offload(*h)
 	v := t.translate(tick)
 	switch {
 	case v == translate.Fragmented:
