@@ -35,10 +35,33 @@ func benchmarks() []pair {
 
 var sink int
 
-// BenchmarkTranslate is parse and rewrite of a packet that comes into a fresh
-// buffer; its header and as much as the errors read are copied there each
-// time, which BenchmarkHeader measures alone. BenchmarkCopy is a copy of the
-// packet beside it.
+// batch is how many buffers are filled before their packets are translated: a
+// packet that was only just copied is still on its way to the cache, which a
+// packet from a device is not.
+const batch = 32
+
+// fresh calls f with packets in fresh buffers. Of each packet the first 160
+// bytes are copied, which is more than headers and quotes have.
+func fresh(b *testing.B, in []byte, of Offload, f func(*Packet)) {
+	p := &Packet{}
+	var bufs [batch][]byte
+	for i := range bufs {
+		load(p, in, of)
+		bufs[i], p.Buf = p.Buf, nil
+	}
+	head := in[:min(len(in), 160)]
+	for n := 0; b.Loop(); n++ {
+		if n%batch == 0 {
+			for i := range bufs {
+				copy(bufs[i][Headroom:], head)
+			}
+		}
+		p.Buf, p.Off, p.Len, p.Offload = bufs[n%batch], Headroom, len(in), of
+		f(p)
+	}
+}
+
+// BenchmarkTranslate is parse and rewrite, of a packet in a fresh buffer.
 func BenchmarkTranslate(b *testing.B) {
 	each(b, func(b *testing.B, in []byte, of Offload) {
 		o := testOptions
@@ -49,27 +72,22 @@ func BenchmarkTranslate(b *testing.B) {
 		if p.HasQuote() {
 			quoted = mapped(p.Quoted)
 		}
-		for b.Loop() {
-			copy(p.Buf[Headroom:], in[:min(len(in), 160)])
-			p.Off, p.Len, p.Offload = Headroom, len(in), of
+		fresh(b, in, of, func(p *Packet) {
 			if p.Parse(&o) != OK || p.Rewrite(&o, to, quoted) != OK {
 				b.Fatal(p.Flow)
 			}
-		}
+		})
 	})
 }
 
-func BenchmarkHeader(b *testing.B) {
+// BenchmarkFresh is what the fresh buffers cost in the others.
+func BenchmarkFresh(b *testing.B) {
 	each(b, func(b *testing.B, in []byte, of Offload) {
-		p := &Packet{}
-		load(p, in, of)
-		for b.Loop() {
-			copy(p.Buf[Headroom:], in[:min(len(in), 160)])
-			p.Off, p.Len, p.Offload = Headroom, len(in), of
-		}
+		fresh(b, in, of, func(*Packet) {})
 	})
 }
 
+// BenchmarkCopy is a copy of the packet, to compare with.
 func BenchmarkCopy(b *testing.B) {
 	each(b, func(b *testing.B, in []byte, _ Offload) {
 		dst := make([]byte, len(in))

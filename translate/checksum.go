@@ -28,10 +28,12 @@ func fold(sum uint64) uint16 {
 
 // sumHeader is the folded sum of an IPv4 header, whose length is a multiple of 4.
 func sumHeader(b []byte) uint16 {
-	var sum uint64
-	for len(b) >= 4 {
+	h := b[:ipv4HeaderLen]
+	sum := uint64(binary.BigEndian.Uint32(h[0:])) + uint64(binary.BigEndian.Uint32(h[4:])) +
+		uint64(binary.BigEndian.Uint32(h[8:])) + uint64(binary.BigEndian.Uint32(h[12:])) +
+		uint64(binary.BigEndian.Uint32(h[16:]))
+	for b = b[ipv4HeaderLen:]; len(b) >= 4; b = b[4:] {
 		sum += uint64(binary.BigEndian.Uint32(b))
-		b = b[4:]
 	}
 	return fold(sum)
 }
@@ -79,10 +81,12 @@ func replaced(was, is uint32) uint64 {
 	return uint64(^was) + uint64(is)
 }
 
-// sum16 adds one IPv6 address.
-func sum16(sum uint64, a *[16]byte) uint64 {
-	s, c := bits.Add64(sum, binary.BigEndian.Uint64(a[0:]), 0)
-	s, c = bits.Add64(s, binary.BigEndian.Uint64(a[8:]), c)
+// sumAddrs adds two IPv6 addresses.
+func sumAddrs(sum uint64, src, dst ipv6Addr) uint64 {
+	s, c := bits.Add64(sum, src.hi, 0)
+	s, c = bits.Add64(s, src.lo, c)
+	s, c = bits.Add64(s, dst.hi, c)
+	s, c = bits.Add64(s, dst.lo, c)
 	return s + c
 }
 

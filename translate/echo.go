@@ -23,10 +23,9 @@ func (p *Packet) AnswerEcho() {
 	start := h.l4 - ipv4HeaderLen
 	if p.v6 {
 		start = h.l4 - ipv6HeaderLen
-		src, dst := p.Flow.Dst.As16(), p.Flow.Src.As16()
-		putIPv6(b[start:], h.tos, len(m), protoICMPv6, ownHopLimit, &src, &dst)
+		putIPv6(b[start:], h.tos, len(m), protoICMPv6, ownHopLimit, ipv6AddrOf(p.Flow.Dst), ipv6AddrOf(p.Flow.Src))
 	} else {
-		putIPv4(b[start:], h.tos, ipv4HeaderLen+len(m), p.nextID(1), 0, ownHopLimit, protoICMPv4, p.Flow.Dst.As4(), p.Flow.Src.As4())
+		putIPv4(b[start:], h.tos, ipv4HeaderLen+len(m), p.nextID(1), 0, ownHopLimit, protoICMPv4, ipv4AddrOf(p.Flow.Dst), ipv4AddrOf(p.Flow.Src))
 	}
 	p.Off += start
 	p.Len -= start

@@ -37,8 +37,7 @@ func WriteError(dst []byte, p *Packet, v Verdict, from netip.Addr) int {
 		n += p.quoteWire(dst[n:minIPv6MTU])
 		m := dst[ipv6HeaderLen:n]
 		putICMP(m, typ, code, rest)
-		src, to := from.As16(), p.Flow.Src.As16()
-		putIPv6(dst, 0, len(m), protoICMPv6, ownHopLimit, &src, &to)
+		putIPv6(dst, 0, len(m), protoICMPv6, ownHopLimit, ipv6AddrOf(from), ipv6AddrOf(p.Flow.Src))
 		sum := sumBytes(pseudoIPv6(dst[ipv6Src:], len(m), protoICMPv6), m)
 		binary.BigEndian.PutUint16(m[icmpChecksum:], ^fold(sum))
 		return n
@@ -52,7 +51,7 @@ func WriteError(dst []byte, p *Packet, v Verdict, from netip.Addr) int {
 	m := dst[ipv4HeaderLen:n]
 	putICMP(m, typ, code, rest)
 	binary.BigEndian.PutUint16(m[icmpChecksum:], ^fold(sumBytes(0, m)))
-	putIPv4(dst, internetControl, n, p.nextID(1), 0, ownHopLimit, protoICMPv4, from.As4(), p.Flow.Src.As4())
+	putIPv4(dst, internetControl, n, p.nextID(1), 0, ownHopLimit, protoICMPv4, ipv4AddrOf(from), ipv4AddrOf(p.Flow.Src))
 	return n
 }
 

@@ -25,7 +25,7 @@ func (p *Packet) parseFragment() Verdict {
 // super-packet, on the way to being IPv6 fragments. Offsets count from the
 // start of Buf.
 type cutter struct {
-	src, dst  [16]byte
+	src, dst  ipv6Addr
 	tos, next uint8
 	hops      uint8
 	mtu       int
@@ -42,10 +42,10 @@ type cutter struct {
 
 // startCut prepares NextFragment. The transport checksum is complete, except
 // in a super-packet, whose segments get theirs one by one.
-func (p *Packet) startCut(o *Options, next uint8, src, dst *[16]byte) {
+func (p *Packet) startCut(o *Options, next uint8, src, dst ipv6Addr) {
 	h := &p.outer
 	p.cut = cutter{
-		src: *src, dst: *dst,
+		src: src, dst: dst,
 		tos: o.trafficClass(h.tos), next: next, hops: h.ttl - 1,
 		mtu:    o.lowestIPv6MTU(),
 		offset: h.offset, id: h.id, more: h.more, fragment: true,
@@ -87,7 +87,7 @@ func (p *Packet) NextFragment(dst []byte) (n int, ok bool) {
 	if len(head)+data > size {
 		data = size - len(head)
 	}
-	putIPv6(dst, c.tos, at-ipv6HeaderLen+size, c.next, c.hops, &c.src, &c.dst)
+	putIPv6(dst, c.tos, at-ipv6HeaderLen+size, c.next, c.hops, c.src, c.dst)
 	if c.fragment {
 		dst[ipv6Next] = nextFragment
 		more := c.more || c.pos+data < c.end
@@ -116,7 +116,7 @@ func (p *Packet) nextSegment() {
 	head := p.assembled[:c.head]
 	copy(head, p.Buf[p.Off+p.outer.l4:])
 	p.segmentHeader(head, c.segment, n, c.remaining == 0)
-	sum := add(sum16(sum16(0, &c.src), &c.dst), uint64(c.head+n)+uint64(c.next))
+	sum := add(sumAddrs(0, c.src, c.dst), uint64(c.head+n)+uint64(c.next))
 	sum = sumBytes(sum, head)
 	sum = sumBytes(sum, p.Buf[c.pos:c.end])
 	p.putChecksumAt(head[p.checksum:], sum)

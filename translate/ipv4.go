@@ -93,7 +93,7 @@ func (p *Packet) parseIPv4(b []byte, o *Options) Verdict {
 	if sumHeader(b[:h.l4]) != 0xffff {
 		return BadIPv4Checksum
 	}
-	p.Flow.Src, p.Flow.Dst = ipv4Addrs(b)
+	p.Flow.Src, p.Flow.Dst = addrFrom4(b[ipv4Src:]), addrFrom4(b[ipv4Dst:])
 	p.Len = h.end
 	if h.l4 == ipv4HeaderLen {
 		return p.parseTransport(b[:h.end], o)
@@ -136,24 +136,27 @@ func checkOptions(opts []byte) Verdict {
 	return v
 }
 
-func ipv4Addrs(b []byte) (src, dst netip.Addr) {
-	return netip.AddrFrom4([4]byte(b[ipv4Src : ipv4Src+4])), netip.AddrFrom4([4]byte(b[ipv4Dst : ipv4Dst+4]))
+func addrFrom4(b []byte) netip.Addr { return netip.AddrFrom4([4]byte(b[:4])) }
+
+// ipv4AddrOf is the IPv4 address a as a number.
+func ipv4AddrOf(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
 }
 
 // putIPv4 writes an IPv4 header without options over b. flags is the DF and MF
 // bits and the fragment offset as they stand in the header.
-func putIPv4(b []byte, tos uint8, total int, id, flags uint16, ttl, proto uint8, src, dst [4]byte) {
+func putIPv4(b []byte, tos uint8, total int, id, flags uint16, ttl, proto uint8, src, dst uint32) {
 	b = b[:ipv4HeaderLen]
 	w0 := 0x4500<<16 | uint32(tos)<<16 | uint32(total)
 	w1 := uint32(id)<<16 | uint32(flags)
 	w2 := uint32(ttl)<<24 | uint32(proto)<<16
-	s, d := binary.BigEndian.Uint32(src[:]), binary.BigEndian.Uint32(dst[:])
-	w2 |= uint32(^fold(uint64(w0) + uint64(w1) + uint64(w2) + uint64(s) + uint64(d)))
+	w2 |= uint32(^fold(uint64(w0) + uint64(w1) + uint64(w2) + uint64(src) + uint64(dst)))
 	binary.BigEndian.PutUint32(b[0:], w0)
 	binary.BigEndian.PutUint32(b[4:], w1)
 	binary.BigEndian.PutUint32(b[8:], w2)
-	binary.BigEndian.PutUint32(b[12:], s)
-	binary.BigEndian.PutUint32(b[16:], d)
+	binary.BigEndian.PutUint32(b[12:], src)
+	binary.BigEndian.PutUint32(b[16:], dst)
 }
 
 // flags is the flags and offset field of the IPv4 header that h becomes in a

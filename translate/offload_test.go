@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 )
 
 // slowSegments is what the kernel makes of a super-packet: its segments,
@@ -80,43 +81,63 @@ func TestCutSuperPacket(t *testing.T) {
 	}
 }
 
-// Translating and segmenting may change places, but for the identifications
-// and the DF of a short last segment.
+// segmentLaw: translating and segmenting may change places, but for the
+// identifications and the DF of a short last segment. What is cut or too big
+// is so either way.
+func segmentLaw(t require.TestingT, o *Options, in []byte, of Offload) {
+	segments := slowSegments(in, of)
+	p, v, got := run(o, in, of)
+	if v == OK {
+		got = slowSegments(got[0], p.Offload)
+		if in[0]>>4 == 6 {
+			require.Equal(t, uint32(0x1234+len(segments)), p.ID, "one identification per segment")
+		}
+	}
+	var want [][]byte
+	for k, s := range segments {
+		_, w, out := run(o, s, Offload{})
+		if k == 0 {
+			require.Equal(t, w, v, v.String())
+		}
+		if !w.Leaves() {
+			return
+		}
+		want = append(want, out...)
+	}
+	require.Len(t, got, len(want))
+	for k := range want {
+		if want[k][0]>>4 == 4 {
+			for _, b := range [][]byte{got[k], want[k]} {
+				b[4], b[5] = 0, 0
+				if k == len(want)-1 {
+					b[6] = 0
+				}
+				copy(b, hops(b, b[8]))
+			}
+		}
+		require.Equal(t, want[k], got[k], k)
+	}
+}
+
 func TestSegmentLaw(t *testing.T) {
 	for _, c := range pairs() {
-		for _, in := range []struct {
-			b  []byte
-			of Offload
-		}{{c.six, c.o6}, {c.four, c.o4}} {
-			if in.of.GSOType == GSONone {
-				continue
-			}
+		if c.o6.GSOType != GSONone {
 			t.Run(c.name, func(t *testing.T) {
-				p, v, out := run(&testOptions, in.b, in.of)
-				require.Equal(t, OK, v)
-				segments := slowSegments(in.b, in.of)
-				got := slowSegments(out[0], p.Offload)
-				require.Len(t, got, len(segments))
-				if in.b[0]>>4 == 6 {
-					assert.Equal(t, uint32(0x1234+len(segments)), p.ID, "one identification per segment")
-				}
-				for k, s := range segments {
-					_, v, want := run(&testOptions, s, Offload{})
-					require.Equal(t, OK, v)
-					if last := k == len(segments)-1; got[k][0]>>4 == 4 {
-						for _, b := range [][]byte{got[k], want[0]} {
-							b[4], b[5] = 0, 0
-							if last {
-								b[6] = 0
-							}
-							copy(b, hops(b, b[8]))
-						}
-					}
-					require.Equal(t, want[0], got[k], k)
-				}
+				segmentLaw(t, &testOptions, c.six, c.o6)
+				segmentLaw(t, &testOptions, c.four, c.o4)
 			})
 		}
 	}
+	t.Run("drawn", rapid.MakeCheck(func(t *rapid.T) {
+		b, of := drawn(t, rapid.Bool().Draw(t, "v6"))
+		if of.GSOType == GSONone {
+			t.Skip("no super-packet")
+		}
+		o := testOptions
+		o.IPv6MTU = rapid.SampledFrom([]int{1280, 1500, 4000}).Draw(t, "mtu6")
+		o.IPv4MTU = rapid.SampledFrom([]int{576, 1500, 4000}).Draw(t, "mtu4")
+		segmentLaw(t, &o, b, of)
+	}))
 }
 
 func TestOffloadThatContradicts(t *testing.T) {

@@ -25,7 +25,7 @@ func (p *Packet) parseQuote(b []byte) bool {
 		if b[start]>>4 != 6 || q.readIPv6(there, start) != OK || q.routing != 0 {
 			return false
 		}
-		f.Src, f.Dst = ipv6Addrs(b[start:])
+		f.Src, f.Dst = addrFrom6(b[start+ipv6Src:]), addrFrom6(b[start+ipv6Dst:])
 		if ipv4HeaderLen+q.end-q.l4 > maxPacket {
 			return false
 		}
@@ -33,7 +33,7 @@ func (p *Packet) parseQuote(b []byte) bool {
 		if b[start]>>4 != 4 || q.readIPv4(there, start) != OK {
 			return false
 		}
-		f.Src, f.Dst = ipv4Addrs(b[start:])
+		f.Src, f.Dst = addrFrom4(b[start+ipv4Src:]), addrFrom4(b[start+ipv4Dst:])
 	}
 	f.Proto = q.proto
 	switch {
@@ -115,10 +115,9 @@ func (p *Packet) rewriteError(o *Options, to, quoted *Flow) {
 	binary.BigEndian.PutUint32(m[icmpRest:], rest)
 
 	if p.v6 {
-		putIPv4(out, o.trafficClass(h.tos), headerLen+n, p.nextID(1), 0, h.ttl-1, protoICMPv4, to.Src.As4(), to.Dst.As4())
+		putIPv4(out, o.trafficClass(h.tos), headerLen+n, p.nextID(1), 0, h.ttl-1, protoICMPv4, ipv4AddrOf(to.Src), ipv4AddrOf(to.Dst))
 	} else {
-		src, dst := to.Src.As16(), to.Dst.As16()
-		putIPv6(out, o.trafficClass(h.tos), n, protoICMPv6, h.ttl-1, &src, &dst)
+		putIPv6(out, o.trafficClass(h.tos), n, protoICMPv6, h.ttl-1, ipv6AddrOf(to.Src), ipv6AddrOf(to.Dst))
 	}
 	p.checksumError(m, b)
 
@@ -163,19 +162,19 @@ func (p *Packet) translateQuote(m, b []byte, o *Options, to *Flow) {
 	var delta, pseudo uint64
 	if p.v6 {
 		was := b[q.start+ipv6Src : q.start+ipv6HeaderLen]
-		src, dst := to.Src.As4(), to.Dst.As4()
+		src, dst := ipv4AddrOf(to.Src), ipv4AddrOf(to.Dst)
 		putIPv4(m, o.trafficClass(q.tos), headerLen+size, uint16(q.id), q.ipv4Flags(headerLen+size), q.ttl, ipv4Protocol(q.proto), src, dst)
 		delta = sumIPv4(^sumIPv6(0, was), m[ipv4Src:])
 		pseudo = ^pseudoIPv6(was, size, protoICMPv6)
 	} else {
 		headerLen = q.ipv6Len()
-		src, dst := to.Src.As16(), to.Dst.As16()
+		src, dst := ipv6AddrOf(to.Src), ipv6AddrOf(to.Dst)
 		next := ipv6NextHeader(q.proto)
 		if q.fragmented {
-			putIPv6(m, o.trafficClass(q.tos), fragmentHeaderLen+size, nextFragment, q.ttl, &src, &dst)
+			putIPv6(m, o.trafficClass(q.tos), fragmentHeaderLen+size, nextFragment, q.ttl, src, dst)
 			putFragment(m[ipv6HeaderLen:], next, q.offset, q.more, q.id)
 		} else {
-			putIPv6(m, o.trafficClass(q.tos), size, next, q.ttl, &src, &dst)
+			putIPv6(m, o.trafficClass(q.tos), size, next, q.ttl, src, dst)
 		}
 		delta = sumIPv6(^sumIPv4(0, b[q.start+ipv4Src:]), m[ipv6Src:])
 		pseudo = pseudoIPv6(m[ipv6Src:], size, protoICMPv6)

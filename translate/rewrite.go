@@ -1,9 +1,5 @@
 package translate
 
-import (
-	"encoding/binary"
-)
-
 // Rewrite translates the packet that Parse accepted, in place: to are its
 // addresses and ports in the other family, quoted those of the packet that an
 // ICMP error quotes, as it stands there (Flow{} without one). Of both only
@@ -55,13 +51,13 @@ func (p *Packet) rewriteToIPv4(o *Options, to, quoted *Flow) Verdict {
 		return TooBig
 	}
 	b := p.Buf[p.Off : p.Off+p.Len]
-	src, dst := to.Src.As4(), to.Dst.As4()
+	src, dst := ipv4AddrOf(to.Src), ipv4AddrOf(to.Dst)
 	if p.echo {
 		p.completeICMP(b)
 		translateEcho(b[h.l4:], true, ^pseudoIPv6(b[ipv6Src:], h.end-h.l4, protoICMPv6), &p.Flow, to)
 	} else if p.Flow.Frag != Later {
 		delta := ^sumIPv6(0, b[ipv6Src:])
-		delta = add(delta, uint64(binary.BigEndian.Uint32(src[:]))+uint64(binary.BigEndian.Uint32(dst[:])))
+		delta = add(delta, uint64(src)+uint64(dst))
 		translateTransport(b[h.l4:], h.proto, p.checksum, p.Offload.Flags&NeedsCsum != 0, delta, &p.Flow, to)
 	}
 	id := uint16(h.id)
@@ -101,16 +97,16 @@ func (p *Packet) rewriteToIPv6(o *Options, to, quoted *Flow) Verdict {
 		return TooBig
 	}
 	cut := !h.df && size > o.lowestIPv6MTU()
-	src, dst := to.Src.As16(), to.Dst.As16()
+	src, dst := ipv6AddrOf(to.Src), ipv6AddrOf(to.Dst)
 	b := p.Buf[p.Off : p.Off+p.Len]
 	l4 := b[h.l4:]
 	if p.echo {
 		p.completeICMP(b)
-		pseudo := add(sum16(sum16(0, &src), &dst), uint64(len(l4))+protoICMPv6)
+		pseudo := add(sumAddrs(0, src, dst), uint64(len(l4))+protoICMPv6)
 		translateEcho(l4, false, pseudo, &p.Flow, to)
 	} else if p.Flow.Frag != Later {
 		partial := p.Offload.Flags&NeedsCsum != 0
-		pseudo := sum16(sum16(0, &src), &dst)
+		pseudo := sumAddrs(0, src, dst)
 		delta := add(pseudo, ^sumIPv4(0, b[ipv4Src:]))
 		translateTransport(l4, h.proto, p.checksum, partial, delta, &p.Flow, to)
 		if h.proto == protoUDP && !partial {
@@ -122,7 +118,7 @@ func (p *Packet) rewriteToIPv6(o *Options, to, quoted *Flow) Verdict {
 	}
 	next := ipv6NextHeader(h.proto)
 	if cut {
-		p.startCut(o, next, &src, &dst)
+		p.startCut(o, next, src, dst)
 		return Fragmented
 	}
 	// Whatever lies in front of the packet is headroom.
@@ -130,10 +126,10 @@ func (p *Packet) rewriteToIPv6(o *Options, to, quoted *Flow) Verdict {
 	out := p.Buf[start:]
 	payload := headers - ipv6HeaderLen + len(l4)
 	if h.fragmented {
-		putIPv6(out, o.trafficClass(h.tos), payload, nextFragment, h.ttl-1, &src, &dst)
+		putIPv6(out, o.trafficClass(h.tos), payload, nextFragment, h.ttl-1, src, dst)
 		putFragment(out[ipv6HeaderLen:], next, h.offset, h.more, h.id)
 	} else {
-		putIPv6(out, o.trafficClass(h.tos), payload, next, h.ttl-1, &src, &dst)
+		putIPv6(out, o.trafficClass(h.tos), payload, next, h.ttl-1, src, dst)
 	}
 	p.Off = start
 	p.Len = ipv6HeaderLen + payload

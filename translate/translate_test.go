@@ -234,3 +234,12 @@ func TestChecksumsOfZero(t *testing.T) {
 		})
 	}
 }
+
+// An address is the same in words, however netip keeps it.
+func TestAddressWords(t *testing.T) {
+	assert.True(t, wordsFirst, "netip changed: the fast way to the words of an address is off")
+	defer func(was bool) { wordsFirst = was }(wordsFirst)
+	for _, wordsFirst = range []bool{true, false} {
+		assert.Equal(t, ipv6Addr{0x20010db800640000, 0x00000000c6336401}, ipv6AddrOf(netip.MustParseAddr(server6)))
+	}
+}

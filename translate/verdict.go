@@ -63,7 +63,7 @@ var verdicts = [Verdicts]Info{
 
 	NotIP:           {"not_ip", "RFC 791 3.1, RFC 8200 3", "", "Neither IPv4 nor IPv6. Somebody writes rubbish to the device."},
 	Truncated:       {"truncated", "RFC 791 3.1, RFC 8200 3", "", "Shorter than its headers say. A broken sender or a broken link."},
-	BadHeader:       {"bad_header", "RFC 791 3.1, RFC 8200 4", "", "Lengths or extension headers that contradict each other. A broken sender, or somebody probing."},
+	BadHeader:       {"bad_header", "RFC 791 3.1, RFC 8200 4", "", "Lengths, extension headers or offloads that contradict each other. A broken sender, or somebody probing."},
 	BadIPv4Checksum: {"bad_ipv4_checksum", "RFC 791 3.1", "", "The IPv4 header checksum is wrong. Damage on the way."},
 	BadFragment:     {"bad_fragment", "RFC 791 3.2, RFC 8200 4.5, RFC 1858", "", "A fragment that is too small for its transport header, has an impossible offset or length, or overlaps a header. Broken, or somebody probing."},
 
