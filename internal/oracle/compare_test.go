@@ -37,8 +37,8 @@ func newScene(data []byte, build func(*packetgen.Source) []byte) scene {
 	sc := scene{
 		settings: oracle.Settings{
 			IPv4MTU:       choose(s, 1500, 1480, 65535, 1280, 1260, 1259, 576, 68, 9000),
-			IPv6MTU:       choose(s, 1500, 1500, 65535, 1280, 1400, 9000, 1281),
-			LowestIPv6MTU: choose(s, 1280, 1280, 1500, 1400, 1283, 9000),
+			IPv6MTU:       choose(s, 1500, 1500, 65535, 1280, 1400, 9000, 1281, 1000),
+			LowestIPv6MTU: choose(s, 1280, 1280, 1500, 1400, 1283, 9000, 0),
 			DropUDPZero:   s.OneIn(4),
 			ZeroTOS:       s.OneIn(4),
 			ID:            s.Uint16(),
@@ -162,16 +162,12 @@ func (sc scene) compare(t testing.TB) {
 		sc.foldToZero()
 	}
 	p, o := &reused, sc.options()
-	off := translate.Headroom + sc.room
-	buf := append(make([]byte, off), sc.packet...)
-	p.Buf = buf[: off+len(sc.packet) : off+len(sc.packet)] // a look past the packet panics
-	p.Off, p.Len, p.Offload, p.ID = off, len(sc.packet), translate.Offload{}, 0
-
+	buf := sc.load(p)
 	verdict := p.Parse(&o)
 	untouched := func() {
 		t.Helper()
-		if !bytes.Equal(buf[off:], sc.packet) {
-			fail("%s, but the packet has been changed to %x", verdict, buf[off:])
+		if !bytes.Equal(buf, sc.packet) {
+			fail("%s, but the packet has been changed to %x", verdict, buf)
 		}
 	}
 	read := oracle.Read(sc.packet, sc.settings)
@@ -185,7 +181,7 @@ func (sc scene) compare(t testing.TB) {
 	}
 	if verdict != translate.OK {
 		reached[read.Verdict]++
-		sc.compareReply(t, p, verdict, fail)
+		sc.compareReply(p, sc.packet, verdict, fail)
 		return
 	}
 	if p.Flow != toTranslate(read.Flow) {
@@ -201,7 +197,7 @@ func (sc scene) compare(t testing.TB) {
 		}
 		quoted = toTranslate(sc.mapping(*read.Quoted, true))
 	}
-	sc.compareReply(t, p, sc.refusal, fail)
+	sc.compareReply(p, sc.packet, sc.refusal, fail)
 
 	if sc.wrong > 0 {
 		sc.compareWrong(p, to, quoted, fail)
@@ -221,21 +217,12 @@ func (sc scene) compare(t testing.TB) {
 	reached[want.Verdict]++
 	if !verdict.Leaves() {
 		untouched()
-		sc.compareReply(t, p, verdict, fail)
+		sc.compareReply(p, sc.packet, verdict, fail)
 		return
 	}
-	var got [][]byte
+	got := [][]byte{p.Buf[p.Off : p.Off+p.Len]}
 	if verdict == translate.Fragmented {
-		dst := make([]byte, max(1280, sc.settings.LowestIPv6MTU))
-		for len(got) < 100 {
-			n, ok := p.NextFragment(dst)
-			if !ok {
-				break
-			}
-			got = append(got, bytes.Clone(dst[:n]))
-		}
-	} else {
-		got = append(got, p.Buf[p.Off:p.Off+p.Len])
+		got = sc.fragments(p)
 	}
 	if len(got) != len(want.Packets) {
 		fail("%s: translate makes %d packets, oracle %d", verdict, len(got), len(want.Packets))
@@ -247,6 +234,19 @@ func (sc scene) compare(t testing.TB) {
 	}
 	if p.Offload != (translate.Offload{}) {
 		fail("offload %+v out of nothing", p.Offload)
+	}
+	id := 0xdead0000 | uint32(sc.settings.ID)
+	if read.Flow.Src.Is6() && !read.FragmentHeader {
+		id++
+	}
+	if p.ID != id {
+		fail("the generator of identifications stands at %x, expected %x", p.ID, id)
+	}
+	if verdict == translate.OK { // what has been translated can be read again
+		verdict, read = p.Parse(&o), oracle.Read(got[0], sc.settings)
+		if verdict.String() != read.Verdict {
+			fail("read again: translate says %s, oracle %s\nof %x", verdict, read.Verdict, got[0])
+		}
 	}
 }
 
@@ -308,19 +308,48 @@ func (sc scene) compareAnswer(p *translate.Packet, fail func(string, ...any)) {
 	}
 }
 
-// compareReply compares the ICMP error that natless itself would send.
-func (sc scene) compareReply(t testing.TB, p *translate.Packet, verdict translate.Verdict, fail func(string, ...any)) {
-	t.Helper()
+// load lays the packet into a buffer of p and returns where it lies.
+func (sc scene) load(p *translate.Packet) []byte {
+	off := translate.Headroom + sc.room
+	buf := append(make([]byte, off), sc.packet...)
+	p.Buf = buf[: off+len(sc.packet) : off+len(sc.packet)] // a look past the packet panics
+	p.Off, p.Len, p.Offload = off, len(sc.packet), translate.Offload{}
+	return buf[off:]
+}
+
+// fragments asks translate for what it has cut a packet into.
+func (sc scene) fragments(p *translate.Packet) [][]byte {
+	var got [][]byte
+	dst := make([]byte, max(1280, sc.settings.LowestIPv6MTU))
+	for len(got) < 10000 {
+		n, ok := p.NextFragment(dst)
+		if !ok {
+			break
+		}
+		got = append(got, bytes.Clone(dst[:n]))
+	}
+	return got
+}
+
+// compareReply compares the ICMP error that natless itself would send about
+// packet, which is what is on the wire of p.
+func (sc scene) compareReply(p *translate.Packet, packet []byte, verdict translate.Verdict, fail func(string, ...any)) {
 	from := netip.MustParseAddr("192.0.0.8")
-	if len(sc.packet) > 0 && sc.packet[0]>>4 == 6 {
+	if len(packet) > 0 && packet[0]>>4 == 6 {
 		from = netip.MustParseAddr("fd00::8")
 	}
 	p.ID = uint32(sc.settings.ID)
 	dst := make([]byte, 1280)
 	got := dst[:translate.WriteError(dst, p, verdict, from)]
-	want := oracle.Originate(sc.packet, verdict.String(), sc.settings, from)
+	want := oracle.Originate(packet, verdict.String(), sc.settings, from)
 	if !bytes.Equal(got, want) {
 		fail("reply to %s, first difference at byte %d\ntranslate %x\noracle    %x", verdict, firstDifference(got, want), got, want)
+	}
+	if sc.wrong > 0 {
+		other := sc.other(from, 1)
+		if n := translate.WriteError(dst, p, verdict, other); n != 0 {
+			fail("reply to %s from %s, of the other family", verdict, other)
+		}
 	}
 }
 
@@ -334,18 +363,39 @@ func firstDifference(a, b []byte) int {
 }
 
 func fuzz(f *testing.F, build func(*packetgen.Source) []byte) {
-	for _, seed := range plainSeeds {
-		b, err := hex.DecodeString(seed)
+	f.Add([]byte{})
+	for _, seed := range differed {
+		packet, err := hex.DecodeString(seed)
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(b)
+		f.Add(raw(packet))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) { newScene(data, build).compare(t) })
 }
 
-// plainSeeds start the fuzzer off; what it finds is in testdata/fuzz.
-var plainSeeds = []string{"", "00000000000000000000000000000000ff"}
+// raw is a fuzzer's input that stands for packet, with plain settings.
+func raw(packet []byte) []byte {
+	decisions := []byte{5: 0xab, 6: 0xcd, 14: 15} // the identification; raw bytes follow
+	return append(decisions, packet...)
+}
+
+// differed are packets over which the two translators once differed, kept as
+// they were and not as decisions, whose meaning may change.
+var differed = []string{
+	// An ICMPv6 error in an atomic fragment: identification from its header.
+	"6000000000382ce120010db80001000000000000000068b120010db80064000000000000000005253a000000000000000400ebfa00000000600000000000844020010db800640000000000000000052520010db80000000000000000000000b1",
+	// UDP-Lite without checksum.
+	"4500001c28a6400040887c5acb000259c60002000fa0000500080000",
+	// A quote with something behind it.
+	"45990039c7ae4000020125b7c0000200c60002c50300e919000000004500001c9dda400040111231c60002c5c00002000fa000500008c7ed3c",
+	// A quote that is its IP header.
+	"6009007c00313a4020010db800000000000000000000000020010db80064000000000000000000620102c5800000000060000000003b110220010db800640000000000000000006220010db80064000000000000000000000f",
+	// A length attribute with a torn extension behind it.
+	"4500009eec0040000201fd02c0000234cb0002270304f122002005784503005a03fd00004011e6bccb000227c00002af6900e0930046bc66000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000002000",
+	// A length attribute below 128 bytes.
+	"45000058dcf8000040010d89c000025ecb0002c50304003b00070578450000282c09000001060342c0000200c60002850fa0005000001e002000ff25001c0101676d81ab07c8227cd211231ee4326ffbc3135243a14acc5f",
+}
 
 func Fuzz4to6(f *testing.F) { fuzz(f, packetgen.IPv4) }
 

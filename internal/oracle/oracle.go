@@ -62,6 +62,13 @@ type Settings struct {
 	ID            uint16 // the IPv4 identification of a packet that brings none
 }
 
+// sane are settings without an MTU that IPv6 does not have (RFC 8200 5).
+func (s Settings) sane() Settings {
+	s.IPv6MTU = max(1280, s.IPv6MTU)
+	s.LowestIPv6MTU = max(1280, s.LowestIPv6MTU)
+	return s
+}
+
 // Mapping gives the flow of the other family that stands for f. It is asked
 // for the packet itself and, with quoted set, for the packet inside an ICMP
 // error.
@@ -105,6 +112,7 @@ type Result struct {
 // Translate reads pkt and turns it into packets of the other family. It does
 // not change pkt.
 func Translate(pkt []byte, s Settings, m Mapping) Result {
+	s = s.sane()
 	r := Read(pkt, s)
 	if r.Verdict != Translated {
 		return Result{Verdict: r.Verdict}
@@ -148,14 +156,13 @@ func (d packet) toIPv6(s Settings, to Flow, m Mapping) Result {
 	if out.fragmentHeader {
 		size += 8
 	}
-	mtu := max(1280, s.IPv6MTU)
 	if d.dontFragment {
-		if size > mtu {
+		if size > s.IPv6MTU {
 			return Result{Verdict: TooBig}
 		}
 		return Result{Verdict: Translated, Packets: [][]byte{out.build6()}}
 	}
-	limit := min(max(1280, s.LowestIPv6MTU), mtu)
+	limit := min(s.LowestIPv6MTU, s.IPv6MTU)
 	if size <= limit {
 		return Result{Verdict: Translated, Packets: [][]byte{out.build6()}}
 	}

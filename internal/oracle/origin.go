@@ -31,6 +31,7 @@ var replies = map[string]reply{
 // its own address when pkt came to verdict; nil when there is none or none is
 // allowed (RFC 1122 3.2.2, RFC 1812 4.3.2.7, RFC 4443 2.4).
 func Originate(pkt []byte, verdict string, s Settings, from netip.Addr) []byte {
+	s = s.sane()
 	r, ok := replies[verdict]
 	if !ok || len(pkt) == 0 {
 		return nil

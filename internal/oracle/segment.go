@@ -24,11 +24,15 @@ type GSO struct {
 // segment only and CWR on the first only (RFC 3168 6.1.2). The sum of the
 // pseudo-header is taken from the packet, so that a wrong one shows.
 func Segment(pkt []byte, g GSO) [][]byte {
+	d, why := decode(pkt, false)
+	if why != "" {
+		panic(fmt.Sprintf("segmenting %x: %s", pkt[:min(len(pkt), 80)], why))
+	}
 	start := pkt[g.ChecksumStart:]
 	partial := int(binary.BigEndian.Uint16(start[g.ChecksumAt:]))
 	if g.Size == 0 {
 		out := clone(pkt)
-		complete(out[g.ChecksumStart:], g.ChecksumAt, partial)
+		complete(out[g.ChecksumStart:], d.proto, g.ChecksumAt, partial)
 		return [][]byte{out}
 	}
 	layer, first := layers.LayerTypeTCP, layers.LayerTypeIPv4
@@ -56,7 +60,7 @@ func Segment(pkt []byte, g GSO) [][]byte {
 			setTCP(one[at:], from, to == len(payload))
 		}
 		// The pseudo-header has the length in it.
-		complete(one[at:], g.ChecksumAt, (partial+65535-len(start)+len(one)-at)%65535)
+		complete(one[at:], d.proto, g.ChecksumAt, (partial+65535-len(start)+len(one)-at)%65535)
 		out = append(out, one)
 	}
 	return out
@@ -64,13 +68,13 @@ func Segment(pkt []byte, g GSO) [][]byte {
 
 // complete writes the checksum of b at offset at; pseudo is the sum of its
 // pseudo-header.
-func complete(b []byte, at, pseudo int) {
+func complete(b []byte, proto uint8, at, pseudo int) {
 	b[at], b[at+1] = 0, 0
 	checksum := adjust(0, 0, sum(b)+pseudo%65535)
 	if pseudo == 0 && len(bytes.Trim(b, "\x00")) == 0 {
 		checksum = 0xffff // the one sum that is zero and not 65535: of nothing but zeros
 	}
-	if at == 6 { // of UDP, UDP-Lite and DCCP: the kernel does not ask which
+	if proto == protoUDP || proto == protoUDPLite {
 		putUDPChecksum(b[at:], checksum)
 	} else {
 		binary.BigEndian.PutUint16(b[at:], checksum)

@@ -12,7 +12,7 @@ import (
 // Three segments of two bytes, the figures worked out on paper.
 func TestSegmentTCP(t *testing.T) {
 	// Addresses sum to ec37; TCP of 25 bytes: partial ec37 + 6 + 19 = ec56.
-	in := unhex(t, "4500002d ffff4000 40064e5f"+v4src+v4dst+
+	in := unhex(t, "4500002d ffff4000 40064e94"+v4src+v4dst+
 		"0fa0 0050 fffffffe 00000000 50 99 1000 ec56 0000"+"0102030405")
 	got := Segment(in, GSO{ChecksumStart: 20, ChecksumAt: 16, Size: 2})
 	require.Len(t, got, 3)

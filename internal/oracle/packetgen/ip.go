@@ -34,7 +34,7 @@ func shapeOf(s *Source) shape {
 	case 12:
 		return shape{pick[uint16](s, 3, 185, 154, 1000), true}
 	case 13:
-		return shape{pick[uint16](s, 3, 185, 154, 8000), false}
+		return shape{pick[uint16](s, 3, 185, 154, 8000, 8188, 8189), false}
 	case 14:
 		return shape{pick[uint16](s, 1, 2, 1), s.OneIn(2)}
 	case 15:
