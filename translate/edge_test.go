@@ -47,7 +47,7 @@ func TestSumCarries(t *testing.T) {
 			load(p, c.in, Offload{})
 			require.Equal(t, OK, p.Parse(&testOptions))
 			to := withPorts(Flow{Src: netip.MustParseAddr(c.src), Dst: netip.MustParseAddr(c.dst)}, p.Flow)
-			require.Equal(t, OK, p.Rewrite(&testOptions, to, Flow{}))
+			require.Equal(t, OK, p.Rewrite(&testOptions, &to, nil))
 			assert.Equal(t, hops(c.want, 63), p.Buf[p.Off:p.Off+p.Len])
 		})
 	}
@@ -259,7 +259,7 @@ func TestOnePortChanges(t *testing.T) {
 				require.Equal(t, OK, p.Parse(&testOptions))
 				to := mapped(p.Flow)
 				to.SrcPort, to.DstPort = ports[0], ports[1]
-				require.Equal(t, OK, p.Rewrite(&testOptions, to, Flow{}))
+				require.Equal(t, OK, p.Rewrite(&testOptions, &to, nil))
 				assert.Equal(t, hops(c.want, 63), p.Buf[p.Off:p.Off+p.Len], "protocol %d to ports %d", proto, ports)
 			}
 		}
@@ -284,7 +284,7 @@ func TestQuoteEndsInPorts(t *testing.T) {
 		require.Equal(t, OK, p.Parse(&testOptions))
 		quoted := mapped(p.Quoted)
 		quoted.SrcPort, quoted.DstPort = 4001, 54
-		require.Equal(t, OK, p.Rewrite(&testOptions, mapped(p.Flow), quoted))
+		require.Equal(t, OK, p.Rewrite(&testOptions, new(mapped(p.Flow)), &quoted))
 		assert.Equal(t, want, p.Buf[p.Off:p.Off+p.Len], "%d bytes", n)
 	}
 }
