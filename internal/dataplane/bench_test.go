@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/google/gopacket/layers"
 	"github.com/stretchr/testify/require"
 
 	"github.com/natless/natless/mapping"
@@ -90,6 +91,76 @@ func benchmarkCore(b *testing.B, table *mapping.Table, way string, clients []int
 		if i++; i == len(packets) {
 			i = 0
 		}
+	}
+}
+
+// BenchmarkKinds is the same for every kind of packet, with one mapping. ICMP
+// errors are answered by the table, all others from the cache.
+func BenchmarkKinds(b *testing.B) {
+	table := manyMaps(b, 1)
+	for _, k := range kinds() {
+		for _, way := range []struct {
+			name string
+			way
+		}{{"6to4", k.to4}, {"4to6", k.to6}} {
+			b.Run(k.name+"/"+way.name, func(b *testing.B) {
+				t := NewTranslator(table, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500}, netip.Addr{}, netip.Addr{})
+				copy(t.packet.Buf[headroom:], way.packet)
+				changed := way.packet[:min(len(way.packet), 160)] // by a translation, at the most
+				b.SetBytes(int64(len(way.packet)))
+				b.ReportAllocs()
+				for b.Loop() {
+					copy(t.packet.Buf[headroom:], changed)
+					if o := t.handle(len(way.packet), &way.header, 1, nowhere{}); o.Verdict != translate.OK {
+						b.Fatal(o.Verdict)
+					}
+				}
+			})
+			b.Run(k.name+"/"+way.name+"/copy", func(b *testing.B) {
+				b.SetBytes(int64(len(way.packet)))
+				benchmarkCopy(b, len(way.packet))
+			})
+		}
+	}
+}
+
+// way is a packet that goes one way, as a device hands it out.
+type way struct {
+	packet []byte
+	header tun.Header
+}
+
+type kind struct {
+	name     string
+	to4, to6 way
+}
+
+func kinds() []kind {
+	four, six := client(0)
+	one4, one6 := four.String(), six.String()
+	const server4, server6 = "198.51.100.1", "64:ff9b::c633:6401"
+	both := func(name string, to4, to6 []byte) kind { return kind{name, way{packet: to4}, way{packet: to6}} }
+
+	super := both("tcp64k", tcp(one6, server6, 65000), tcp(server4, one4, 65000))
+	super.to4.header = tun.Header{Flags: translate.NeedsCsum, GSOType: translate.GSOTCPv6, GSOSize: 1400}
+	super.to6.header = tun.Header{Flags: translate.NeedsCsum, GSOType: translate.GSOTCPv4, GSOSize: 1400}
+
+	first4 := ip(server4, one4, 64).(*layers.IPv4)
+	first4.Flags = layers.IPv4MoreFragments
+	first6 := append(tcp(one6, server6, 1232)[:40:40], 6, 0, 0, 1, 0, 0, 0, 9)
+	first6 = append(first6, tcp(one6, server6, 1232)[40:]...)
+	first6[6] = 44
+	binary.BigEndian.PutUint16(first6[4:], uint16(len(first6)-40))
+
+	return []kind{
+		both("tcp64", tcp(one6, server6, 84), tcp(server4, one4, 64)),
+		both("tcp1500", tcp(one6, server6, 1500), tcp(server4, one4, 1480)),
+		super,
+		both("udp", build(ip(one6, server6, 64), &layers.UDP{SrcPort: 1, DstPort: 2}, payload(100)),
+			build(ip(server4, one4, 64), &layers.UDP{SrcPort: 1, DstPort: 2}, payload(100))),
+		both("echo", echo6(one6, server6), echo4(server4, one4)),
+		both("error", unreachable6(one6, server6, tcp(server6, one6, 100)), unreachable4(server4, one4, tcp(one4, server4, 100))),
+		both("first-fragment", first6, build(first4, &layers.TCP{SrcPort: 4000, DstPort: 80, ACK: true}, payload(1212))),
 	}
 }
 
