@@ -458,12 +458,15 @@ func TestLabTCPOptions(t *testing.T) {
 
 		syn := func(s segment) bool { return s.SYN && !s.ACK }
 		answer := func(s segment) bool { return s.SYN && s.ACK }
-		for _, which := range []func(segment) bool{syn, answer} {
-			there, here := find(t, atServer, which), find(t, atClient, which)
-			assert.Equal(t, there.options, here.options)
-			assert.Subset(t, there.kinds, []layers.TCPOptionKind{
+		for _, c := range []struct {
+			which    func(segment) bool
+			from, to *lab.Capture
+		}{{syn, atClient, atServer}, {answer, atServer, atClient}} {
+			came := find(t, c.to, c.which)
+			assert.Subset(t, came.kinds, []layers.TCPOptionKind{
 				layers.TCPOptionKindSACKPermitted, layers.TCPOptionKindTimestamps, layers.TCPOptionKindWindowScale,
 			})
+			find(t, c.from, func(s segment) bool { return c.which(s) && s.options == came.options })
 		}
 		asks := find(t, atServer, syn)
 		assert.True(t, asks.ECE && asks.CWR, "the client offers ECN")
