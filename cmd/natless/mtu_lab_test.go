@@ -60,6 +60,7 @@ func longPath(t *testing.T, narrow string) *world {
 		{"host", "0.0.0.0/0", "192.0.2.2"},
 		{"s4", lab.HostIPv4 + "/32", "192.0.2.130"},
 		{"s4", lab.ServerIPv4 + "/32", "192.0.2.130"},
+		{"s4", "203.0.113.0/24", "192.0.2.1"}, // what is mapped
 		{"r4", "0.0.0.0/0", "192.0.2.129"},
 		{"server", "0.0.0.0/0", lab.HostIPv4},
 	} {

@@ -24,7 +24,18 @@ type Capture struct {
 // Capture starts to collect the ICMP messages and TCP SYNs of either family
 // that come in or go out by a link of the node. Only these, so that none is
 // lost under load. The lab's Close ends it.
-func (n *Node) Capture(link string) (*Capture, error) {
+func (n *Node) Capture(link string) (*Capture, error) { return n.capture(link, filter) }
+
+// CaptureAll is Capture of every packet. The kernel keeps 32 MiB of them, with
+// what it needs itself to do so, until they are collected; beyond that some may
+// be missing.
+func (n *Node) CaptureAll(link string) (*Capture, error) {
+	return n.capture(link, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20)
+	})
+}
+
+func (n *Node) capture(link string, prepare func(fd int) error) (*Capture, error) {
 	c := &Capture{done: make(chan struct{}), changed: make(chan struct{})}
 	err := n.Do(func() (err error) {
 		l, err := net.InterfaceByName(link)
@@ -35,7 +46,7 @@ func (n *Node) Capture(link string) (*Capture, error) {
 		if err != nil {
 			return err
 		}
-		return errors.Join(filter(c.fd),
+		return errors.Join(prepare(c.fd),
 			unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}),
 			unix.Bind(c.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: l.Index}))
 	})
