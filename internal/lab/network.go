@@ -192,8 +192,12 @@ func (d *Daemon) Output() string {
 	return string(b)
 }
 
-// Stop asks the daemon to end, kills it when it does not within ten seconds,
-// and returns an error unless it ended well.
+// patience is how long a daemon may take to end: on a busy machine the kernel
+// takes its time to remove a device.
+const patience = 30 * time.Second
+
+// Stop asks the daemon to end and returns an error unless it ended well. When
+// it has not after some time, it is made to write where it hangs, and killed.
 func (d *Daemon) Stop() error {
 	if err := d.Signal(syscall.SIGTERM); err != nil {
 		return err
@@ -201,9 +205,14 @@ func (d *Daemon) Stop() error {
 	select {
 	case <-d.Exited:
 		return d.err
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 	}
-	return errors.Join(errors.New("natless did not end within ten seconds of SIGTERM"), d.Kill())
+	err := d.Signal(syscall.SIGQUIT)
+	select {
+	case <-d.Exited:
+	case <-time.After(patience):
+	}
+	return errors.Join(fmt.Errorf("natless did not end within %v of SIGTERM", patience), err, d.Kill())
 }
 
 // Signal sends a signal to the daemon, unless it has ended.
