@@ -279,7 +279,11 @@ func (c *Config) checkPoolAddresses(r *report, path string, i int) {
 		return
 	}
 	if own := c.OwnIPv4(); !c.firstFree(c.Pools[i:i+1], netip.PrefixFrom(own, 32)).IsValid() {
-		r.add(path, "%v: maps and natless's own address, %v, leave none for clients: expected a larger pool", p, own)
+		taken := "maps leave"
+		if own.IsValid() {
+			taken = fmt.Sprintf("maps and natless's own address, %v, leave", own)
+		}
+		r.add(path, "%v: %s none for clients: expected a larger pool, or fewer addresses in maps", p, taken)
 	}
 	for _, other := range c.Pools[:i] {
 		if p.Overlaps(other.IPv4) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
@@ -140,8 +141,8 @@ type decoder struct {
 
 // table puts the keys of in into the struct out.
 func (d *decoder) table(path string, in map[string]any, out reflect.Value) {
-	for name, v := range in {
-		at := join(path, name)
+	for _, name := range slices.Sorted(maps.Keys(in)) { // errors of one place come in one order
+		v, at := in[name], join(path, name)
 		d.c.given[at] = d.place(at)
 		field, ok := fieldByKey(out.Type(), name)
 		if !ok {
