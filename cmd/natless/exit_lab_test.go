@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 
 	"github.com/natless/natless/internal/lab"
 )
@@ -46,22 +45,12 @@ func lived(t *testing.T, n *lab.Network) {
 	rule := netlink.NewRule()
 	rule.Priority, rule.Table, rule.Src = 4242, 4242, elsewhere
 	require.NoError(t, n.Host.Netlink.RuleAdd(rule))
-	require.NoError(t, n.Host.Do(func() error {
-		ns, err := netns.Get()
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-		if err != nil {
-			return err
-		}
+	ruleset(t, n.Host, func(c *nftables.Conn) {
 		table := c.AddTable(&nftables.Table{Name: "somebody", Family: nftables.TableFamilyINet})
 		chain := c.AddChain(&nftables.Chain{Table: table, Name: "post", Type: nftables.ChainTypeNAT,
 			Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictReturn}}})
-		return c.Flush()
-	}))
+	})
 }
 
 // left asserts that a host is as it was before natless. Where the kernel can

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
@@ -183,24 +182,14 @@ func ours(t *testing.T, n *lab.Node) (ours []netlink.Route) {
 // removeTables removes every nftables table of a node.
 func removeTables(t *testing.T, n *lab.Node) {
 	t.Helper()
-	require.NoError(t, n.Do(func() error {
-		ns, err := netns.Get()
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-		if err != nil {
-			return err
-		}
+	ruleset(t, n, func(c *nftables.Conn) {
 		tables, err := c.ListTables()
 		require.NoError(t, err)
 		require.NotEmpty(t, tables)
 		for _, table := range tables {
 			c.DelTable(table)
 		}
-		return c.Flush()
-	}))
+	})
 }
 
 // What cannot be translated is counted by name and, where the RFCs ask for it,

@@ -7,9 +7,11 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/google/nftables"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/internal/lab"
@@ -197,4 +199,22 @@ func hasTSO(link string) (bool, error) {
 		return false, errno
 	}
 	return value.data != 0, nil
+}
+
+// ruleset changes the nftables rules of a node in one transaction.
+func ruleset(t *testing.T, n *lab.Node, change func(c *nftables.Conn)) {
+	t.Helper()
+	require.NoError(t, n.Do(func() error {
+		ns, err := netns.Get()
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+		if err != nil {
+			return err
+		}
+		change(c)
+		return c.Flush()
+	}))
 }

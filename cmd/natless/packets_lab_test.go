@@ -21,7 +21,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 
@@ -563,16 +562,7 @@ func badLink(t *testing.T, n *lab.Node) {
 		&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 2,
 			CsumType: expr.CsumTypeInet, CsumOffset: 10},
 	}
-	require.NoError(t, n.Do(func() error {
-		ns, err := netns.Get()
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
-		if err != nil {
-			return err
-		}
+	ruleset(t, n, func(c *nftables.Conn) {
 		table := c.AddTable(&nftables.Table{Name: "badlink", Family: nftables.TableFamilyIPv4})
 		chain := c.AddChain(&nftables.Chain{
 			Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter,
@@ -581,6 +571,5 @@ func badLink(t *testing.T, n *lab.Node) {
 		drop := []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(fromServer, nth(20), drop)})
 		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: slices.Concat(fromServer, congested, nth(30), mark)})
-		return c.Flush()
-	}))
+	})
 }
