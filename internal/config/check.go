@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Limits of the kernel and of the protocols.
@@ -18,6 +19,7 @@ const (
 	minMTU4   = 68 // RFC 791 3.2
 	maxMTU    = 65535
 	minPool   = 8   // its addresses are counted in memory
+	maxLabel  = 255 // bytes; listings show it
 	maxSocket = 107 // sockaddr_un.sun_path - 1
 )
 
@@ -229,7 +231,7 @@ func (c *Config) checkMaps(r *report) {
 		}{{".ipv4", m.IPv4, 4}, {".ipv6", m.IPv6, 6}} {
 			if !side.prefix.IsValid() {
 				if _, given := c.given[path+side.key]; !given {
-					r.add(path+side.key, "missing: expected %s", side.family.prefix())
+					r.add(path+side.key, "missing: expected %s", inQuotes(side.family.prefix()))
 				}
 				continue
 			}
@@ -238,6 +240,9 @@ func (c *Config) checkMaps(r *report) {
 				continue
 			}
 			seen[side.prefix] = m.Origin
+		}
+		if why := badLabel(m.Label); why != "" {
+			r.add(path+".label", "%s: %s", given(m.Label), why)
 		}
 		if !m.IPv4.IsValid() || !m.IPv6.IsValid() {
 			continue
@@ -250,6 +255,17 @@ func (c *Config) checkMaps(r *report) {
 			r.add(path+".ipv6", "%v: overlaps pref64, %v: expected a prefix outside", m.IPv6, p)
 		}
 	}
+}
+
+// badLabel is why a label could not be shown in a line of a listing.
+func badLabel(label string) string {
+	switch {
+	case len(label) > maxLabel:
+		return fmt.Sprintf("%d bytes long: expected at most %d", len(label), maxLabel)
+	case !utf8.ValidString(label) || strings.ContainsFunc(label, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return "expected printable characters"
+	}
+	return ""
 }
 
 func (c *Config) checkPools(r *report) {

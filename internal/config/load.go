@@ -19,9 +19,9 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// maxFile is the size of the largest file that Load reads, in bytes. It is a
-// hundred times what thousands of maps take; beyond it somebody named a disk.
-const maxFile = 16 << 20
+// maxFile is the size of the largest file that is read, in bytes. A million
+// maps with labels fit; beyond it somebody named a disk.
+const maxFile = 128 << 20
 
 // Load reads the file at path, laid over the defaults; with path "" it reads
 // DefaultFile if there is one, and otherwise returns the defaults. All that is
@@ -44,36 +44,52 @@ func loadFile(path string) (*Config, error) {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	data, err := readAll(f, path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
-	}
-	if len(data) > maxFile {
-		return nil, fmt.Errorf("reading the configuration %s: it is larger than %d MiB", path, maxFile>>20)
+		return nil, fmt.Errorf("reading the configuration%w", err)
 	}
 	return parse(path, data)
 }
 
+// readAll reads all of a file. Its error follows what was attempted.
+func readAll(in io.Reader, file string) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(in, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf(": %w", err)
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf(" %s: it is larger than %d MiB", file, maxFile>>20)
+	}
+	return data, nil
+}
+
 // parse is Load with the bytes of the file.
 func parse(file string, data []byte) (*Config, error) {
-	var doc map[string]any
-	if err := toml.Unmarshal(data, &doc); err != nil {
-		return nil, syntaxError(file, err)
+	d, doc, err := newDecoder(Default(), file, data)
+	if err != nil {
+		return nil, err
 	}
-	c := Default()
-	c.File = file
-	c.given = map[string]place{}
-	lines := positions(data)
-	d := decoder{report: report{c: c}, place: func(path string) place {
-		line := lines[path]
-		return place{line, fmt.Sprintf("%s:%d: %s", file, line, bare(path))}
-	}}
+	c := d.c
 	d.table("", doc, reflect.ValueOf(c).Elem())
 	c.check(&d.report)
 	if err := d.report.err(); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// newDecoder reads a file as TOML. What it holds is to be laid over c.
+func newDecoder(c *Config, file string, data []byte) (d decoder, doc map[string]any, err error) {
+	if err := toml.Unmarshal(data, &doc); err != nil {
+		return d, nil, syntaxError(file, err)
+	}
+	c.File = file
+	c.given = map[string]place{}
+	lines := positions(data)
+	return decoder{report: report{c: c}, place: func(path string) place {
+		line := lines[path]
+		return place{line, fmt.Sprintf("%s:%d: %s", file, line, bare(path))}
+	}}, doc, nil
 }
 
 // syntaxError gives an error of the TOML library the shape of ours.
