@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/natless/natless/mapping"
 )
 
 // Limits of the kernel and of the protocols.
@@ -222,6 +224,9 @@ func (c *Config) checkMaps(r *report) {
 	seen := make(map[netip.Prefix]string, 2*len(c.Maps)) // the origin
 	for i, m := range c.Maps {
 		path := element("map", i)
+		if err := mapping.CheckLabel(m.Label); err != nil {
+			r.add(path+".label", "%s: %v", given(m.Label), err)
+		}
 		for _, side := range []struct {
 			key    string
 			prefix netip.Prefix

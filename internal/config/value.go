@@ -217,6 +217,10 @@ func parseAddr(s string, f family) (netip.Addr, error) {
 	return a, f.check(a, "address")
 }
 
+// ParsePrefix reads an IPv4 or IPv6 prefix as the keys of the file are read;
+// of is 4 or 6. The error says what was expected, not what was given.
+func ParsePrefix(s string, of int) (netip.Prefix, error) { return parsePrefix(s, family(of), false) }
+
 // parsePrefix reads a prefix. A plain address is the prefix of all its bits;
 // bits behind the prefix are refused, because they are as often a wrong length
 // as a sloppy address. With mapped, IPv4-mapped addresses pass for IPv6.
