@@ -8,7 +8,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
-	"unicode/utf8"
+
+	"github.com/natless/natless/mapping"
 )
 
 // Limits of the kernel and of the protocols.
@@ -19,7 +20,6 @@ const (
 	minMTU4   = 68 // RFC 791 3.2
 	maxMTU    = 65535
 	minPool   = 8   // its addresses are counted in memory
-	maxLabel  = 255 // bytes; listings show it
 	maxSocket = 107 // sockaddr_un.sun_path - 1
 )
 
@@ -224,6 +224,9 @@ func (c *Config) checkMaps(r *report) {
 	seen := make(map[netip.Prefix]string, 2*len(c.Maps)) // the origin
 	for i, m := range c.Maps {
 		path := element("map", i)
+		if err := mapping.CheckLabel(m.Label); err != nil {
+			r.add(path+".label", "%s: %v", given(m.Label), err)
+		}
 		for _, side := range []struct {
 			key    string
 			prefix netip.Prefix
@@ -241,9 +244,6 @@ func (c *Config) checkMaps(r *report) {
 			}
 			seen[side.prefix] = m.Origin
 		}
-		if why := badLabel(m.Label); why != "" {
-			r.add(path+".label", "%s: %s", given(m.Label), why)
-		}
 		if !m.IPv4.IsValid() || !m.IPv6.IsValid() {
 			continue
 		}
@@ -255,17 +255,6 @@ func (c *Config) checkMaps(r *report) {
 			r.add(path+".ipv6", "%v: overlaps pref64, %v: expected a prefix outside", m.IPv6, p)
 		}
 	}
-}
-
-// badLabel is why a label could not be shown in a line of a listing.
-func badLabel(label string) string {
-	switch {
-	case len(label) > maxLabel:
-		return fmt.Sprintf("%d bytes long: expected at most %d", len(label), maxLabel)
-	case !utf8.ValidString(label) || strings.ContainsFunc(label, func(r rune) bool { return !unicode.IsPrint(r) }):
-		return "expected printable characters"
-	}
-	return ""
 }
 
 func (c *Config) checkPools(r *report) {

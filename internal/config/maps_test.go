@@ -73,7 +73,7 @@ ipv6 = "2001:db8:1::/120"
 // TestMapsRoundTrip holds that what is written is read as the same, by ReadMaps
 // and as a part of a configuration.
 func TestMapsRoundTrip(t *testing.T) {
-	printable := rapid.StringOf(rapid.Rune()).Filter(func(s string) bool { return badLabel(s) == "" })
+	printable := rapid.StringOf(rapid.Rune()).Filter(func(s string) bool { return mapping.CheckLabel(s) == nil })
 	rapid.Check(t, func(t *rapid.T) {
 		seen := map[netip.Prefix]bool{}
 		var want []Map
