@@ -19,10 +19,12 @@ import (
 // IPv6 address or prefix, and a label. Each problem is an error that begins
 // with "V4", "V6" or "--label"; they are joined with errors.Join.
 func NewMap(v4, v6, label string) (Map, error) {
-	names := map[string]string{"map[0].ipv4": "V4", "map[0].ipv6": "V6", "map[0].label": "--label"}
 	c := &Config{Maps: make([]Map, 1), given: map[string]place{}}
-	d := decoder{report: report{c: c}, place: func(path string) place { return place{name: names[path]} }}
-	d.table("map[0]", map[string]any{"ipv4": v4, "ipv6": v6, "label": label}, reflect.ValueOf(&c.Maps[0]).Elem())
+	d := decoder{report: report{c: c}}
+	for _, side := range []struct{ key, name, given string }{{"ipv4", "V4", v4}, {"ipv6", "V6", v6}, {"label", "--label", label}} {
+		d.flag = side.name
+		d.table("map[0]", map[string]any{side.key: side.given}, reflect.ValueOf(&c.Maps[0]).Elem())
+	}
 	c.checkMaps(&d.report)
 	return c.Maps[0], d.report.err()
 }
@@ -41,7 +43,6 @@ func ReadMaps(in io.Reader, file string) ([]Map, error) {
 	}
 	for _, key := range slices.Sorted(maps.Keys(doc)) {
 		if path := join("", key); key != "map" {
-			d.c.given[path] = d.place(path)
 			d.add(path, "expected [[map]] tables and nothing else")
 			delete(doc, key)
 		}

@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/natless/natless/mapping"
 )
 
 func TestNewMap(t *testing.T) {
@@ -25,9 +27,9 @@ func TestNewMap(t *testing.T) {
 		"192.0.2.0/33 web -":             "V4: 192.0.2.0/33: the prefix length 33 is none of 0 to 32\nV6: web: expected an IPv6 prefix, such as 2001:db8::/64",
 		"192.0.2.7 ::ffff:192.0.2.7 -":   "V6: ::ffff:192.0.2.7: an IPv4-mapped IPv6 address: expected an IPv6 address",
 		"192.0.2.7 fe80::1%eth0 -":       "V6: fe80::1%eth0: an address with a zone: expected an IPv6 address without one",
-		"192.0.2.7 2001:db8::7 a\tb":     `--label: "a\tb": expected printable characters`,
-		"192.0.2.7 2001:db8::7 a\xffb":   `--label: "a\xffb": expected printable characters`,
-		"192.0.2.7 2001:db8::7 \u202eab": `--label: "\u202eab": expected printable characters`,
+		"192.0.2.7 2001:db8::7 a\tb":     `--label: "a\tb": expected printable characters only`,
+		"192.0.2.7 2001:db8::7 a\xffb":   `--label: "a\xffb": expected printable characters only`,
+		"192.0.2.7 2001:db8::7 \u202eab": `--label: "\u202eab": expected printable characters only`,
 	} {
 		a := strings.SplitN(args, " ", 3)
 		_, err := NewMap(a[0], a[1], a[2])

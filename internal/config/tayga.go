@@ -51,10 +51,8 @@ func ReadTayga(in io.Reader, file string) (Tayga, error) {
 	}
 	var t Tayga
 	c := &Config{File: file, given: map[string]place{}}
+	d := decoder{report: report{c: c}}
 	number := 0
-	d := decoder{report: report{c: c}, place: func(string) place {
-		return place{number, fmt.Sprintf("%s:%d: map", file, number)}
-	}}
 	for line := range strings.Lines(string(data)) {
 		number++
 		line, _, _ = strings.Cut(line, "#")
@@ -62,7 +60,7 @@ func ReadTayga(in io.Reader, file string) (Tayga, error) {
 		switch {
 		case len(words) == 0:
 		case words[0] == "map":
-			d.taygaMap(words[1:])
+			d.taygaMap(fmt.Sprintf("%s:%d", file, number), words[1:])
 		default:
 			t.Left = append(t.Left, left(number, words))
 		}
@@ -72,15 +70,15 @@ func ReadTayga(in io.Reader, file string) (Tayga, error) {
 	return t, d.report.err()
 }
 
-func (d *decoder) taygaMap(sides []string) {
+func (d *decoder) taygaMap(origin string, sides []string) {
 	path := element("map", len(d.c.Maps))
-	at := d.place(path)
-	d.c.given[path] = at
+	d.flag = origin + ": map"
+	d.note(path)
 	if len(sides) != 2 {
 		d.add(path, "expected map IPV4[/LENGTH] IPV6[/LENGTH]")
 		return
 	}
-	d.c.Maps = append(d.c.Maps, Map{Origin: strings.TrimSuffix(at.name, ": map")})
+	d.c.Maps = append(d.c.Maps, Map{Origin: origin})
 	d.table(path, map[string]any{"ipv4": sides[0], "ipv6": sides[1]}, reflect.ValueOf(&d.c.Maps[len(d.c.Maps)-1]).Elem())
 }
 
