@@ -17,6 +17,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -37,6 +39,11 @@ type Plan struct {
 	Masquerade []netip.Prefix // IPv4 sources to masquerade when they leave the host
 	Inbound    []netip.Prefix // IPv4 destinations open to new connections from uplinks
 
+	// Added are the IPv4 sides of maps that were added while natless ran: both
+	// in IPv4 and in Inbound. What stands in the way of one keeps Update from
+	// adding it, but does not keep Prepare from starting; Watch tells of it.
+	Added []netip.Prefix
+
 	Clients []netip.Prefix // IPv6 sources that are permitted
 	Local   bool           // as are the host and what it reaches over links without default route
 }
@@ -44,13 +51,14 @@ type Plan struct {
 // Host is a network namespace that natless is at work in. Its methods may be
 // called from several goroutines.
 type Host struct {
-	mu     sync.Mutex
-	plan   Plan
-	mtu    int
-	device int // interface index, or missing
-	lock   *lock
-	rec    *record
-	closed bool
+	mu      sync.Mutex
+	plan    Plan // merged: in as few prefixes as can be
+	targets *targets
+	mtu     int
+	device  int // interface index, or missing
+	lock    *lock
+	rec     *record
+	closed  bool
 
 	settled    bool      // all that the plan wants was in place once
 	table      tableSpec // as last installed
@@ -84,10 +92,11 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	}
 	found := deviceConflicts(p, v)
 	if p.Manage {
-		found = append(found, conflicts(p, v)...)
+		given := newTargets(Plan{IPv4: p.IPv4, IPv6: p.IPv6}).named
+		found = append(found, conflicts(given, given, v, v.device(p.Device))...)
 	}
 	if len(found) > 0 {
-		return nil, errors.Join(asErrors(found)...)
+		return nil, conflictError(found)
 	}
 	if !p.Manage { // nothing will be taken over
 		if _, _, err := undo(rec, false, tableSpec{}); err != nil {
@@ -99,7 +108,27 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err := rec.save(); err != nil {
 		return nil, err
 	}
-	return &Host{plan: p, mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}, nil
+	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}
+	h.aim(p)
+	return h, nil
+}
+
+// aim takes a plan up, and changes nothing yet.
+func (h *Host) aim(p Plan) {
+	h.targets = newTargets(p)
+	h.plan = p.merged()
+}
+
+// merged is the plan with every list in as few prefixes as can be: it is
+// compared with the host again and again.
+func (p Plan) merged() Plan {
+	p.IPv4 = merge(covering(p.IPv4, p.Added), nil)
+	p.Inbound = merge(covering(p.Inbound, p.Added), nil)
+	p.Added = nil
+	for _, list := range []*[]netip.Prefix{&p.IPv6, &p.Masquerade, &p.Clients} {
+		*list = merge(covering(*list), nil)
+	}
+	return p
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
@@ -126,20 +155,44 @@ func (h *Host) Attach(device int) error {
 // for all links.
 const missing = -1
 
-// Update makes the host fit another plan, as after maps were added. The
-// device, its MTU and what happens on exit stay as they were.
+// Update makes the host fit another plan, as after maps were added, and does so
+// before it returns. The device, its MTU and what happens on exit stay as they
+// were. An error changes nothing; it is an ErrConflict where the host uses for
+// something else what the plan wants more than before.
 func (h *Host) Update(p Plan) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.closed {
+		return errors.New("natless is about to end")
+	}
 	p.Device, p.MTU, p.Keep, p.Manage = h.plan.Device, h.plan.MTU, h.plan.Keep, h.plan.Manage
+	plan, targets := h.plan, h.targets
+	h.aim(p)
+	if !p.Manage || reflect.DeepEqual(h.plan, plan) {
+		return nil
+	}
+	err := h.update(targets.merged)
+	if err != nil {
+		h.plan, h.targets = plan, targets
+		if !h.settled {
+			err = errors.Join(err, h.settle())
+		}
+	}
+	return err
+}
+
+// update settles unless what the plan wants beyond the prefixes before is in
+// use.
+func (h *Host) update(before []netip.Prefix) error {
 	v, err := look()
 	if err != nil {
 		return err
 	}
-	if found := conflicts(p, v); len(found) > 0 && p.Manage {
-		return errors.Join(asErrors(found)...)
+	more := slices.DeleteFunc(slices.Clone(h.targets.named), func(p netip.Prefix) bool { return contained(before, p) })
+	if found := conflicts(more, h.targets.named, v, h.device); len(found) > 0 {
+		return conflictError(found)
 	}
-	h.plan, h.settled = p, false
+	h.settled = false
 	return h.settle()
 }
 
@@ -185,21 +238,17 @@ func (h *Host) make(c change) error {
 
 // changes lists what separates the host from the plan, in the order in which
 // it is safe: packets find no way into the device before the table guards it,
-// and none through the host before all of it stands.
+// and none through the host before all of it stands. Where prefixes are joined
+// or parted, no blackhole stands without a route to the device that is as long.
 func (h *Host) changes(v *view) []change {
 	list := h.deviceChanges(v)
 	if !h.plan.Manage {
 		return list
 	}
-	drop, add := h.routeChanges(v)
+	old, drop, add := h.routeChanges(v)
 	f := h.forwarding(v)
-	list = append(f.device, list...)
-	list = append(list, add.blackholes...)
-	list = append(list, h.tableChanges(v, f)...)
-	list = append(list, drop.device...)
-	list = append(list, add.device...)
-	list = append(list, f.links...)
-	return append(list, drop.blackholes...)
+	return slices.Concat(f.device, list, h.tableChanges(v, f), old, add.device, add.blackholes,
+		f.links, drop.blackholes, drop.device)
 }
 
 // Close undoes all that was done and is still as natless left it. With
@@ -275,14 +324,6 @@ func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err er
 		return done, stays, errors.Join(errs...)
 	}
 	return done, stays, rec.remove()
-}
-
-func asErrors(lines []string) []error {
-	errs := make([]error, len(lines))
-	for i, l := range lines {
-		errs[i] = errors.New(l)
-	}
-	return errs
 }
 
 // retry runs a netlink dump again when the kernel's tables changed under it.

@@ -183,7 +183,8 @@ func (w *watcher) tellClashes(v *view) {
 		return
 	}
 	now := map[string]bool{}
-	for _, c := range conflicts(w.host.plan, v) {
+	all := w.host.targets.named
+	for _, c := range conflicts(all, all, v, w.host.device) {
 		now[c] = true
 		if !w.clashes[c] {
 			w.tell(Clash, "%s", c)
