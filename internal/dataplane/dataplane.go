@@ -3,7 +3,7 @@
 // flow, asks the mapping which flow that becomes, has the headers rewritten and
 // writes the packet back. What cannot go on is counted by its verdict and,
 // where the RFCs ask for it and the rate allows it, answered with an ICMP
-// error.
+// error. What waits for its lease is held back a moment.
 //
 // A worker owns its queue, its buffers and its counters. What workers share is
 // read-mostly: the mapping table and the tick.
