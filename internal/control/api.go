@@ -78,6 +78,7 @@ type Stats struct {
 	ErrorsSent       uint64            `json:"errors_sent"`       // ICMP errors that natless originated
 	ErrorsSuppressed uint64            `json:"errors_suppressed"` // and those that the rate limit kept back
 	WriteErrors      uint64            `json:"write_errors"`
+	Held             uint64            `json:"held"` // packets held back now, until their client's lease is durable
 }
 
 // Traffic counts packets of one family. A super-packet is one packet.
