@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/natless/natless/mapping"
 )
 
 // Limits of the kernel and of the protocols.
@@ -220,6 +222,9 @@ func (c *Config) checkMaps(r *report) {
 	seen := make(map[netip.Prefix]string, 2*len(c.Maps)) // the origin
 	for i, m := range c.Maps {
 		path := element("map", i)
+		if err := mapping.CheckLabel(m.Label); err != nil {
+			r.add(path+".label", "%s: %v", given(m.Label), err)
+		}
 		for _, side := range []struct {
 			key    string
 			prefix netip.Prefix
@@ -227,7 +232,7 @@ func (c *Config) checkMaps(r *report) {
 		}{{".ipv4", m.IPv4, 4}, {".ipv6", m.IPv6, 6}} {
 			if !side.prefix.IsValid() {
 				if _, given := c.given[path+side.key]; !given {
-					r.add(path+side.key, "missing: expected %s", side.family.prefix())
+					r.add(path+side.key, "missing: expected %s", inQuotes(side.family.prefix()))
 				}
 				continue
 			}

@@ -44,6 +44,7 @@ func (d *daemon) Stats() control.Stats {
 		ErrorsSent:       c.ErrorsSent,
 		ErrorsSuppressed: c.ErrorsLimited,
 		WriteErrors:      c.WriteErrors,
+		Held:             c.Held,
 	}
 	for v, n := range c.Verdicts {
 		s.Verdicts[translate.Verdict(v).String()] = n
@@ -51,7 +52,8 @@ func (d *daemon) Stats() control.Stats {
 	return s
 }
 
-func (d *daemon) Maps() iter.Seq[any] {
+func (d *daemon) Maps() (uint64, iter.Seq[any]) {
+	revision := d.table.Revision()
 	var rows []control.Row
 	for _, m := range d.table.Maps() {
 		rows = append(rows, control.Row{Rule: mapping.RuleMap, MapInfo: m})
@@ -61,10 +63,14 @@ func (d *daemon) Maps() iter.Seq[any] {
 			IPv4: netip.PrefixFrom(netip.IPv4Unspecified(), 0), IPv6: p,
 		}})
 	}
-	return control.Each(rows)
+	return revision, control.Each(rows)
 }
 
-func (d *daemon) Leases() iter.Seq[any]    { return control.Each(d.table.Leases()) }
+func (d *daemon) Leases() (uint64, iter.Seq[any]) {
+	revision := d.table.Revision()
+	return revision, control.Each(d.table.Leases())
+}
+
 func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }
 func (d *daemon) Config() any              { return d.config }
 
