@@ -98,10 +98,18 @@ type Status struct {
 	OwnIPv4  netip.Addr         `json:"own_ipv4"`
 	OwnIPv6  netip.Addr         `json:"own_ipv6"`
 	Pools    []mapping.PoolInfo `json:"pools"`
+	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
+	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
+}
+
+// State is what outlives the daemon.
+type State struct {
+	Dir     string `json:"dir"`               // "": nothing does
+	Problem string `json:"problem,omitempty"` // why nothing can be saved now
 }
 
 // Stats is what the daemon has counted since it started.

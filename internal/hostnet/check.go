@@ -71,7 +71,7 @@ func Check(p Plan) (Report, error) {
 		r.Conflicts = append(r.Conflicts, deviceConflicts(p, v)...)
 	}
 	r.Firewalls = append(r.Firewalls, firewalls(p.Device, v.names(v.clientLinks(p, h.device)))...)
-	clashes := conflicts(h.targets.named, h.targets.named, v, h.device)
+	clashes := h.targets.conflicts(v, h.device)
 	if p.Manage {
 		r.Conflicts = append(r.Conflicts, clashes...)
 		r.Warnings = append(r.Warnings, h.warnings(v, p.Clients)...)

@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -39,20 +38,23 @@ type Plan struct {
 	Masquerade []netip.Prefix // IPv4 sources to masquerade when they leave the host
 	Inbound    []netip.Prefix // IPv4 destinations open to new connections from uplinks
 
-	// Added are the IPv4 sides of maps that were added while natless ran: both
-	// in IPv4 and in Inbound. What stands in the way of one keeps Update from
-	// adding it, but does not keep Prepare from starting; Watch tells of it.
-	Added []netip.Prefix
-
 	Clients []netip.Prefix // IPv6 sources that are permitted
 	Local   bool           // as are the host and what it reaches over links without default route
+
+	// Added are both sides of the maps that were added while natless ran: as if
+	// in IPv4 and Inbound, and in Clients. What stands in the way of one keeps
+	// Update from adding it, and does not keep Prepare from starting; Watch
+	// tells of it. Where the other lists stay the same slices, Update looks at
+	// these alone.
+	Added []netip.Prefix
 }
 
 // Host is a network namespace that natless is at work in. Its methods may be
 // called from several goroutines.
 type Host struct {
 	mu      sync.Mutex
-	plan    Plan // merged: in as few prefixes as can be
+	basis   *basis
+	plan    Plan // merged, with what was added
 	targets *targets
 	mtu     int
 	device  int // interface index, or missing
@@ -90,10 +92,11 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}
+	h.aim(p)
 	found := deviceConflicts(p, v)
 	if p.Manage {
-		given := newTargets(Plan{IPv4: p.IPv4, IPv6: p.IPv6}).named
-		found = append(found, conflicts(given, given, v, v.device(p.Device))...)
+		found = append(found, conflicts(h.targets.named[0], h.targets.merged, v, v.device(p.Device))...)
 	}
 	if len(found) > 0 {
 		return nil, conflictError(found)
@@ -108,27 +111,15 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err := rec.save(); err != nil {
 		return nil, err
 	}
-	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}
-	h.aim(p)
 	return h, nil
 }
 
 // aim takes a plan up, and changes nothing yet.
 func (h *Host) aim(p Plan) {
-	h.targets = newTargets(p)
-	h.plan = p.merged()
-}
-
-// merged is the plan with every list in as few prefixes as can be: it is
-// compared with the host again and again.
-func (p Plan) merged() Plan {
-	p.IPv4 = merge(covering(p.IPv4, p.Added), nil)
-	p.Inbound = merge(covering(p.Inbound, p.Added), nil)
-	p.Added = nil
-	for _, list := range []*[]netip.Prefix{&p.IPv6, &p.Masquerade, &p.Clients} {
-		*list = merge(covering(*list), nil)
+	if h.basis == nil || !h.basis.given.equal(p) {
+		h.basis = newBasis(p)
 	}
-	return p
+	h.plan, h.targets = h.basis.with(p), newTargets(h.basis, p.Added)
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
@@ -166,14 +157,14 @@ func (h *Host) Update(p Plan) error {
 		return errors.New("natless is about to end")
 	}
 	p.Device, p.MTU, p.Keep, p.Manage = h.plan.Device, h.plan.MTU, h.plan.Keep, h.plan.Manage
-	plan, targets := h.plan, h.targets
+	basis, plan, targets := h.basis, h.plan, h.targets
 	h.aim(p)
-	if !p.Manage || reflect.DeepEqual(h.plan, plan) {
+	if !p.Manage || h.plan.equal(plan) {
 		return nil
 	}
-	err := h.update(targets.merged)
+	err := h.update(targets)
 	if err != nil {
-		h.plan, h.targets = plan, targets
+		h.basis, h.plan, h.targets = basis, plan, targets
 		if !h.settled {
 			err = errors.Join(err, h.settle())
 		}
@@ -181,15 +172,14 @@ func (h *Host) Update(p Plan) error {
 	return err
 }
 
-// update settles unless what the plan wants beyond the prefixes before is in
+// update settles, unless what the plan wants beyond the targets of before is in
 // use.
-func (h *Host) update(before []netip.Prefix) error {
+func (h *Host) update(before *targets) error {
 	v, err := look()
 	if err != nil {
 		return err
 	}
-	more := slices.DeleteFunc(slices.Clone(h.targets.named), func(p netip.Prefix) bool { return contained(before, p) })
-	if found := conflicts(more, h.targets.named, v, h.device); len(found) > 0 {
+	if found := conflicts(h.targets.beyond(before), h.targets.merged, v, h.device); len(found) > 0 {
 		return conflictError(found)
 	}
 	h.settled = false

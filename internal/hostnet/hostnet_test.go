@@ -204,7 +204,7 @@ func TestRestartTakesOver(t *testing.T) {
 			next(&p)
 			h, shut := start(t, p)
 			for _, r := range routesOfOurs(t) {
-				require.Contains(t, newTargets(p).merged, r.dst)
+				require.Contains(t, managed(p).targets.merged, r.dst)
 			}
 			_, err := h.Close()
 			require.NoError(t, err)
@@ -255,7 +255,7 @@ func TestUpdateKeepsTheOthersRouted(t *testing.T) {
 	testHost(t)
 	h, _ := start(t, testPlan())
 	p := testPlan()
-	p.Added = prefixes("198.51.100.16/32", "198.51.100.18/31", "198.51.100.20/30")
+	p.Added = prefixes("198.51.100.16/32", "198.51.100.18/31", "198.51.100.20/30", "2001:db8:7::/64")
 	require.NoError(t, h.Update(p))
 
 	steps := 0

@@ -72,18 +72,28 @@ func TestManyMapsAreFewRoutes(t *testing.T) {
 		p.IPv4 = append(p.IPv4, netip.PrefixFrom(netip.AddrFrom4(a), 32))
 	}
 	begun := time.Now()
-	targets := newTargets(p)
-	took := time.Since(begun)
-	require.Len(t, targets.merged, len(newTargets(testPlan()).merged)+1)
-	require.Contains(t, targets.merged, netip.MustParsePrefix("11.0.0.0/12"))
-	require.Less(t, took, 10*time.Second)
-	t.Logf("took %v", took)
+	h := managed(p)
+	first := time.Since(begun)
+	require.Len(t, h.targets.merged, len(managed(testPlan()).targets.merged)+1)
+	require.Contains(t, h.targets.merged, netip.MustParsePrefix("11.0.0.0/12"))
+
+	before := h.targets
+	p.Added = prefixes("11.16.0.0/32", "2001:db8:99::7/128")
+	begun = time.Now()
+	h.aim(p)
+	again := time.Since(begun)
+	require.Equal(t, prefixes("11.16.0.0/32"), h.targets.beyond(before))
+	require.Contains(t, h.plan.IPv4, p.Added[0])
+	require.Contains(t, h.plan.Inbound, p.Added[0])
+	require.Contains(t, h.plan.Clients, p.Added[1])
+	require.Less(t, again, first/10, "the million is not looked at again")
+	t.Logf("took %v, with one added %v", first, again)
 }
 
 // A route of somebody else that merged prefixes would meet keeps them apart.
 func TestMergedAroundForeignRoutes(t *testing.T) {
 	p := Plan{IPv4: prefixes("192.0.2.0/32", "192.0.2.1/32", "192.0.2.2/31", "192.0.2.4/30")}
-	targets := newTargets(p)
+	targets := managed(p).targets
 	v := &view{}
 	require.Equal(t, prefixes("192.0.2.0/29"), targets.routed(v))
 	v.routes = []route{{dst: netip.MustParsePrefix("192.0.2.0/30")}, {dst: netip.MustParsePrefix("192.0.0.0/16")}}

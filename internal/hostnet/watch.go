@@ -183,8 +183,7 @@ func (w *watcher) tellClashes(v *view) {
 		return
 	}
 	now := map[string]bool{}
-	all := w.host.targets.named
-	for _, c := range conflicts(all, all, v, w.host.device) {
+	for _, c := range w.host.targets.conflicts(v, w.host.device) {
 		now[c] = true
 		if !w.clashes[c] {
 			w.tell(Clash, "%s", c)

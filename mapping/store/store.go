@@ -87,6 +87,13 @@ func (s *Store) Problems() (problems []string) {
 	return problems
 }
 
+// ReadOnly is why nothing can be saved, as far as is known; nil: it can.
+func (s *Store) ReadOnly() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.readOnly
+}
+
 // SetHistory changes how long the history goes back. What is older goes with
 // the next Saves, and is not told of from now on.
 func (s *Store) SetHistory(d time.Duration) {
