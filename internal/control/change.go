@@ -77,8 +77,9 @@ func (x exchange) change(changes []mapping.Change) {
 }
 
 func (x exchange) release() {
-	a, ok := x.address()
-	if !ok {
+	a, err := parseAddr(x.r.PathValue("addr"))
+	if err != nil {
+		x.refused("releasing a lease", err, http.StatusBadRequest)
 		return
 	}
 	what := fmt.Sprintf("releasing the lease of %v", a)
@@ -104,25 +105,24 @@ func (x exchange) reload() {
 
 // done logs a change that is in force.
 func (x exchange) done(what string, more ...any) {
-	x.log.Info("control: "+what, append(more, x.asker()...)...)
+	x.log.Info("control change", x.attributes(what, more...)...)
 }
 
 // refused logs a change that is not made, and answers so.
 func (x exchange) refused(what string, err error, otherwise int) {
-	x.log.Warn("control: refused: "+what, append([]any{slog.Any("error", err)}, x.asker()...)...)
+	x.log.Warn("control change refused", x.attributes(what, slog.Any("error", err))...)
 	x.refuse(err, otherwise)
 }
 
-// asker is who asks, for the log.
-func (x exchange) asker() []any {
+// attributes are what the log says of a change: what, by whom, and more.
+func (x exchange) attributes(what string, more ...any) []any {
+	all := append([]any{slog.String("change", what)}, more...)
 	p := x.peer()
 	if !p.known {
-		return []any{slog.String("peer", p.String())}
+		return append(all, slog.String("peer", p.String()))
 	}
-	return []any{
-		slog.Uint64("uid", uint64(p.Uid)), slog.String("user", p.user()),
-		slog.Uint64("gid", uint64(p.Gid)), slog.Int("pid", int(p.Pid)),
-	}
+	return append(all, slog.Uint64("uid", uint64(p.Uid)), slog.String("user", p.user()),
+		slog.Uint64("gid", uint64(p.Gid)), slog.Int("pid", int(p.Pid)))
 }
 
 // words say what changes are asked for, the first of many.

@@ -71,7 +71,9 @@ func start(t *testing.T, src Source, change func(*limits)) (path string, s *Serv
 	s, err := Listen(path, "", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	if change != nil {
-		change(&s.limits)
+		l := defaultLimits
+		change(&l)
+		s = newServer(s.socket, s.log, l)
 	}
 	done := make(chan error)
 	go func() { done <- s.Serve(src) }()
@@ -168,7 +170,7 @@ func TestShape(t *testing.T) {
 		{"GET /v1/trace", 405, "application/json", `{"error":"GET: expected POST"}` + "\n"},
 		{"PUT /v1/map/192.0.2.1", 405, "application/json", `{"error":"PUT: expected GET or DELETE"}` + "\n"},
 		{"HEAD /v1/status", 405, "application/json", ""},
-		{"GET /v1/map?after=1", 400, "application/json", `{"error":"\"after\": no such parameter here"}` + "\n"},
+		{"GET /v1/map?after=1", 400, "application/json", `{"error":"the query \"after=1\": no such parameter here"}` + "\n"},
 	} {
 		conn := say(t, path, test.request+" HTTP/1.1\r\nHost: natless\r\n\r\n")
 		resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: strings.Fields(test.request)[0]})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -94,6 +95,32 @@ func parseMap(data []byte) (*mapping.Map, error) {
 		return nil, err
 	}
 	return f.mapping()
+}
+
+// parseQuery reads a query that may have one parameter, once.
+func parseQuery(raw, expected string) (url.Values, error) {
+	q, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, fmt.Errorf("the query %s: %w", quoted(raw), err)
+	}
+	for key, values := range q {
+		if key != expected {
+			return nil, fmt.Errorf("the query %s: no such parameter here", quoted(raw))
+		}
+		if len(values) > 1 {
+			return nil, fmt.Errorf("the query %s: expected the parameter once", quoted(raw))
+		}
+	}
+	return q, nil
+}
+
+// parseAddr reads an address of either family.
+func parseAddr(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" || a.Is4In6() {
+		return a, fmt.Errorf("%s: expected an IPv4 or IPv6 address", quoted(s))
+	}
+	return a, nil
 }
 
 // parsePrefix reads a prefix of either family.

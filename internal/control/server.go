@@ -9,7 +9,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
-	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,7 +43,7 @@ var defaultLimits = limits{
 	batches:     2,
 	header:      8 << 10,
 	read:        5 * time.Second,
-	batch:       15 * time.Second,
+	batch:       30 * time.Second,
 	keepAlive:   keepAlive,
 	stall:       30 * time.Second,
 	idle:        30 * time.Second,
@@ -136,6 +136,7 @@ type exchange struct {
 	source Source
 	w      http.ResponseWriter
 	r      *http.Request
+	query  url.Values // has what the route expects
 }
 
 // route is what a method does at a path. A query and a body come only where
@@ -171,21 +172,23 @@ func (s *Server) handler(source Source) http.Handler {
 	mux := http.NewServeMux()
 	for pattern, routes := range paths {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
-			exchange{s, source, w, r}.dispatch(routes)
+			exchange{s, source, w, r, nil}.dispatch(routes)
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		x := exchange{s, source, w, r}
+		x := exchange{s, source, w, r, nil}
 		x.readNoMore()
 		x.fail(http.StatusNotFound, "%s: no such path in this version", quoted(r.URL.Path))
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.log.Debug("control request", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr)
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // dispatch answers by the route of the method, and refuses what no route
 // expects before any of it is read.
 func (x exchange) dispatch(routes []route) {
-	x.log.Debug("control request", "method", x.r.Method, "path", x.r.URL.Path, "peer", x.peer().String())
 	var methods []string
 	for _, route := range routes {
 		if route.method == x.r.Method {
@@ -200,14 +203,12 @@ func (x exchange) dispatch(routes []route) {
 }
 
 func (x exchange) take(r route) {
-	for key := range x.r.URL.Query() {
-		if key != r.query {
-			x.readNoMore()
-			x.fail(http.StatusBadRequest, "%s: no such parameter here", quoted(key))
-			return
-		}
-	}
+	var err error
+	x.query, err = parseQuery(x.r.URL.RawQuery, r.query)
 	switch {
+	case err != nil:
+		x.readNoMore()
+		x.fail(http.StatusBadRequest, "%v", err)
 	case r.body == 0 && x.r.ContentLength != 0:
 		x.readNoMore()
 		x.fail(http.StatusRequestEntityTooLarge, "expected a request without a body")
@@ -227,29 +228,21 @@ func (x exchange) status() {
 }
 
 func (x exchange) explain() {
-	if a, ok := x.address(); ok {
-		x.one(http.StatusOK, x.source.Explain(a))
+	a, err := parseAddr(x.r.PathValue("addr"))
+	if err != nil {
+		x.fail(http.StatusBadRequest, "%v", err)
+		return
 	}
-}
-
-// address is that of the path; without one, the request is answered.
-func (x exchange) address() (netip.Addr, bool) {
-	text := x.r.PathValue("addr")
-	a, err := netip.ParseAddr(text)
-	if err != nil || a.Zone() != "" || a.Is4In6() {
-		x.fail(http.StatusBadRequest, "%s: expected an IPv4 or IPv6 address", quoted(text))
-		return a, false
-	}
-	return a, true
+	x.one(http.StatusOK, x.source.Explain(a))
 }
 
 // leases lists what is lent, or was at a time.
 func (x exchange) leases() {
-	if !x.r.URL.Query().Has("at") {
+	if !x.query.Has("at") {
 		x.list(x.source.Leases())
 		return
 	}
-	text := x.r.URL.Query().Get("at")
+	text := x.query.Get("at")
 	at, err := time.Parse(time.RFC3339, text)
 	if err != nil {
 		x.fail(http.StatusBadRequest, "at=%s: expected a time such as 2006-01-02T15:04:05Z, with %%2B for a +", quoted(text))
@@ -375,6 +368,6 @@ func (l *lines) giveTime() {
 }
 
 func (x exchange) broken(err error) {
-	x.log.Debug("control answer broken off", "path", x.r.URL.Path, "peer", x.peer().String(), "error", err)
+	x.log.Debug("control answer broken off", "path", x.r.URL.Path, "peer", x.r.RemoteAddr, "error", err)
 	panic(http.ErrAbortHandler)
 }

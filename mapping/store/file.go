@@ -150,6 +150,15 @@ func (s *Store) create() error {
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if err := initialize(name); err != nil {
+		_ = os.Remove(name)
+		return err
+	}
+	return s.place(name)
+}
+
+// initialize makes a database with everything but records.
+func initialize(name string) error {
 	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: lockWait})
 	if err != nil {
 		return err
@@ -174,20 +183,22 @@ func (s *Store) create() error {
 		}
 		return nil
 	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		return errors.Join(err, os.Remove(name))
-	}
-	return s.place(name)
+	return errors.Join(err, db.Close())
 }
 
 // place gives a complete new file its name, in whose place there must be
 // nothing.
 func (s *Store) place(name string) error {
-	if _, err := os.Lstat(s.path); !errors.Is(err, fs.ErrNotExist) {
-		return errors.Join(fmt.Errorf("%s is in the way of a new file", s.path), err, os.Remove(name))
+	_, err := os.Lstat(s.path)
+	switch {
+	case err == nil:
+		err = fmt.Errorf("%s is in the way of a new file", s.path)
+	case errors.Is(err, fs.ErrNotExist):
+		err = os.Rename(name, s.path)
 	}
-	if err := os.Rename(name, s.path); err != nil {
-		return errors.Join(err, os.Remove(name))
+	if err != nil {
+		_ = os.Remove(name)
+		return err
 	}
 	return errors.Join(syncDir(s.dir), syncDir(filepath.Dir(s.dir)))
 }
@@ -296,9 +307,9 @@ func (s *Store) copyTo(name string, size int64) error {
 		_, err = read(f, nil)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(name))
+		_ = os.Remove(name)
 	}
-	return nil
+	return err
 }
 
 // writable tries again to open the file for writing if it could not be.

@@ -18,6 +18,7 @@ const schema = 1
 // for.
 type contents struct {
 	pageSize int64
+	leases   int    // then
 	past     uint64 // leases in the history
 }
 
@@ -72,7 +73,7 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 	case len(slices.Compact(clients)) != len(clients):
 		return c, damaged("a client has two leases at once")
 	}
-	c.past = count[bucketHistory]
+	c.leases, c.past = int(count[bucketLeases]), count[bucketHistory]
 	return c, l.unclaimed()
 }
 

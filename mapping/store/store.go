@@ -124,6 +124,7 @@ func (s *Store) Load() (mapping.Saved, error) {
 	if s.file == nil {
 		return saved, errClosed
 	}
+	saved.Leases = make([]mapping.SavedLease, 0, s.leases) // there may be a million
 	err := s.settle()
 	if err == nil {
 		_, err = read(s.file, &saved)
