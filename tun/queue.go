@@ -13,7 +13,7 @@ import (
 // rawQueue reads and writes with one system call per packet, past the runtime's
 // poller: a worker has a thread of its own, and while packets are there it has
 // nothing to wait for. Only when the kernel has none does it poll, on the
-// device and on an eventfd by which Close wakes it.
+// device and on an eventfd by which Close and Wake wake it.
 type rawQueue struct {
 	fd, wake int
 	shared   *shared
@@ -96,13 +96,32 @@ func (q *rawQueue) destroy() {
 func (q *rawQueue) Close() error {
 	if q.enter() {
 		q.state.Or(closing)
-		var one [8]byte
-		binary.NativeEndian.PutUint64(one[:], 1)
-		_, _ = unix.Write(q.wake, one[:]) // fails only where it is set already
+		q.signal()
 		q.leave()
 	}
 	<-q.closed
 	return nil
+}
+
+// Wake implements Queue.
+func (q *rawQueue) Wake() {
+	if q.enter() {
+		q.signal()
+		q.leave()
+	}
+}
+
+// signal sets the eventfd, unsignal takes it back and reports whether it was set.
+func (q *rawQueue) signal() {
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	_, _ = unix.Write(q.wake, one[:]) // fails only where it is set already
+}
+
+func (q *rawQueue) unsignal() bool {
+	var count [8]byte
+	_, err := unix.Read(q.wake, count[:])
+	return err == nil
 }
 
 // Read implements Queue.
@@ -131,7 +150,8 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 	}
 }
 
-// wait returns when the device may have a packet, or with os.ErrClosed.
+// wait returns when the device may have a packet, or with os.ErrClosed or
+// ErrWoken.
 func (q *rawQueue) wait() error {
 	fds := [2]unix.PollFd{
 		{Fd: int32(q.fd), Events: unix.POLLIN},
@@ -140,8 +160,13 @@ func (q *rawQueue) wait() error {
 	if _, err := unix.Poll(fds[:], -1); err != nil && err != unix.EINTR {
 		return failed[readError](err)
 	}
+	woken := fds[1].Revents != 0 && q.unsignal()
 	if q.state.Load() >= closing {
+		q.signal() // it may have been meant for others that wait
 		return os.ErrClosed
+	}
+	if woken {
+		return ErrWoken
 	}
 	return nil
 }

@@ -53,8 +53,8 @@ type Device struct {
 type Queue interface {
 	// Read waits for a packet and puts it at buf[off:off+n]; off is at least
 	// HeaderLen, and buf[off:] has room for MaxPacket bytes. The HeaderLen
-	// bytes before off are overwritten. Errors: os.ErrClosed after Close, and
-	// the kernel's (EBADFD when the device was deleted).
+	// bytes before off are overwritten. Errors: os.ErrClosed after Close,
+	// ErrWoken after Wake, and the kernel's (EBADFD when the device was deleted).
 	Read(buf []byte, off int) (n int, h Header, err error)
 
 	// Write hands the packet at buf[off:off+n] to the kernel, which takes it as
@@ -64,10 +64,19 @@ type Queue interface {
 	// EAGAIN and ENOBUFS when it has no memory for it just now.
 	Write(buf []byte, off, n int, h Header) error
 
+	// Wake has one Read return ErrWoken: one that waits, or else one to come, at
+	// the latest the first that would wait. While there are packets to read it
+	// may go unnoticed, so that it costs them nothing. Several calls may have
+	// one effect. After Close it does nothing.
+	Wake()
+
 	// Close wakes whoever is in Read and returns when nobody is any more and
 	// the descriptor is closed. A second Close does nothing.
 	Close() error
 }
+
+// ErrWoken is what Read returns because of Wake.
+var ErrWoken = errors.New("read from the TUN device: woken")
 
 // Features is what is in force on an open device, read back from the kernel.
 type Features struct {

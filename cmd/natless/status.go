@@ -149,6 +149,7 @@ func tabulateStats(r *rows, s control.Stats, explain bool) {
 	r.add("errors_sent", s.ErrorsSent)
 	r.add("errors_suppressed", s.ErrorsSuppressed)
 	r.add("write_errors", s.WriteErrors)
+	r.add("held", s.Held)
 }
 
 // explanation is the verdict's row in the table of verdicts, in one line.

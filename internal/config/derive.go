@@ -89,6 +89,9 @@ func (c *Config) OwnIPv4() netip.Addr {
 	if c.Translation.IPv4.IsValid() {
 		return c.Translation.IPv4
 	}
+	if c.own4.IsValid() {
+		return c.own4
+	}
 	return c.firstFree(c.Pools)
 }
 

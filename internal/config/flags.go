@@ -37,7 +37,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVar(&f.offload, "offload", d.Device.Offload, "GSO and checksum offloads of the device: auto or off")
 	set.IntVar(&f.queues, "queues", d.Device.Queues, "queues of the device; 0: one per CPU, at most 8")
 	f.RegisterSocket(set)
-	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": nothing does`)
+	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": leases are in memory`)
 }
 
 // RegisterSocket adds --socket alone, for the commands that ask the daemon.

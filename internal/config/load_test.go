@@ -35,7 +35,7 @@ func TestExample(t *testing.T) {
 		"translation.lowest_ipv6_mtu", "translation.ipv6_mtu", "translation.ipv4_mtu",
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
 		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
-		"control.socket", "control.group", "state.dir", "log.level", "log.format",
+		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format",
 	} {
 		assert.Contains(t, given, key)
 	}
@@ -218,8 +218,8 @@ func TestBad(t *testing.T) {
 		"session ports": {"[[pool]]\nsession_ports = 128", `f:2: pool.session_ports: this version does not have port ranges: leave the key out`},
 		"first port":    {"[[pool]]\nfirst_port = 1024", `f:2: pool.first_port: this version does not have port ranges: leave the key out`},
 		"last port":     {"[[pool]]\nlast_port = 65535", `f:2: pool.last_port: this version does not have port ranges: leave the key out`},
-		"state":         {"[state]\ndir = \"/var/lib/natless\"", `f:2: state.dir: /var/lib/natless: this version does not have durable leases: expected "", which keeps them in memory`},
-		"history":       {"[state]\nhistory = \"30d\"", `f:2: state.history: this version does not have a history of leases: leave the key out`},
+		"state":         {"[state]\ndir = \"natless\"", `f:2: state.dir: natless: expected an absolute path, such as "/var/lib/natless", or ""`},
+		"history":       {"[state]\nhistory = \"1ms\"", `f:2: state.history: 1ms: expected "0" or at least 1s`},
 		"dns64":         {"[dns64]\nlisten = [\"[fd00::1]:53\"]", `f:2: dns64.listen: this version does not have DNS64: leave the key out`},
 		"dns64 exclude": {"[dns64]\nexclude = [\"::ffff:0:0/96\"]", `f:2: dns64.exclude: this version does not have DNS64: leave the key out`},
 		"upstreams":     {"[dns64]\nupstreams = [\"192.0.2.53\"]", `f:2: dns64.upstreams: this version does not have DNS64: leave the key out`},
@@ -250,6 +250,7 @@ func TestGood(t *testing.T) {
 		"mapped clients":      "[[pool]]\nclients = [\"::/0\"]",
 		"own inside a map":    "translation.ipv4 = \"192.0.2.1\"\n[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/120\"",
 		"own among rfc6791":   "translation.rfc6791_ipv4 = [\"169.254.64.1\", \"192.0.2.0/24\"]",
+		"no history":          "[state]\nhistory = \"0\"",
 		"never idle":          "[[pool]]\nidle = \"0\"",
 		"CRLF":                "[device]\r\nmtu = 1500\r\n",
 		"a pool and own IPv4": "translation.ipv4 = \"192.0.2.1\"\n[[pool]]\nipv4 = \"192.0.2.2\"",

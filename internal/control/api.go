@@ -98,10 +98,18 @@ type Status struct {
 	OwnIPv4  netip.Addr         `json:"own_ipv4"`
 	OwnIPv6  netip.Addr         `json:"own_ipv6"`
 	Pools    []mapping.PoolInfo `json:"pools"`
+	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
+	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
+}
+
+// State is what outlives the daemon.
+type State struct {
+	Dir     string `json:"dir"`               // "": nothing does
+	Problem string `json:"problem,omitempty"` // why nothing can be saved now
 }
 
 // Stats is what the daemon has counted since it started.
@@ -114,6 +122,7 @@ type Stats struct {
 	ErrorsSent       uint64            `json:"errors_sent"`       // ICMP errors that natless originated
 	ErrorsSuppressed uint64            `json:"errors_suppressed"` // and those that the rate limit kept back
 	WriteErrors      uint64            `json:"write_errors"`
+	Held             uint64            `json:"held"` // packets held back now, until their client's lease is durable
 }
 
 // Traffic counts packets of one family. A super-packet is one packet.

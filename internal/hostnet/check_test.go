@@ -136,11 +136,12 @@ func TestFirewallsAreNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			testHost(t)
-			found, err := Firewalls(testPlan())
+			h := managed(testPlan())
+			found, err := h.Firewalls()
 			require.NoError(t, err)
 			require.Empty(t, found)
 			nft(t, c.ruleset)
-			found, err = Firewalls(testPlan())
+			found, err = h.Firewalls()
 			require.NoError(t, err)
 			require.NotEmpty(t, found)
 			require.Equal(t, c.owner, found[0].Owner)

@@ -28,14 +28,17 @@ func (f Firewall) String() string {
 	return fmt.Sprintf("%s drops forwarded packets (%s); this lets natless's through: %s", owner, f.Chain, f.Opens)
 }
 
-// Firewalls finds what would drop packets on their way from or to the device
-// of that name. It opens nothing.
-func Firewalls(p Plan) ([]Firewall, error) {
+// Firewalls finds what would drop packets on their way from or to the device.
+// It opens nothing.
+func (h *Host) Firewalls() ([]Firewall, error) {
+	h.mu.Lock()
+	p, device := h.plan, h.device
+	h.mu.Unlock()
 	v, err := look()
 	if err != nil {
 		return nil, err
 	}
-	return firewalls(p.Device, v.names(v.clientLinks(p, v.device(p.Device)))), nil
+	return firewalls(p.Device, v.names(v.clientLinks(p, device))), nil
 }
 
 func firewalls(device string, clients []string) []Firewall {

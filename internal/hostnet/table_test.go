@@ -93,13 +93,12 @@ func TestStatelessPlanTracksNoConnections(t *testing.T) {
 
 func TestLegacyIptablesAreRead(t *testing.T) {
 	testHost(t)
-	plan := testPlan()
 	for _, family := range []struct {
 		ipv6 bool
 		name string
 	}{{false, "iptables-legacy"}, {true, "ip6tables-legacy"}} {
 		dropLegacyForward(t, family.ipv6)
-		found, err := Firewalls(plan)
+		found, err := managed(testPlan()).Firewalls()
 		require.NoError(t, err)
 		require.NotEmpty(t, found)
 		f := found[len(found)-1]
