@@ -33,6 +33,7 @@ type fake struct {
 	changed  chan struct{}
 
 	asked  time.Time // by LeasesAt
+	config any
 	reload func() ([]string, error)
 }
 
@@ -103,6 +104,8 @@ func (f *fake) Status() control.Status {
 func (f *fake) Stats() control.Stats {
 	return control.Stats{Verdicts: map[string]uint64{"translated": 5}}
 }
+
+func (f *fake) Config() any { return f.config }
 
 func (f *fake) Reload(string) ([]string, error) { return f.reload() }
 
@@ -197,7 +200,7 @@ func says(t *testing.T, in string, args ...string) (out, errs string, err error)
 	return o.String(), e.String(), err
 }
 
-// does well runs a command that must not fail nor complain.
+// mustSay runs a command that must not fail nor complain.
 func mustSay(t *testing.T, args string) string {
 	t.Helper()
 	out, errs, err := says(t, "", strings.Fields(args)...)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -9,7 +11,11 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/daemon"
+	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/translate"
 )
 
 func TestMapAddAndRemove(t *testing.T) {
@@ -161,6 +167,21 @@ func TestReload(t *testing.T) {
 	assert.False(t, usage(err))
 }
 
+func TestCheckDiff(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	t.Chdir(t.TempDir())
+	running := config.Default()
+	running.Control.Socket = os.Getenv("NATLESS_SOCKET")
+	f.config = running
+	require.NoError(t, os.WriteFile("natless.toml", []byte("[device]\nmtu = 1400\n[translation]\nhairpin = \"off\"\n"), 0o600))
+	assert.Equal(t, `- device.mtu = 0  # needs a restart
++ device.mtu = 1400  # needs a restart
+- translation.hairpin = "intrinsic"
++ translation.hairpin = "off"
+`, mustSay(t, "check --diff -c natless.toml"))
+}
+
 func TestCompletion(t *testing.T) {
 	newFake().serve(t)
 	out, _, err := says(t, "", "__complete", "map", "rm", "")
@@ -175,4 +196,49 @@ func TestCompletion(t *testing.T) {
 	assert.Equal(t, ":4\n", out)
 }
 
-var _ control.Source = (*fake)(nil)
+// live is a daemon with a real table.
+type live struct {
+	control.Source
+	table *mapping.Table
+}
+
+func (l live) Explain(a netip.Addr) any { return l.table.Explain(a) }
+
+func (l live) Change(changes []mapping.Change, _ string) (uint64, error) {
+	return l.table.Apply(changes, "uid 0 (root), pid 4321")
+}
+
+// TestMapGetAsDocumented holds that docs/cli.md shows what the commands print,
+// by a table made from the configuration there in which 2001:db8::5 has a
+// lease.
+func TestMapGetAsDocumented(t *testing.T) {
+	session := documented(t, "natless map get")
+	require.Len(t, session, 8)
+	t.Chdir(t.TempDir())
+	require.Equal(t, "cat natless.toml", session[0][0])
+	require.NoError(t, os.WriteFile("natless.toml", []byte(session[0][1]), 0o600))
+	c, err := config.Load("natless.toml")
+	require.NoError(t, err)
+	settings := daemon.Mapping(c)
+	settings.Now = func() time.Time { return began }
+	settings.Revision = uint64(began.Unix()) * 1000
+	table, err := mapping.New(settings)
+	require.NoError(t, err)
+	out := translate.Flow{Src: netip.MustParseAddr("2001:db8::5"), Dst: netip.MustParseAddr("2001:db8:64::203.0.113.9"), Proto: 17}
+	reply, verdict := table.Resolve(out, 1)
+	require.Equal(t, translate.OK, verdict)
+	_, verdict = table.Resolve(reply.Reversed(), 1)
+	require.Equal(t, translate.OK, verdict)
+
+	path := filepath.Join(t.TempDir(), "natless.sock")
+	t.Setenv("NATLESS_SOCKET", path)
+	serveAt(t, path, live{table: table})
+	for _, s := range session[1:] {
+		got, _, err := says(t, "", strings.Fields(s[0])[1:]...)
+		if err != nil {
+			assert.True(t, usage(err))
+			got += "natless: " + err.Error() + "\n"
+		}
+		assert.Equal(t, s[1], got, s[0])
+	}
+}
