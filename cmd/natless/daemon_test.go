@@ -218,15 +218,16 @@ type going struct {
 	done chan error
 }
 
+// guarded is a buffer of it, to write to.
 type guarded struct {
-	*going
-	*bytes.Buffer
+	of     *going
+	buffer *bytes.Buffer
 }
 
 func (g guarded) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.Buffer.Write(p)
+	g.of.mu.Lock()
+	defer g.of.mu.Unlock()
+	return g.buffer.Write(p)
 }
 
 // goOn starts a command that goes on until it is stopped.

@@ -35,7 +35,9 @@ func TestWatchLines(t *testing.T) {
 	assert.Equal(t, at+"  map_removed  map  192.0.2.1/32  2001:db8::1/128  web 1  natless.toml:3  by somebody\n", g.wrote(t, "\n"))
 
 	stop()
+	f.mu.Lock()
 	f.revision, f.events = 3, nil // as after a restart
+	f.mu.Unlock()
 	serveAt(t, os.Getenv("NATLESS_SOCKET"), f)
 	assert.Equal(t, "RULE  IPV4          IPV6             LABEL  ORIGIN\nmap   192.0.2.7/32  2001:db8::7/128  -      added now by somebody\n", g.wrote(t, "somebody\n"))
 	mustSay(t, "map rm 192.0.2.7")
@@ -80,7 +82,7 @@ func TestRetry(t *testing.T) {
 	lost := errors.New("lost")
 	notices := 0
 	notice := func(error) { notices++ }
-	try := func(t *testing.T, do func(began time.Time, begun func()) error) (err error, after time.Duration) {
+	try := func(t *testing.T, do func(began time.Time, begun func()) error) (after time.Duration, err error) {
 		notices = 0
 		synctest.Test(t, func(t *testing.T) {
 			began := time.Now()
@@ -89,14 +91,14 @@ func TestRetry(t *testing.T) {
 			err = retry(ctx, notice, func(begun func()) error { return do(began, begun) })
 			after = time.Since(began)
 		})
-		return err, after
+		return after, err
 	}
 
-	err, after := try(t, func(time.Time, func()) error { return lost })
+	after, err := try(t, func(time.Time, func()) error { return lost })
 	assert.Equal(t, lost, err, "nobody was there")
 	assert.Zero(t, after)
 
-	err, after = try(t, func(began time.Time, begun func()) error {
+	after, err = try(t, func(began time.Time, begun func()) error {
 		if time.Since(began) > time.Minute {
 			return lost
 		}
@@ -108,16 +110,16 @@ func TestRetry(t *testing.T) {
 	assert.InDelta(t, (time.Minute + patience).Seconds(), after.Seconds(), 2)
 	assert.Equal(t, 3, notices, "once each time it went away")
 
-	err, after = try(t, func(_ time.Time, begun func()) error { begun(); return lost })
+	after, err = try(t, func(_ time.Time, begun func()) error { begun(); return lost })
 	assert.Equal(t, lost, err, "it lists and cannot be watched")
 	assert.InDelta(t, patience.Seconds(), after.Seconds(), 1)
 
 	full := unwritable{io.ErrShortWrite}
-	err, after = try(t, func(_ time.Time, begun func()) error { begun(); return full })
+	after, err = try(t, func(_ time.Time, begun func()) error { begun(); return full })
 	assert.ErrorIs(t, err, io.ErrShortWrite)
 	assert.Zero(t, after)
 
-	err, after = try(t, func(_ time.Time, begun func()) error { begun(); time.Sleep(2 * time.Second); return lost })
+	after, err = try(t, func(_ time.Time, begun func()) error { begun(); time.Sleep(2 * time.Second); return lost })
 	assert.NoError(t, err, "interrupted")
 	assert.InDelta(t, time.Hour.Seconds(), after.Seconds(), 3)
 }
