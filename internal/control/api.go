@@ -47,7 +47,7 @@ type Source interface {
 	// Maps and Leases are of one revision, which they tell.
 	Maps() (revision uint64, rows iter.Seq[any])
 	Leases() (revision uint64, rows iter.Seq[any])
-	// LeasesAt yields what was lent at a time, until yield returns false. Its
+	// LeasesAt yields each PastLease of a time by IPv4 address, until yield returns false. Its
 	// error is of the time before the first row, or breaks the list off.
 	LeasesAt(at time.Time, yield func(any) bool) error
 
@@ -86,6 +86,14 @@ type Row struct {
 	mapping.MapInfo
 }
 
+// PastLease is a lease as the history has it.
+type PastLease struct {
+	IPv4  netip.Addr `json:"ipv4"`
+	IPv6  netip.Addr `json:"ipv6"`
+	Since time.Time  `json:"since"`
+	Until time.Time  `json:"until,omitzero"` // absent: still lent
+}
+
 // Status is what the daemon is and has.
 type Status struct {
 	Version  string             `json:"version"`
@@ -114,6 +122,7 @@ type Stats struct {
 	ErrorsSent       uint64            `json:"errors_sent"`       // ICMP errors that natless originated
 	ErrorsSuppressed uint64            `json:"errors_suppressed"` // and those that the rate limit kept back
 	WriteErrors      uint64            `json:"write_errors"`
+	Held             uint64            `json:"held"` // packets held back now, until their client's lease is durable
 }
 
 // Traffic counts packets of one family. A super-packet is one packet.
