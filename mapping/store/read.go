@@ -74,7 +74,7 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 		return c, damaged("a client has two leases at once")
 	}
 	c.leases, c.past = int(count[bucketLeases]), count[bucketHistory]
-	return c, l.unclaimed()
+	return c, nil
 }
 
 // check decodes a record, collects it, and returns the lease that it is.

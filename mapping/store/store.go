@@ -19,6 +19,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -40,23 +41,24 @@ const (
 var errClosed = errors.New("the store is closed")
 
 // Store is a mapping.Store in a file. Its methods may be called from any
-// goroutine; they take turns.
+// goroutine. Load, Save and History take turns, so that each may have to wait
+// for the disk; Problems and SetHistory never do.
 type Store struct {
 	log        *slog.Logger
 	dir, path  string
+	aside      string // what was set aside at Open, in words
 	maxHistory uint64
+	history    atomic.Int64          // a time.Duration
+	readOnly   atomic.Pointer[error] // why the file cannot be written; nil: it can
 
 	mu       sync.Mutex
-	history  time.Duration
 	lock     *os.File // the directory, locked
 	file     *os.File // the database; nil: closed
-	readOnly error    // why it cannot be written; nil: it can
 	db       *bbolt.DB
 	handle   *os.File // db's own
 	doubtful bool     // bbolt panicked over it: to be checked before bbolt sees it again
 	undo     *heads   // what is to be restored of a Save that failed halfway
 	contents
-	aside string // what was set aside at Open, in words
 }
 
 // Open opens the database in a directory, which is made if there is none. A
@@ -65,7 +67,8 @@ type Store struct {
 // and nothing is changed. The history keeps what ended at most so long ago; 0:
 // none is kept.
 func Open(dir string, history time.Duration, log *slog.Logger) (*Store, error) {
-	s := &Store{log: log, history: history, maxHistory: maxHistory}
+	s := &Store{log: log, maxHistory: maxHistory}
+	s.SetHistory(history)
 	if err := s.open(dir); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("open state: %w", err)
@@ -76,24 +79,18 @@ func Open(dir string, history time.Duration, log *slog.Logger) (*Store, error) {
 // Problems is what an operator has to know: that a file was set aside, that
 // nothing can be saved.
 func (s *Store) Problems() (problems []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.aside != "" {
 		problems = append(problems, s.aside)
 	}
-	if s.readOnly != nil {
-		problems = append(problems, fmt.Sprintf("%s can be read but not written, so that no lease can be made and no mapping changed: %v", s.path, s.readOnly))
+	if why := s.readOnly.Load(); why != nil {
+		problems = append(problems, fmt.Sprintf("%s can be read but not written, so that no lease can be made and no mapping changed: %v", s.path, *why))
 	}
 	return problems
 }
 
 // SetHistory changes how long the history goes back. What is older goes with
 // the next Saves, and is not told of from now on.
-func (s *Store) SetHistory(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.history = d
-}
+func (s *Store) SetHistory(d time.Duration) { s.history.Store(int64(d)) }
 
 // Close ends the use of the file.
 func (s *Store) Close() error {
@@ -155,7 +152,7 @@ func (s *Store) save(w []write) error {
 	}
 	t := transaction{past: s.past}
 	err = s.guard(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error { return t.run(tx, w, s.history, s.maxHistory) })
+		return s.db.Update(func(tx *bbolt.Tx) error { return t.run(tx, w, time.Duration(s.history.Load()), s.maxHistory) })
 	})
 	if err == nil {
 		s.past = t.past
@@ -324,7 +321,7 @@ func (s *Store) historyFrom(from []byte, at time.Time) (leases []mapping.SavedLe
 				lent: tx.Bucket([]byte(bucketLeases)).Cursor(),
 				past: tx.Bucket([]byte(bucketHistory)).Cursor(),
 				at:   at,
-				kept: time.Now().Add(-s.history),
+				kept: time.Now().Add(-time.Duration(s.history.Load())),
 			}
 			next, err = q.run(from)
 			leases = q.leases
