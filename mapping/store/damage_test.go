@@ -310,13 +310,21 @@ func TestForeignFiles(t *testing.T) {
 			})
 		},
 		"a client with two leases": func(t *testing.T, path string) error {
-			dir := t.TempDir()
-			s := open(t, dir)
-			again := lent(1, past(1))
-			again.IPv4 = v4(2)
-			require.NoError(t, s.Save(leases(lent(1, past(1)), again)))
-			require.NoError(t, s.Close())
-			return os.Rename(s.path, path)
+			return x.changed(path, func(tx *bbolt.Tx) error {
+				tr := transaction{tx: tx}
+				for n := range 2 {
+					key, payload, err := encodeLease(mapping.SavedLease{IPv4: v4(5000 + n), IPv6: v6(5000), Since: past(1)})
+					require.NoError(t, err)
+					require.NoError(t, tr.write(write{bucketLeases, key, payload}))
+				}
+				meta := tx.Bucket([]byte(bucketMeta))
+				payload, err := unseal(bucketMeta, []byte(keyTotal), meta.Get([]byte(keyTotal)))
+				require.NoError(t, err)
+				all, err := decodeTotal(payload)
+				require.NoError(t, err)
+				all.count, all.sum = all.count+tr.total.count, all.sum+tr.total.sum
+				return meta.Put([]byte(keyTotal), seal(bucketMeta, []byte(keyTotal), all.encode()))
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -126,9 +126,10 @@ func (s *Store) Load() (mapping.Saved, error) {
 }
 
 // Save makes a batch durable in one transaction: removals of maps first, then
-// new maps, then the leases in their order. With an error nothing of it is
-// durable, and the next Save works as soon as the cause is gone. A malformed
-// batch is an error too.
+// new maps, then the leases in their order. A client has one lease at a time: a
+// new one ends what it has at another address. With an error nothing of the
+// batch is durable, and the next Save works as soon as the cause is gone. A
+// malformed batch is an error too.
 func (s *Store) Save(b mapping.Batch) error {
 	w, err := encode(b)
 	if err != nil {
@@ -150,12 +151,16 @@ func (s *Store) save(w []write) error {
 	if err != nil {
 		return err
 	}
-	t := transaction{past: s.past}
+	t := transaction{
+		past: s.past, clients: s.clients, moved: map[[16]byte][4]byte{},
+		history: time.Duration(s.history.Load()), most: s.maxHistory,
+	}
 	err = s.guard(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error { return t.run(tx, w, time.Duration(s.history.Load()), s.maxHistory) })
+		return s.db.Update(func(tx *bbolt.Tx) error { return t.run(tx, w) })
 	})
 	if err == nil {
 		s.past = t.past
+		t.settleClients()
 		return nil
 	}
 	// bbolt may have failed after its last write and before that was on disk.
@@ -199,12 +204,17 @@ func encode(b mapping.Batch) (w []write, err error) {
 
 // transaction is a Save at work.
 type transaction struct {
-	tx    *bbolt.Tx
-	total total
-	past  uint64 // leases in the history
+	tx      *bbolt.Tx
+	total   total
+	past    uint64               // leases in the history
+	clients map[[16]byte][4]byte // as they were before
+	moved   map[[16]byte][4]byte // and what changed; 0.0.0.0: no lease any more
+
+	history time.Duration
+	most    uint64
 }
 
-func (t *transaction) run(tx *bbolt.Tx, writes []write, history time.Duration, most uint64) error {
+func (t *transaction) run(tx *bbolt.Tx, writes []write) error {
 	t.tx = tx
 	meta := tx.Bucket([]byte(bucketMeta))
 	payload, err := unseal(bucketMeta, []byte(keyTotal), meta.Get([]byte(keyTotal)))
@@ -215,16 +225,15 @@ func (t *transaction) run(tx *bbolt.Tx, writes []write, history time.Duration, m
 		return err
 	}
 	for _, w := range writes {
-		if err := t.write(w); err != nil {
+		put := t.write
+		if w.bucket == bucketLeases {
+			put = t.lease
+		}
+		if err := put(w); err != nil {
 			return err
 		}
-		if ended := w.bucket == bucketLeases && w.payload[leaseSize-1] == flagEnded|flagProven; ended && history > 0 {
-			if err := t.remember(w); err != nil {
-				return err
-			}
-		}
 	}
-	if err := t.prune(history, most, pruned+len(writes)); err != nil {
+	if err := t.prune(pruned + len(writes)); err != nil {
 		return err
 	}
 	return meta.Put([]byte(keyTotal), seal(bucketMeta, []byte(keyTotal), t.total.encode()))
@@ -250,6 +259,67 @@ func (t *transaction) write(w write) error {
 	return b.Put(w.key, record)
 }
 
+// lease puts a lease, which is the only one of its client then.
+func (t *transaction) lease(w write) error {
+	address, client := [4]byte(w.key), [16]byte(w.payload)
+	if former := t.tx.Bucket([]byte(bucketLeases)).Get(w.key); former != nil {
+		payload, err := unseal(bucketLeases, w.key, former)
+		if err != nil {
+			return err
+		}
+		if c := [16]byte(payload); t.addressOf(c) == address {
+			t.moved[c] = [4]byte{}
+		}
+	}
+	if err := t.write(w); err != nil {
+		return err
+	}
+	switch flags := w.payload[leaseSize-1]; {
+	case flags == flagEnded|flagProven && t.history > 0:
+		return t.remember(w)
+	case flags&flagEnded != 0:
+		return nil
+	}
+	if other := t.addressOf(client); other != [4]byte{} {
+		if err := t.end(other, w.payload[16:24]); err != nil {
+			return err
+		}
+	}
+	t.moved[client] = address
+	return nil
+}
+
+// end ends the lease of an address.
+func (t *transaction) end(address [4]byte, until []byte) error {
+	payload, err := unseal(bucketLeases, address[:], t.tx.Bucket([]byte(bucketLeases)).Get(address[:]))
+	if err != nil {
+		return err
+	}
+	payload = bytes.Clone(payload)
+	copy(payload[24:], until)
+	payload[leaseSize-1] |= flagEnded
+	return t.lease(write{bucketLeases, address[:], payload})
+}
+
+// addressOf is what a client has a lease of; 0.0.0.0: nothing.
+func (t *transaction) addressOf(client [16]byte) [4]byte {
+	if a, ok := t.moved[client]; ok {
+		return a
+	}
+	return t.clients[client]
+}
+
+// settleClients is for when the transaction is durable.
+func (t *transaction) settleClients() {
+	for c, a := range t.moved {
+		if a == [4]byte{} {
+			delete(t.clients, c)
+			continue
+		}
+		t.clients[c] = a
+	}
+}
+
 // remember enters an ended lease in the history.
 func (t *transaction) remember(w write) error {
 	history, ended, past := pastKeys(w.key, w.payload)
@@ -261,12 +331,12 @@ func (t *transaction) remember(w write) error {
 
 // prune takes what is too old or too much out of the history, n leases at
 // most.
-func (t *transaction) prune(history time.Duration, most uint64, n int) error {
+func (t *transaction) prune(n int) error {
 	var surplus uint64
-	if t.past > most {
-		surplus = t.past - most
+	if t.past > t.most {
+		surplus = t.past - t.most
 	}
-	since := sortable(time.Now().Add(-history).UnixNano())
+	since := sortable(time.Now().Add(-t.history).UnixNano())
 	var old [][]byte // deleting moves a cursor
 	c := t.tx.Bucket([]byte(bucketEnded)).Cursor()
 	for key, _ := c.First(); key != nil && len(old) < n; key, _ = c.Next() {
