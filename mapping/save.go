@@ -100,7 +100,11 @@ func (k *keeper) write(b Batch) (err error) {
 			err = fmt.Errorf("panic: %v", r)
 		}
 	}()
-	return k.Store.Save(b)
+	k.Log.Debug("saving", "leases", len(b.Leases), "maps", len(b.PutMaps)+len(b.RemoveMaps))
+	if err = k.Store.Save(b); err == nil {
+		k.Log.Debug("saved")
+	}
+	return err
 }
 
 // result notes how saving went.
