@@ -59,8 +59,12 @@ func (g *stage) change(c Change, origin, by string) error {
 		return g.removeMap(c.Remove, by)
 	}
 	m := *c.Add
-	m.Origin, m.Runtime = origin, true
-	return g.addMap(&m, new(entry), by)
+	m.Origin, m.Runtime = "", true
+	if err := g.addMap(&m, new(entry), by); err != nil {
+		return err
+	}
+	m.Origin = origin
+	return nil
 }
 
 // batch is what must be saved of a stage: what the prefixes that it touched

@@ -94,7 +94,7 @@ func TestJSON(t *testing.T) {
 		  "pool":"169.254.64.0/28","origin":"natless.toml:20"}`: x.Explain(addr("169.254.64.2")),
 		`{"address":"10.0.0.1","rule":"refused","verdict":"private_ipv4",
 		  "detail":"a private address, which must not stand behind pref64 2001:db8:64::/96"}`: x.Explain(addr("10.0.0.1")),
-		`{"ipv4":"198.51.100.0/24","ipv6":"2001:db8:1::/120","label":"web","origin":"natless.toml:12"}`:                              x.Maps()[1],
+		`{"ipv4":"198.51.100.0/24","ipv6":"2001:db8:1::/120","label":"web","origin":"natless.toml:12"}`:                                             x.Maps()[1],
 		`[{"ipv4":"169.254.64.2","ipv6":"2001:db8:c::5","pool":"169.254.64.0/28","since":"2030-01-02T12:00:00Z","idle_seconds":30,"proven":false}]`: x.Leases(),
 		`[{"ipv4":"169.254.64.0/28","clients":["2001:db8:c::/64"],"local":false,"size":16,"usable":13,"lent":1,"quarantined":0,"free":12,
 		  "idle_seconds":3600,"max_life_seconds":0,"quarantine_seconds":300,"origin":"natless.toml:20"}]`: x.Pools(),

@@ -187,7 +187,9 @@ func (k *keeper) choose() (grants []grant) {
 			continue
 		}
 		o.take()
-		grants = append(grants, grant{o, newLease(o.pool, o.addr, client, since, tick)})
+		l := newLease(o.pool, o.addr, client, since, tick)
+		l.known = o.from != nil && o.from.kept && o.from.client == client
+		grants = append(grants, grant{o, l})
 	}
 	return grants
 }

@@ -41,6 +41,7 @@ type lease struct {
 	due   uint32 // tick at which it could have ended
 	place int    // in the heap of its pool; -1: in none
 	noted bool   // that it is proven
+	known bool   // the client was proven when it had the address before
 }
 
 func newLease(p *pool, v4, v6 netip.Addr, since time.Time, tick uint32) *lease {
@@ -145,7 +146,7 @@ func (t *Table) leave(g *stage, l *lease) {
 	}
 	t.uncount(l)
 	if e, _ := g.v4.Lookup(l.v4); e == p.entry {
-		p.takeBack(l, tick, t.keeper == nil || l.proven.Load())
+		p.takeBack(l, tick, t.keeper == nil || l.known || l.proven.Load())
 	}
 }
 

@@ -293,7 +293,7 @@ func TestFormerClientsAreForgotten(t *testing.T) {
 
 // model is what leasing is, told with plain lists.
 type model struct {
-	never    []netip.Addr          // in order
+	never    []netip.Addr         // in order
 	lent     map[netip.Addr]*loan // by client
 	returned []loan
 }

@@ -190,6 +190,7 @@ func (p *pool) wake(tick uint32) {
 			return false
 		}
 		p.rested.remove(r)
+		p.stranger = true
 		p.next = min(p.next, p.number(r.addr()))
 		return true
 	})

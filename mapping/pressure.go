@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	lacking = 2   // seconds that a refused client counts
+	lacking = 3   // seconds that a refused client counts: it asks again every two
 	lacked  = 256 // refused clients that count at most
 	active  = 60  // seconds since its last packet in which a lease is active
 	evicted = 4   // leases of one pool that end early in one second, at most

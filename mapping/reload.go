@@ -238,7 +238,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	for _, l := range r.ended {
 		t.uncount(l)
 		if p := r.poolOf(netip.PrefixFrom(l.v4, 32)); p != nil {
-			p.takeBack(l, tick, t.keeper == nil || l.proven.Load())
+			p.takeBack(l, tick, t.keeper == nil || l.known || l.proven.Load())
 		}
 	}
 }

@@ -201,7 +201,7 @@ func (g *stage) covers(wide, narrow netip.Prefix) bool {
 	}
 	for between, e := range g.v4.Supernets(narrow) {
 		if between != narrow || e.kind != kindPool {
-			return between.Bits() < wide.Bits()
+			return between.Bits() <= wide.Bits() // it replaces a block of its own length
 		}
 	}
 	return true

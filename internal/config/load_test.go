@@ -187,6 +187,8 @@ func TestBad(t *testing.T) {
 			`f:5: map.ipv4: 192.0.2.1/32: mapped before at f:1: expected each prefix once`},
 		"mapped twice, IPv6": {"map = [{ipv4 = \"192.0.2.1\", ipv6 = \"2001:db8::1\"},\n\n{ipv4 = \"192.0.2.2\", ipv6 = \"2001:db8::1\"}]",
 			`f:3: map.ipv6: 2001:db8::1/128: mapped before at f:1: expected each prefix once`},
+		"label of two lines": {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\nlabel = \"a\\nb\"",
+			`f:4: map.label: "a\nb": expected printable characters only`},
 
 		"pool family":       {"[[pool]]\nipv4 = \"fd00::/64\"", `f:2: pool.ipv4: fd00::/64: an IPv6 prefix where an IPv4 prefix belongs`},
 		"pool not unicast":  {"[[pool]]\nipv4 = \"239.0.0.0/24\"", `f:2: pool.ipv4: 239.0.0.0/24: in or around 224.0.0.0/4, which is no host's: expected unicast addresses`},

@@ -149,10 +149,10 @@ frobnicate yes
 		{IPv4: netip.MustParsePrefix("198.51.100.0/24"), IPv6: netip.MustParsePrefix("2001:db8:1::/120"), Origin: "tayga.conf:5"},
 	}, got.Maps)
 	assert.Equal(t, []Left{
-		{2, "tun-device nat64", "device.name"},
-		{3, "prefix 2001:db8:1:ffff::/96", "translation.pref64"},
-		{7, "dynamic-pool 192.168.255.0/24", "a [[pool]] with it as ipv4, and those who may lease as clients"},
-		{8, "frobnicate yes", "unknown: see docs/configuration.md"},
+		{2, "tun-device nat64", "set device.name"},
+		{3, "prefix 2001:db8:1:ffff::/96", "set translation.pref64"},
+		{7, "dynamic-pool 192.168.255.0/24", "make a [[pool]] with it as ipv4, and those who may lease as clients"},
+		{8, "frobnicate yes", "unknown to natless: compare docs/configuration.md"},
 	}, got.Left)
 
 	for file, want := range map[string]string{
@@ -171,14 +171,14 @@ frobnicate yes
 // TestTaygaInstead holds that the keys that are named instead are there.
 func TestTaygaInstead(t *testing.T) {
 	for directive, instead := range taygaDirectives {
-		key := strings.FieldsFunc(instead, func(r rune) bool { return strings.ContainsRune(":; ", r) })[0]
-		table, name, is := strings.Cut(key, ".")
-		if !is {
+		rest, set := strings.CutPrefix(instead, "set ")
+		if !set {
 			continue
 		}
+		table, rest, _ := strings.Cut(rest, ".")
 		field, ok := fieldByKey(reflect.TypeFor[Config](), table)
 		require.True(t, ok, directive)
-		_, ok = fieldByKey(field.Type, name)
+		_, ok = fieldByKey(field.Type, strings.FieldsFunc(rest, func(r rune) bool { return r == ',' || r == ';' })[0])
 		assert.True(t, ok, directive)
 	}
 }

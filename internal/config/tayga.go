@@ -17,27 +17,27 @@ type Tayga struct {
 type Left struct {
 	Line      int    `json:"line"`
 	Directive string `json:"directive"` // with its arguments, as they stand there
-	Instead   string `json:"instead"`   // what does it here, in words
+	Instead   string `json:"instead"`   // what to do here, in words
 }
 
-// taygaDirectives are those of tayga.conf(5) besides map, and what stands for
-// each here.
+// taygaDirectives are those of tayga.conf(5) besides map, and what to do here
+// instead.
 var taygaDirectives = map[string]string{
-	"tun-device":      "device.name",
-	"ipv4-addr":       "translation.ipv4",
-	"ipv6-addr":       "translation.ipv6",
-	"prefix":          "translation.pref64",
-	"wkpf-strict":     "translation.private_ipv4",
-	"dynamic-pool":    "a [[pool]] with it as ipv4, and those who may lease as clients",
-	"data-dir":        "state.dir; leases are not carried over",
-	"map-file":        "a second import, of that file",
-	"strict-frag-hdr": "nothing: packets get a fragment header where RFC 7915 asks for one",
-	"udp-cksum-mode":  `translation.udp_zero_checksum: "compute" or "drop"`,
-	"log":             "nothing: natless stats counts every packet by what became of it",
-	"offlink-mtu":     "translation.lowest_ipv6_mtu",
-	"tun-up":          "nothing: natless sets its device up itself",
-	"tun-ip":          "nothing: the device needs no address",
-	"tun-route":       "nothing: natless makes the routes itself",
+	"tun-device":      "set device.name",
+	"ipv4-addr":       "set translation.ipv4",
+	"ipv6-addr":       "set translation.ipv6",
+	"prefix":          "set translation.pref64",
+	"wkpf-strict":     "set translation.private_ipv4",
+	"dynamic-pool":    "make a [[pool]] with it as ipv4, and those who may lease as clients",
+	"data-dir":        "set state.dir; leases are not carried over",
+	"map-file":        "import that file too",
+	"strict-frag-hdr": "not needed: packets get a fragment header where RFC 7915 asks for one",
+	"udp-cksum-mode":  "set translation.udp_zero_checksum, to \"compute\" or \"drop\"",
+	"log":             "not needed: natless stats counts all packets by what became of them",
+	"offlink-mtu":     "set translation.lowest_ipv6_mtu",
+	"tun-up":          "not needed: natless sets its device up",
+	"tun-ip":          "not needed: the device has no address",
+	"tun-route":       "not needed: natless makes the routes",
 }
 
 // ReadTayga reads a configuration of TAYGA, or a file that its map-file names,
@@ -85,7 +85,7 @@ func (d *decoder) taygaMap(origin string, sides []string) {
 func left(line int, words []string) Left {
 	instead, known := taygaDirectives[words[0]]
 	if !known {
-		instead = "unknown: see docs/configuration.md"
+		instead = "unknown to natless: compare docs/configuration.md"
 	}
 	return Left{line, strings.Join(words, " "), instead}
 }

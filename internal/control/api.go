@@ -47,7 +47,7 @@ type Source interface {
 	// Maps and Leases are of one revision, which they tell.
 	Maps() (revision uint64, rows iter.Seq[any])
 	Leases() (revision uint64, rows iter.Seq[any])
-	// LeasesAt yields what was lent at a time, until yield returns false. Its
+	// LeasesAt yields each PastLease of a time by IPv4 address, until yield returns false. Its
 	// error is of the time before the first row, or breaks the list off.
 	LeasesAt(at time.Time, yield func(any) bool) error
 
@@ -84,6 +84,14 @@ func Each[T any](s []T) iter.Seq[any] {
 type Row struct {
 	Rule mapping.Rule `json:"rule"`
 	mapping.MapInfo
+}
+
+// PastLease is a lease as the history has it.
+type PastLease struct {
+	IPv4  netip.Addr `json:"ipv4"`
+	IPv6  netip.Addr `json:"ipv6"`
+	Since time.Time  `json:"since"`
+	Until time.Time  `json:"until,omitzero"` // absent: still lent
 }
 
 // Status is what the daemon is and has.

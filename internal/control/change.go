@@ -46,9 +46,13 @@ func (x exchange) batch() {
 	select {
 	case x.batches <- struct{}{}:
 		defer func() { <-x.batches }()
+	case <-x.ending:
+		x.readNoMore()
+		x.fail(http.StatusServiceUnavailable, "%v", errEnding)
+		return
 	case <-time.After(x.limits.batch):
 		x.readNoMore()
-		x.fail(http.StatusServiceUnavailable, "too many batches at once: try again")
+		x.fail(http.StatusServiceUnavailable, "%d batches are under way: try again", x.limits.batches)
 		return
 	}
 	x.control().SetReadDeadline(time.Now().Add(x.limits.batch))

@@ -32,6 +32,7 @@ type Client struct {
 	path    string
 	asks    http.Client
 	changes http.Client
+	silence time.Duration
 }
 
 // NewClient is a client of the daemon at the socket. It connects at every
@@ -47,7 +48,7 @@ func NewClient(path string) *Client {
 			ResponseHeaderTimeout: d,
 		}}
 	}
-	return &Client{path: path, asks: waiting(askTime), changes: waiting(changeTime)}
+	return &Client{path: path, asks: waiting(askTime), changes: waiting(changeTime), silence: silence}
 }
 
 // Status asks what the daemon is and has.
@@ -171,7 +172,7 @@ func (c *Client) Watch(ctx context.Context, after *uint64) iter.Seq2[mapping.Eve
 	return func(yield func(mapping.Event, error) bool) {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		hangs := time.AfterFunc(silence, func() { cancel(fmt.Errorf("no word of it for %v", silence)) })
+		hangs := time.AfterFunc(c.silence, func() { cancel(fmt.Errorf("no word of it for %v", c.silence)) })
 		defer hangs.Stop()
 		for data, err := range c.rows(ctx, path) {
 			hangs.Stop()
@@ -194,7 +195,7 @@ func (c *Client) Watch(ctx context.Context, after *uint64) iter.Seq2[mapping.Eve
 			if (err != nil || line.Op != "") && !yield(line.Event, err) || err != nil {
 				return
 			}
-			hangs.Reset(silence)
+			hangs.Reset(c.silence)
 		}
 		yield(mapping.Event{}, c.failed(io.ErrUnexpectedEOF))
 	}

@@ -39,9 +39,6 @@ func (x exchange) watch() {
 		x.fail(http.StatusServiceUnavailable, "%d watch already: expected no more at once", x.limits.watches)
 		return
 	}
-	if err := x.control().SetReadDeadline(time.Time{}); err != nil { // that of the request would end the watch
-		x.broken(err)
-	}
 	x.follow(after)
 }
 

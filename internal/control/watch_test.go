@@ -47,7 +47,9 @@ func TestWatch(t *testing.T) {
 	c, j, s := startJournal(t, 100, func(l *limits) { l.keepAlive = 50 * time.Millisecond })
 	w := watching(t, c.path, "")
 	assert.Equal(t, `{"revision":1000}`, w.next(), "from now on")
+	began := time.Now()
 	assert.Equal(t, `{"revision":1000}`, w.next(), "and it lives")
+	assert.Less(t, time.Since(began), 5*time.Second)
 	_, err := j.Change([]mapping.Change{add("192.0.2.1/32", "2001:db8::1/128", "web"), add("192.0.2.2/32", "2001:db8::2/128", "")}, "test")
 	require.NoError(t, err)
 	const first = `{"revision":1001,"time":"2026-03-14T15:09:26Z","op":"map_added","by":"test","map":{"ipv4":"192.0.2.1/32","ipv6":"2001:db8::1/128","label":"web",`
@@ -65,7 +67,7 @@ func TestWatch(t *testing.T) {
 	assert.Equal(t, `{"revision":1001}`, late.next())
 
 	// Close ends them at once, and they say so.
-	began := time.Now()
+	began = time.Now()
 	require.NoError(t, s.Close())
 	assert.Less(t, time.Since(began), s.limits.shutdown)
 	for _, w := range []*watcher{w, late} {
@@ -272,17 +274,28 @@ func TestWatchEnds(t *testing.T) {
 		go s.Close()
 	}
 
-	// Somebody else answers, and just ends.
+	// Somebody else answers, and just ends, or hangs.
 	other := NewClient(c.path + ".other")
+	other.silence = 100 * time.Millisecond
 	l, err := net.Listen("unix", other.path)
 	require.NoError(t, err)
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"revision":1}`) })}
+	hang := false
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, `{"revision":1}`)
+		if hang {
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
+	})}
 	go srv.Serve(l)
 	defer srv.Close()
-	n = 0
-	for _, err := range other.Watch(t.Context(), nil) {
-		assert.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		n++
+	for _, want := range []string{"unexpected EOF", "no word of it for 100ms"} {
+		n = 0
+		for _, err := range other.Watch(t.Context(), nil) {
+			assert.EqualError(t, err, "asking the daemon at "+other.path+": "+want)
+			n++
+		}
+		assert.Equal(t, 1, n)
+		hang = true
 	}
-	assert.Equal(t, 1, n)
 }

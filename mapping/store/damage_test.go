@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,7 +32,7 @@ func newSample(t *testing.T) (x sample) {
 	s := open(t, dir)
 	rng := rand.New(rand.NewPCG(1, 2))
 	taken := map[int]mapping.SavedLease{}
-	for round := range 40 {
+	for round := range 20 {
 		var b mapping.Batch
 		for range 30 {
 			n := rng.IntN(1500)
@@ -44,11 +45,11 @@ func newSample(t *testing.T) (x sample) {
 			taken[n] = l
 			b.Leases = append(b.Leases, l)
 		}
-		b.PutMaps = []mapping.Map{{IPv4: pfx(fmt.Sprintf("192.0.2.%d/32", round)), IPv6: pfx("2001:db8::/128"), Label: strings.Repeat("x", 20*round)}}
-		x.before, x.loadedBefore, x.historyBefore = contentsOf(t, s), load(t, s), history(t, s, past(40))
+		b.PutMaps = []mapping.Map{{IPv4: pfx(fmt.Sprintf("192.0.2.%d/32", round)), IPv6: pfx("2001:db8::/128"), Label: strings.Repeat("x", round%10*1000)}}
+		x.before, x.loadedBefore, x.historyBefore = contentsOf(t, s), load(t, s), history(t, s, past(20))
 		require.NoError(t, s.Save(b))
 	}
-	x.after, x.loaded, x.remember = contentsOf(t, s), load(t, s), history(t, s, past(40))
+	x.after, x.loaded, x.remember = contentsOf(t, s), load(t, s), history(t, s, past(20))
 	require.NotEmpty(t, x.remember)
 	require.NotEqual(t, x.loadedBefore, x.loaded)
 	return x
@@ -82,7 +83,7 @@ func (x *sample) holds(t require.TestingT, dir string, content []byte) (aside bo
 		requireAside(t, s, content)
 	} else {
 		require.Equal(t, x.loaded, got)
-		require.Equal(t, x.remember, history(t, s, past(40)))
+		require.Equal(t, x.remember, history(t, s, past(20)))
 	}
 	l := lent(2000, past(1))
 	require.NoError(t, s.Save(leases(ended(l, past(2)))))
@@ -177,6 +178,59 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestStrangeRecords decodes what has the right checksum and is not ours.
+func TestStrangeRecords(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		key, payload := rapid.SliceOfN(rapid.Byte(), 0, 14).Draw(t, "key"), rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "payload")
+		bucket := rapid.SampledFrom(dataBuckets).Draw(t, "bucket")
+		var saved mapping.Saved
+		if _, err := check(bucket, key, payload, &saved); err != nil {
+			require.True(t, isDamage(err))
+			require.Empty(t, saved)
+			return
+		}
+		for _, m := range saved.Maps {
+			k, p, err := encodeMap(m)
+			require.NoError(t, err)
+			require.Equal(t, key, k)
+			require.LessOrEqual(t, len(p), len(payload), "a length may be written longer than it has to be")
+		}
+		for _, l := range saved.Leases {
+			k, _, err := encodeLease(l)
+			require.NoError(t, err)
+			require.Equal(t, key, k)
+		}
+	})
+}
+
+// TestManyFreePages reads lists of free pages that take more than a page, and
+// more than their page's count can say.
+func TestManyFreePages(t *testing.T) {
+	const size, id = 1024, 100
+	for _, n := range []uint64{0, 100, 1000, 0xfffe, 0xffff, 100_000} {
+		list := make([]byte, headerSize, 8*n+3*size)
+		order.PutUint64(list, id)
+		order.PutUint16(list[8:], kindFreelist)
+		order.PutUint16(list[10:], uint16(min(n, 0xffff)))
+		if n >= 0xffff {
+			list = order.AppendUint64(list, n)
+		}
+		spans := (uint64(len(list)) + 8*n + size - 1) / size
+		order.PutUint32(list[12:], uint32(spans-1))
+		for i := range n {
+			list = order.AppendUint64(list, id+spans+i)
+		}
+		file := append(make([]byte, id*size), list...)
+		file = append(file, make([]byte, size)...)
+		l := &layout{r: bytes.NewReader(file), pageSize: size, pages: id + spans + n, seen: make([]bool, id+spans+n)}
+		require.NoError(t, l.readFree(id), "%d", n)
+		require.Equal(t, append(make([]bool, id), slices.Repeat([]bool{true}, int(spans+n))...), l.seen)
+
+		l.pages, l.seen = l.pages-1, make([]bool, id+spans+n)
+		require.True(t, isDamage(l.readFree(id)), "one page less")
+	}
+}
+
 // TestTornSave cuts a Save between its writes, in any order that a disk may
 // have done them in.
 func TestTornSave(t *testing.T) {
@@ -196,7 +250,7 @@ func TestTornSave(t *testing.T) {
 		defer s.Close()
 		require.Empty(t, s.Problems())
 		require.Equal(t, x.loadedBefore, load(t, s))
-		require.Equal(t, x.historyBefore, history(t, s, past(40)))
+		require.Equal(t, x.historyBefore, history(t, s, past(20)))
 	})
 }
 
@@ -256,13 +310,21 @@ func TestForeignFiles(t *testing.T) {
 			})
 		},
 		"a client with two leases": func(t *testing.T, path string) error {
-			dir := t.TempDir()
-			s := open(t, dir)
-			again := lent(1, past(1))
-			again.IPv4 = v4(2)
-			require.NoError(t, s.Save(leases(lent(1, past(1)), again)))
-			require.NoError(t, s.Close())
-			return os.Rename(s.path, path)
+			return x.changed(path, func(tx *bbolt.Tx) error {
+				tr := transaction{tx: tx}
+				for n := range 2 {
+					key, payload, err := encodeLease(mapping.SavedLease{IPv4: v4(5000 + n), IPv6: v6(5000), Since: past(1)})
+					require.NoError(t, err)
+					require.NoError(t, tr.write(write{bucketLeases, key, payload}))
+				}
+				meta := tx.Bucket([]byte(bucketMeta))
+				payload, err := unseal(bucketMeta, []byte(keyTotal), meta.Get([]byte(keyTotal)))
+				require.NoError(t, err)
+				all, err := decodeTotal(payload)
+				require.NoError(t, err)
+				all.count, all.sum = all.count+tr.total.count, all.sum+tr.total.sum
+				return meta.Put([]byte(keyTotal), seal(bucketMeta, []byte(keyTotal), all.encode()))
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -384,13 +446,13 @@ func TestDamageInUse(t *testing.T) {
 			require.NoError(t, spoil(s.path))
 			for range 3 {
 				require.Error(t, s.Save(leases(lent(1, past(1)))))
-				require.Error(t, s.History(past(40), func(mapping.SavedLease) bool { return true }))
+				require.Error(t, s.History(past(20), func(mapping.SavedLease) bool { return true }))
 				_, err := s.Load()
 				require.Error(t, err)
 			}
 			require.NoError(t, os.WriteFile(s.path, x.after, 0), "the same file, mended")
 			require.Equal(t, x.loaded, load(t, s))
-			require.Equal(t, x.remember, history(t, s, past(40)))
+			require.Equal(t, x.remember, history(t, s, past(20)))
 			require.NoError(t, s.Save(leases(lent(2000, past(1)))))
 			require.Len(t, load(t, s).Leases, len(x.loaded.Leases)+1)
 		})
@@ -411,7 +473,7 @@ func TestFailedAtTheLastWrite(t *testing.T) {
 		s.undo = &before
 		require.NoError(t, s.disconnect())
 		require.Equal(t, x.loaded, load(t, s))
-		require.Equal(t, x.remember, history(t, s, past(40)))
+		require.Equal(t, x.remember, history(t, s, past(20)))
 	}
 	require.NoError(t, s.Save(leases(lent(2001, past(1)))))
 	want := load(t, s)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	boltErrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -114,8 +115,9 @@ func (s *Store) attach() error {
 		f.Close()
 		return err
 	}
-	s.file, s.readOnly, s.contents = f, readOnly, c
+	s.file, s.contents = f, c
 	if readOnly != nil {
+		s.readOnly.Store(&readOnly)
 		s.log.Warn("the state can be read but not written: no lease can be made", "file", s.path, "error", readOnly)
 	}
 	return nil
@@ -314,7 +316,7 @@ func (s *Store) copyTo(name string, size int64) error {
 
 // writable tries again to open the file for writing if it could not be.
 func (s *Store) writable() error {
-	if s.readOnly == nil {
+	if s.readOnly.Load() == nil {
 		return nil
 	}
 	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
@@ -322,7 +324,8 @@ func (s *Store) writable() error {
 		return err
 	}
 	err = errors.Join(s.disconnect(), s.file.Close())
-	s.file, s.readOnly = f, nil
+	s.file = f
+	s.readOnly.Store(nil)
 	s.log.Info("the state can be written again", "file", s.path)
 	return err
 }
@@ -332,7 +335,7 @@ func (s *Store) connect() error {
 	err := s.guard(func() (err error) {
 		s.db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{
 			Timeout:      lockWait,
-			ReadOnly:     s.readOnly != nil,
+			ReadOnly:     s.readOnly.Load() != nil,
 			FreelistType: bbolt.FreelistMapType, // the other is slow in a large file
 			NoStatistics: true,
 			OpenFile:     s.openAgain,
@@ -343,7 +346,7 @@ func (s *Store) connect() error {
 		return nil
 	}
 	s.db, s.handle = nil, nil
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, boltErrors.ErrTimeout) {
 		return fmt.Errorf("another process uses %s", s.path)
 	}
 	return err

@@ -315,16 +315,6 @@ func (l *layout) bucket(name string, visit func(key, value []byte) error) error 
 	return leaf(inline, order.Uint16(inline[10:]), nil, nil, entry)
 }
 
-// unclaimed is an error if a page was met nowhere, when all buckets were read.
-func (l *layout) unclaimed() error {
-	for id, seen := range l.seen {
-		if !seen {
-			return damaged("page %d is neither in use nor free", id)
-		}
-	}
-	return nil
-}
-
 // readAt fills b. The end of the file is damage; a disk's error is none.
 func readAt(r io.ReaderAt, b []byte, at int64) error {
 	_, err := r.ReadAt(b, at)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"github.com/natless/natless/mapping"
 )
@@ -18,8 +17,9 @@ const schema = 1
 // for.
 type contents struct {
 	pageSize int64
-	leases   int    // then
-	past     uint64 // leases in the history
+	leases   int                  // of all addresses, then
+	past     uint64               // leases in the history
+	clients  map[[16]byte][4]byte // that have a lease, and of what address
 }
 
 // read holds every byte of the database that matters against what this package
@@ -35,7 +35,7 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 	if err != nil {
 		return contents{}, err
 	}
-	c := contents{pageSize: int64(l.pageSize)}
+	c := contents{pageSize: int64(l.pageSize), clients: map[[16]byte][4]byte{}}
 	want, err := readMetaBucket(l)
 	if err != nil {
 		return c, err
@@ -44,7 +44,6 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 		return c, damaged("there are %d buckets", len(l.roots))
 	}
 	var got total
-	var clients [][16]byte // of leases in force
 	count := map[string]uint64{}
 	for _, name := range dataBuckets {
 		err := l.bucket(name, func(key, record []byte) error {
@@ -54,27 +53,28 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 			}
 			got.add(record)
 			count[name]++
-			client, err := check(name, key, payload, saved)
-			if client.IPv6.IsValid() && client.Until.IsZero() {
-				clients = append(clients, client.IPv6.As16())
+			lease, err := check(name, key, payload, saved)
+			if err != nil || !lease.IPv6.IsValid() || !lease.Until.IsZero() {
+				return err
 			}
-			return err
+			if _, twice := c.clients[lease.IPv6.As16()]; twice {
+				return damaged("%v has two leases at once", lease.IPv6)
+			}
+			c.clients[lease.IPv6.As16()] = lease.IPv4.As4()
+			return nil
 		})
 		if err != nil {
 			return c, err
 		}
 	}
-	slices.SortFunc(clients, func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })
 	switch {
 	case got != want:
 		return c, damaged("records are missing")
 	case count[bucketHistory] != count[bucketEnded]:
 		return c, damaged("the history disagrees with its order by time")
-	case len(slices.Compact(clients)) != len(clients):
-		return c, damaged("a client has two leases at once")
 	}
 	c.leases, c.past = int(count[bucketLeases]), count[bucketHistory]
-	return c, l.unclaimed()
+	return c, nil
 }
 
 // check decodes a record, collects it, and returns the lease that it is.

@@ -19,6 +19,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -40,23 +41,24 @@ const (
 var errClosed = errors.New("the store is closed")
 
 // Store is a mapping.Store in a file. Its methods may be called from any
-// goroutine; they take turns.
+// goroutine. Load, Save and History take turns, so that each may have to wait
+// for the disk; Problems and SetHistory never do.
 type Store struct {
 	log        *slog.Logger
 	dir, path  string
+	aside      string // what was set aside at Open, in words
 	maxHistory uint64
+	history    atomic.Int64          // a time.Duration
+	readOnly   atomic.Pointer[error] // why the file cannot be written; nil: it can
 
 	mu       sync.Mutex
-	history  time.Duration
 	lock     *os.File // the directory, locked
 	file     *os.File // the database; nil: closed
-	readOnly error    // why it cannot be written; nil: it can
 	db       *bbolt.DB
 	handle   *os.File // db's own
 	doubtful bool     // bbolt panicked over it: to be checked before bbolt sees it again
 	undo     *heads   // what is to be restored of a Save that failed halfway
 	contents
-	aside string // what was set aside at Open, in words
 }
 
 // Open opens the database in a directory, which is made if there is none. A
@@ -65,7 +67,8 @@ type Store struct {
 // and nothing is changed. The history keeps what ended at most so long ago; 0:
 // none is kept.
 func Open(dir string, history time.Duration, log *slog.Logger) (*Store, error) {
-	s := &Store{log: log, history: history, maxHistory: maxHistory}
+	s := &Store{log: log, maxHistory: maxHistory}
+	s.SetHistory(history)
 	if err := s.open(dir); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("open state: %w", err)
@@ -76,13 +79,11 @@ func Open(dir string, history time.Duration, log *slog.Logger) (*Store, error) {
 // Problems is what an operator has to know: that a file was set aside, that
 // nothing can be saved.
 func (s *Store) Problems() (problems []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.aside != "" {
 		problems = append(problems, s.aside)
 	}
-	if s.readOnly != nil {
-		problems = append(problems, fmt.Sprintf("%s can be read but not written, so that no lease can be made and no mapping changed: %v", s.path, s.readOnly))
+	if why := s.readOnly.Load(); why != nil {
+		problems = append(problems, fmt.Sprintf("%s can be read but not written, so that no lease can be made and no mapping changed: %v", s.path, *why))
 	}
 	return problems
 }
@@ -96,11 +97,7 @@ func (s *Store) ReadOnly() error {
 
 // SetHistory changes how long the history goes back. What is older goes with
 // the next Saves, and is not told of from now on.
-func (s *Store) SetHistory(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.history = d
-}
+func (s *Store) SetHistory(d time.Duration) { s.history.Store(int64(d)) }
 
 // Close ends the use of the file.
 func (s *Store) Close() error {
@@ -136,9 +133,10 @@ func (s *Store) Load() (mapping.Saved, error) {
 }
 
 // Save makes a batch durable in one transaction: removals of maps first, then
-// new maps, then the leases in their order. With an error nothing of it is
-// durable, and the next Save works as soon as the cause is gone. A malformed
-// batch is an error too.
+// new maps, then the leases in their order. A client has one lease at a time: a
+// new one ends what it has at another address. With an error nothing of the
+// batch is durable, and the next Save works as soon as the cause is gone. A
+// malformed batch is an error too.
 func (s *Store) Save(b mapping.Batch) error {
 	w, err := encode(b)
 	if err != nil {
@@ -160,12 +158,16 @@ func (s *Store) save(w []write) error {
 	if err != nil {
 		return err
 	}
-	t := transaction{past: s.past}
+	t := transaction{
+		past: s.past, clients: s.clients, moved: map[[16]byte][4]byte{},
+		history: time.Duration(s.history.Load()), most: s.maxHistory,
+	}
 	err = s.guard(func() error {
-		return s.db.Update(func(tx *bbolt.Tx) error { return t.run(tx, w, s.history, s.maxHistory) })
+		return s.db.Update(func(tx *bbolt.Tx) error { return t.run(tx, w) })
 	})
 	if err == nil {
 		s.past = t.past
+		t.settleClients()
 		return nil
 	}
 	// bbolt may have failed after its last write and before that was on disk.
@@ -209,12 +211,17 @@ func encode(b mapping.Batch) (w []write, err error) {
 
 // transaction is a Save at work.
 type transaction struct {
-	tx    *bbolt.Tx
-	total total
-	past  uint64 // leases in the history
+	tx      *bbolt.Tx
+	total   total
+	past    uint64               // leases in the history
+	clients map[[16]byte][4]byte // as they were before
+	moved   map[[16]byte][4]byte // and what changed; 0.0.0.0: no lease any more
+
+	history time.Duration
+	most    uint64
 }
 
-func (t *transaction) run(tx *bbolt.Tx, writes []write, history time.Duration, most uint64) error {
+func (t *transaction) run(tx *bbolt.Tx, writes []write) error {
 	t.tx = tx
 	meta := tx.Bucket([]byte(bucketMeta))
 	payload, err := unseal(bucketMeta, []byte(keyTotal), meta.Get([]byte(keyTotal)))
@@ -225,16 +232,15 @@ func (t *transaction) run(tx *bbolt.Tx, writes []write, history time.Duration, m
 		return err
 	}
 	for _, w := range writes {
-		if err := t.write(w); err != nil {
+		put := t.write
+		if w.bucket == bucketLeases {
+			put = t.lease
+		}
+		if err := put(w); err != nil {
 			return err
 		}
-		if ended := w.bucket == bucketLeases && w.payload[leaseSize-1] == flagEnded|flagProven; ended && history > 0 {
-			if err := t.remember(w); err != nil {
-				return err
-			}
-		}
 	}
-	if err := t.prune(history, most, pruned+len(writes)); err != nil {
+	if err := t.prune(pruned + len(writes)); err != nil {
 		return err
 	}
 	return meta.Put([]byte(keyTotal), seal(bucketMeta, []byte(keyTotal), t.total.encode()))
@@ -260,6 +266,67 @@ func (t *transaction) write(w write) error {
 	return b.Put(w.key, record)
 }
 
+// lease puts a lease, which is the only one of its client then.
+func (t *transaction) lease(w write) error {
+	address, client := [4]byte(w.key), [16]byte(w.payload)
+	if former := t.tx.Bucket([]byte(bucketLeases)).Get(w.key); former != nil {
+		payload, err := unseal(bucketLeases, w.key, former)
+		if err != nil {
+			return err
+		}
+		if c := [16]byte(payload); t.addressOf(c) == address {
+			t.moved[c] = [4]byte{}
+		}
+	}
+	if err := t.write(w); err != nil {
+		return err
+	}
+	switch flags := w.payload[leaseSize-1]; {
+	case flags == flagEnded|flagProven && t.history > 0:
+		return t.remember(w)
+	case flags&flagEnded != 0:
+		return nil
+	}
+	if other := t.addressOf(client); other != [4]byte{} {
+		if err := t.end(other, w.payload[16:24]); err != nil {
+			return err
+		}
+	}
+	t.moved[client] = address
+	return nil
+}
+
+// end ends the lease of an address.
+func (t *transaction) end(address [4]byte, until []byte) error {
+	payload, err := unseal(bucketLeases, address[:], t.tx.Bucket([]byte(bucketLeases)).Get(address[:]))
+	if err != nil {
+		return err
+	}
+	payload = bytes.Clone(payload)
+	copy(payload[24:], until)
+	payload[leaseSize-1] |= flagEnded
+	return t.lease(write{bucketLeases, address[:], payload})
+}
+
+// addressOf is what a client has a lease of; 0.0.0.0: nothing.
+func (t *transaction) addressOf(client [16]byte) [4]byte {
+	if a, ok := t.moved[client]; ok {
+		return a
+	}
+	return t.clients[client]
+}
+
+// settleClients is for when the transaction is durable.
+func (t *transaction) settleClients() {
+	for c, a := range t.moved {
+		if a == [4]byte{} {
+			delete(t.clients, c)
+			continue
+		}
+		t.clients[c] = a
+	}
+}
+
 // remember enters an ended lease in the history.
 func (t *transaction) remember(w write) error {
 	history, ended, past := pastKeys(w.key, w.payload)
@@ -271,12 +338,12 @@ func (t *transaction) remember(w write) error {
 
 // prune takes what is too old or too much out of the history, n leases at
 // most.
-func (t *transaction) prune(history time.Duration, most uint64, n int) error {
+func (t *transaction) prune(n int) error {
 	var surplus uint64
-	if t.past > most {
-		surplus = t.past - most
+	if t.past > t.most {
+		surplus = t.past - t.most
 	}
-	since := sortable(time.Now().Add(-history).UnixNano())
+	since := sortable(time.Now().Add(-t.history).UnixNano())
 	var old [][]byte // deleting moves a cursor
 	c := t.tx.Bucket([]byte(bucketEnded)).Cursor()
 	for key, _ := c.First(); key != nil && len(old) < n; key, _ = c.Next() {
@@ -331,7 +398,7 @@ func (s *Store) historyFrom(from []byte, at time.Time) (leases []mapping.SavedLe
 				lent: tx.Bucket([]byte(bucketLeases)).Cursor(),
 				past: tx.Bucket([]byte(bucketHistory)).Cursor(),
 				at:   at,
-				kept: time.Now().Add(-s.history),
+				kept: time.Now().Add(-time.Duration(s.history.Load())),
 			}
 			next, err = q.run(from)
 			leases = q.leases

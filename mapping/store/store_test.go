@@ -115,6 +115,66 @@ func TestLeasesOfABatchAreInOrder(t *testing.T) {
 	assert.Equal(t, []mapping.SavedLease{ended(former, past(10))}, history(t, s, past(5)))
 }
 
+func TestAClientHasOneLease(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	first := mapping.SavedLease{IPv4: v4(1), IPv6: v6(9), Since: past(1), Proven: true}
+	second, third := first, first
+	second.IPv4, second.Since = v4(2), past(5)
+	third.IPv4, third.Since = v4(3), past(7)
+	require.NoError(t, s.Save(leases(first)))
+	require.NoError(t, s.Save(leases(second, third)))
+	want := []mapping.SavedLease{ended(first, past(5)), ended(second, past(7)), third}
+	assert.Equal(t, want, load(t, s).Leases)
+	assert.Equal(t, want[:1], history(t, s, past(3)))
+	assert.Equal(t, want[2:], history(t, s, past(8)))
+
+	other := third
+	other.IPv6 = v6(10)
+	require.NoError(t, s.Save(leases(ended(third, past(9)), other, first)), "its address is another's now")
+	assert.Equal(t, []mapping.SavedLease{first, ended(second, past(7)), other}, load(t, s).Leases)
+	clients := s.clients
+	require.NoError(t, s.Close())
+	assert.Equal(t, clients, open(t, dir).clients)
+}
+
+// TestNoBatchMakesAContradiction saves leases in any order: what is saved is a
+// file that can be opened.
+func TestNoBatchMakesAContradiction(t *testing.T) {
+	top := t.TempDir()
+	rapid.Check(t, func(t *rapid.T) {
+		dir, err := os.MkdirTemp(top, "")
+		require.NoError(t, err)
+		s, err := Open(dir, month, quiet)
+		require.NoError(t, err)
+		for range rapid.IntRange(1, 4).Draw(t, "batches") {
+			var b mapping.Batch
+			for range rapid.IntRange(1, 10).Draw(t, "leases") {
+				second := func(name string) time.Time { return past(rapid.IntRange(0, 9).Draw(t, name)) }
+				l := mapping.SavedLease{
+					IPv4: v4(rapid.IntRange(1, 5).Draw(t, "IPv4")), IPv6: v6(rapid.IntRange(1, 5).Draw(t, "IPv6")),
+					Since: second("since"), Proven: rapid.Bool().Draw(t, "proven"),
+				}
+				if rapid.Bool().Draw(t, "ended") {
+					l.Until = second("until")
+				}
+				b.Leases = append(b.Leases, l)
+			}
+			require.NoError(t, s.Save(b))
+			require.Contains(t, load(t, s).Leases, b.Leases[len(b.Leases)-1])
+		}
+		want, clients, n := load(t, s), s.clients, s.past
+		require.NoError(t, s.Close())
+		s, err = Open(dir, month, quiet)
+		require.NoError(t, err)
+		defer s.Close()
+		require.Empty(t, s.Problems())
+		require.Equal(t, want, load(t, s))
+		require.Equal(t, clients, s.clients)
+		require.Equal(t, n, s.past)
+	})
+}
+
 func TestMalformedBatch(t *testing.T) {
 	s := open(t, t.TempDir())
 	good := lent(1, past(1))
