@@ -90,9 +90,10 @@ func (s *Store) Problems() (problems []string) {
 
 // ReadOnly is why nothing can be saved, as far as is known; nil: it can.
 func (s *Store) ReadOnly() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.readOnly
+	if why := s.readOnly.Load(); why != nil {
+		return *why
+	}
+	return nil
 }
 
 // SetHistory changes how long the history goes back. What is older goes with
