@@ -24,10 +24,11 @@ func (s *policy) lack(client netip.Addr, tick uint32) {
 
 // relieve ends leases early in pools that lack addresses: first those that
 // nobody ever answered, once they had a minute for it. If there are none, and
-// fewer addresses are in quarantine than clients were refused, then the proven
-// ones that were idle the longest, which must be a minute at least. An ended
-// lease's address goes into quarantine like any other, so that it serves
-// others only then: hence no more end than were refused.
+// fewer addresses are unlent (in quarantine, that is) than clients were
+// refused, then the proven ones that were idle the longest, which must be a
+// minute at least. An ended lease's address goes into quarantine like any
+// other, so that it serves others only then: hence no more end than were
+// refused.
 func (t *Table) relieve(tick uint32) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
@@ -40,7 +41,7 @@ func (t *Table) relieve(tick uint32) {
 			continue
 		}
 		list := p.unanswered(tick)
-		if supply := int(p.quarantined(g.v4, tick)) + p.spare.len; len(list) == 0 && supply < demand {
+		if supply := int(p.usable - p.lent); len(list) == 0 && supply < demand {
 			list = p.idlest(tick, min(evicted, demand-supply))
 		}
 		for _, l := range list {

@@ -193,7 +193,7 @@ func (t *Table) formerOf(strange []*pool) (ended []SavedLease) {
 	if t.keeper.Store == nil {
 		return nil
 	}
-	saved, err := t.keeper.Store.Load()
+	saved, err := t.keeper.read()
 	if err != nil {
 		return nil
 	}
