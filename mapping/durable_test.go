@@ -37,10 +37,13 @@ func (l listing) enter(there bool, key, value string) {
 func list(x *Table) (uint64, listing) {
 	l := listing{}
 	revision, all := x.MapsAt()
+	same, leases := x.LeasesAt()
+	if revision != same { // something changed in between
+		return list(x)
+	}
 	for m := range all {
 		l.apply(Event{Op: OpMapAdded, Map: &m})
 	}
-	_, leases := x.LeasesAt()
 	for m := range leases {
 		l.apply(Event{Op: OpLeaseMade, Lease: &m})
 	}

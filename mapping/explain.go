@@ -149,8 +149,9 @@ func (t *Table) Pools() []PoolInfo {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	list := []PoolInfo{}
-	for _, p := range t.current.Load().pools {
-		quarantined := p.quarantined(t.tick.Load())
+	s := t.current.Load()
+	for _, p := range s.pools {
+		quarantined := p.quarantined(s.v4, t.tick.Load())
 		list = append(list, PoolInfo{
 			IPv4: p.IPv4, Clients: append([]netip.Prefix{}, p.Clients...), Local: p.Local,
 			Size: p.size, Usable: p.usable, Lent: p.lent, Quarantined: quarantined, Free: p.usable - p.lent - quarantined,

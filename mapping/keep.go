@@ -136,7 +136,7 @@ func (g *stage) former(ended []SavedLease) (list []*returned) {
 	tick, now := g.t.tick.Load(), g.t.now()
 	for i, x := range ended {
 		r := &returned{
-			prefix: netip.PrefixFrom(x.IPv4, 32), client: x.IPv6, n: 1, at: tick - age(now.Sub(x.Until)),
+			prefix: netip.PrefixFrom(x.IPv4, 32), client: x.IPv6, at: tick - age(now.Sub(x.Until)),
 			kept: x.Proven && len(ended)-i <= remembered, spare: !x.Proven,
 		}
 		if p := g.poolOf(r.prefix); p != nil && p.MaxLife > 0 && x.Until.Sub(x.Since) >= p.MaxLife {
@@ -155,7 +155,7 @@ func (g *stage) keepAll(list []*returned) {
 		if p == nil {
 			continue
 		}
-		if there := p.returned[number4(r.addr())-number4(p.IPv4.Addr())]; there != nil && r.prefix.Bits() == 32 {
+		if there := p.at(r.prefix); there != nil {
 			p.forget(there)
 		}
 		p.keep(r)

@@ -146,9 +146,13 @@ func (t *Table) leave(g *stage, l *lease) {
 	}
 	t.uncount(l)
 	if e, _ := g.v4.Lookup(l.v4); e == p.entry {
-		p.takeBack(l, tick, t.keeper == nil || l.known || l.proven.Load())
+		p.keep(givenBack(l, tick, t.answered(l)))
 	}
 }
+
+// answered reports whether somebody ever answered the client of a lease at
+// this address, as far as that matters.
+func (t *Table) answered(l *lease) bool { return t.keeper == nil || l.known || l.proven.Load() }
 
 // uncount counts a lease out of its network.
 func (t *Table) uncount(l *lease) {

@@ -37,7 +37,7 @@ type pool struct {
 	rested   returnedQueue // proven leases', and what maps took
 	spare    returnedQueue // of leases that nobody answered
 	returned map[uint32]*returned
-	wide     []*returned              // those of rested that are more than one address
+	wide     *bart.Fast[*returned]    // those of rested that are more than one address
 	former   map[netip.Addr]*returned // those in rested, by client
 
 	refusals map[netip.Addr]uint32 // clients that it had no address for, and the tick
@@ -70,7 +70,6 @@ type returned struct {
 	client     netip.Addr // who had it last; invalid: a map, or unknown
 	kept       bool       // for client
 	at         uint32     // tick of its return
-	n          uint32     // addresses in it that can be lent
 	spare      bool       // without quarantine: nobody answered its client
 	prev, next *returned
 }
@@ -150,9 +149,18 @@ func (p *pool) rests(r *returned, tick uint32) bool {
 }
 
 // quarantined counts the addresses that are in quarantine.
-func (p *pool) quarantined(tick uint32) (n uint32) {
+func (p *pool) quarantined(v4 *bart.Fast[*entry], tick uint32) (n uint32) {
 	for r := p.rested.last; r != nil && p.rests(r, tick); r = r.prev {
-		n += r.n
+		if r.prefix.Bits() == 32 {
+			n++
+		}
+	}
+	var last netip.Prefix
+	for x, r := range p.wide.AllSorted4() {
+		if p.rests(r, tick) && !(last.IsValid() && last.Overlaps(x)) {
+			last = x
+			n += p.unlent(v4, x) - uint32(len(p.within(x)))
+		}
 	}
 	return n
 }
@@ -170,11 +178,11 @@ func (p *pool) fresh(s *snapshot) netip.Addr {
 		a := addr4(start + p.next)
 		taken, e, _ := s.v4.LookupPrefixLPM(netip.PrefixFrom(a, 32))
 		if e == p.entry {
-			i := slices.IndexFunc(p.wide, func(r *returned) bool { return r.prefix.Contains(a) })
-			if i < 0 {
+			r, _ := p.wide.Lookup(a)
+			if r == nil {
 				return a
 			}
-			taken = p.wide[i].prefix
+			taken = r.prefix
 		}
 		p.next = number4(last4(taken)) - start + 1
 	}
@@ -185,15 +193,17 @@ func (p *pool) fresh(s *snapshot) netip.Addr {
 // is over. It finds there what nobody has. It must not be called between take
 // and what follows.
 func (p *pool) wake(tick uint32) {
-	p.wide = slices.DeleteFunc(p.wide, func(r *returned) bool {
-		if p.rests(r, tick) {
-			return false
+	var over []*returned
+	for _, r := range p.wide.All4() {
+		if !p.rests(r, tick) {
+			over = append(over, r)
 		}
-		p.rested.remove(r)
+	}
+	for _, r := range over {
+		p.forget(r)
 		p.stranger = true
 		p.next = min(p.next, p.number(r.addr()))
-		return true
-	})
+	}
 }
 
 func (s *policy) wake(tick uint32) {
@@ -206,13 +216,14 @@ func (p *pool) number(a netip.Addr) uint32 {
 	return max(p.first, number4(a)-number4(p.IPv4.Addr()))
 }
 
-// takeBack keeps the address of a lease that ended. Its client finds it again
-// there, unless the lease came to its maximum age: an active client would have
-// it back at once, and max_life would mean nothing.
-func (p *pool) takeBack(l *lease, tick uint32, proven bool) {
-	p.keep(&returned{
-		prefix: netip.PrefixFrom(l.v4, 32), client: l.v6, kept: proven && !l.aged(p, tick), at: tick, n: 1, spare: !proven,
-	})
+// givenBack is the address of a lease that ended. Its client finds it again,
+// unless the lease came to its maximum age: an active client would have it
+// back at once, and max_life would mean nothing.
+func givenBack(l *lease, tick uint32, answered bool) *returned {
+	return &returned{
+		prefix: netip.PrefixFrom(l.v4, 32), client: l.v6, at: tick,
+		kept: answered && !l.aged(l.pool.Load(), tick), spare: !answered,
+	}
 }
 
 // keep enters what came back in its queue.
@@ -230,7 +241,7 @@ func (p *pool) queue(r *returned) *returnedQueue {
 
 func (p *pool) index(r *returned) {
 	if r.prefix.Bits() < 32 {
-		p.wide = append(p.wide, r)
+		p.wide.Insert(r.prefix, r)
 		return
 	}
 	p.returned[number4(r.addr())-number4(p.IPv4.Addr())] = r
@@ -244,10 +255,19 @@ func (p *pool) forget(r *returned) {
 	p.queue(r).remove(r)
 	p.disown(r)
 	if r.prefix.Bits() < 32 {
-		p.wide = slices.DeleteFunc(p.wide, func(x *returned) bool { return x == r })
+		p.wide.Delete(r.prefix)
 		return
 	}
 	delete(p.returned, number4(r.addr())-number4(p.IPv4.Addr()))
+}
+
+// at is what came back of that very prefix; nil if nothing did.
+func (p *pool) at(x netip.Prefix) *returned {
+	if x.Bits() < 32 {
+		r, _ := p.wide.Get(x)
+		return r
+	}
+	return p.returned[number4(x.Addr())-number4(p.IPv4.Addr())]
 }
 
 // disown has an address no longer kept for its client.
@@ -259,7 +279,18 @@ func (p *pool) disown(r *returned) {
 
 // lendable counts the addresses under x that are p's to lend, lent or not.
 func (p *pool) lendable(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
-	if e, _ := v4.LookupPrefix(x); e != p.entry && e.kind != kindLease {
+	return p.count(v4, x, func(e *entry) bool { return e.kind == kindLease })
+}
+
+// unlent counts the addresses under x that are p's and not lent.
+func (p *pool) unlent(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
+	return p.count(v4, x, func(*entry) bool { return false })
+}
+
+// count counts the addresses under x that are p's or of entries that count as
+// p's, without what looks like the network.
+func (p *pool) count(v4 *bart.Fast[*entry], x netip.Prefix, counts func(*entry) bool) uint32 {
+	if e, _ := v4.LookupPrefix(x); e != p.entry && !counts(e) {
 		return 0
 	}
 	n := uint32(size4(x))
@@ -268,7 +299,7 @@ func (p *pool) lendable(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
 	}
 	var last netip.Prefix
 	for y, e := range v4.Subnets(x) {
-		if e == p.entry || e.kind == kindLease || last.IsValid() && last.Contains(y.Addr()) {
+		if e == p.entry || counts(e) || last.IsValid() && last.Contains(y.Addr()) {
 			continue
 		}
 		last = y
@@ -280,33 +311,37 @@ func (p *pool) lendable(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
 	return n
 }
 
+// within lists the single addresses under x that came back.
+func (p *pool) within(x netip.Prefix) (list []*returned) {
+	start, size := number4(x.Addr())-number4(p.IPv4.Addr()), uint32(size4(x))
+	if int(size) > len(p.returned) {
+		for i, r := range p.returned {
+			if i-start < size {
+				list = append(list, r)
+			}
+		}
+		return list
+	}
+	for i := range size {
+		if r := p.returned[start+i]; r != nil {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
 // lose takes the addresses of a new map out of the pool, n of them.
 func (p *pool) lose(x netip.Prefix, n uint32) {
 	p.usable -= n
-	start := number4(x.Addr()) - number4(p.IPv4.Addr())
-	if size := size4(x); size <= uint64(len(p.returned)) {
-		for i := range uint32(size) {
-			if r := p.returned[start+i]; r != nil {
-				p.forget(r)
-				n--
-			}
-		}
-	} else {
-		for i, r := range p.returned {
-			if i-start < uint32(size) {
-				p.forget(r)
-				n--
-			}
-		}
+	for _, r := range p.within(x) {
+		p.forget(r)
 	}
-	for _, r := range slices.Clone(p.wide) {
-		switch {
-		case !r.prefix.Overlaps(x):
-		case r.prefix.Bits() >= x.Bits():
-			p.forget(r)
-		default:
-			r.n -= min(r.n, n)
-		}
+	var wide []*returned
+	for _, r := range p.wide.Subnets(x) {
+		wide = append(wide, r)
+	}
+	for _, r := range wide {
+		p.forget(r)
 	}
 }
 
@@ -315,7 +350,7 @@ func (p *pool) lose(x netip.Prefix, n uint32) {
 func (p *pool) regain(x netip.Prefix, n, tick uint32) {
 	p.usable += n
 	if n > 0 {
-		p.keep(&returned{prefix: x, at: tick, n: n})
+		p.keep(&returned{prefix: x, at: tick})
 	}
 }
 

@@ -40,7 +40,7 @@ func (t *Table) relieve(tick uint32) {
 			continue
 		}
 		list := p.unanswered(tick)
-		if supply := int(p.quarantined(tick)) + p.spare.len; len(list) == 0 && supply < demand {
+		if supply := int(p.quarantined(g.v4, tick)) + p.spare.len; len(list) == 0 && supply < demand {
 			list = p.idlest(tick, min(evicted, demand-supply))
 		}
 		for _, l := range list {

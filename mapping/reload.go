@@ -222,11 +222,13 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	for _, p := range old.pools {
 		for _, q := range []*returnedQueue{&p.rested, &p.spare} {
 			for x := q.first; x != nil; x = x.next {
-				list = append(list, &returned{prefix: x.prefix, client: x.client, kept: x.kept, at: x.at, n: x.n, spare: x.spare})
+				list = append(list, &returned{prefix: x.prefix, client: x.client, kept: x.kept, at: x.at, spare: x.spare})
 			}
 		}
 	}
-	r.keepAll(list)
+	for _, m := range r.diff.MapsRemoved {
+		list = append(list, &returned{prefix: m.IPv4, at: tick})
+	}
 	for _, k := range r.kept {
 		if k.lease.place >= 0 {
 			heap.Remove(&k.lease.pool.Load().due, k.lease.place)
@@ -237,8 +239,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	}
 	for _, l := range r.ended {
 		t.uncount(l)
-		if p := r.poolOf(netip.PrefixFrom(l.v4, 32)); p != nil {
-			p.takeBack(l, tick, t.keeper == nil || l.known || l.proven.Load())
-		}
+		list = append(list, givenBack(l, tick, t.answered(l)))
 	}
+	r.keepAll(list)
 }
