@@ -178,6 +178,19 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestFreePageInUse has the list of free pages name one that is in use, which
+// the next Save would write over.
+func TestFreePageInUse(t *testing.T) {
+	x := newSample(t)
+	content := bytes.Clone(x.after)
+	m, err := readMeta(bytes.NewReader(content), int64(len(content)))
+	require.NoError(t, err)
+	list := content[m.freelist*m.pageSize:]
+	require.NotZero(t, order.Uint16(list[10:]))
+	order.PutUint64(list[headerSize:], m.root)
+	assert.True(t, x.holds(t, put(t, t.TempDir(), content), content))
+}
+
 // TestStrangeRecords decodes what has the right checksum and is not ours.
 func TestStrangeRecords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
