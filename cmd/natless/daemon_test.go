@@ -258,6 +258,8 @@ func (g *going) wrote(t *testing.T, text string) string {
 		g.mu.Unlock()
 		time.Sleep(10 * time.Millisecond)
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	require.Fail(t, "the command did not write: "+text, "%s\n%s", g.out.String(), g.errs.String())
 	return ""
 }

@@ -168,7 +168,7 @@ has it.`,
 				defer stop()
 				l, err := ask.client().Release(ctx, a)
 				if err != nil {
-					return fmt.Errorf("releasing %v: %w", a, err)
+					return err
 				}
 				return ask.line(cmd.OutOrStdout(), l, "released %v, which %v had since %s", l.IPv4, l.IPv6, local(l.Since))
 			})(cmd, args)

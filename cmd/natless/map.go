@@ -221,7 +221,7 @@ removed by "natless map rm".`,
 				defer stop()
 				revision, err := ask.client().AddMap(ctx, m.IPv4, m.IPv6, m.Label)
 				if err != nil {
-					return fmt.Errorf("adding %s: %w", sidesOf(m), err)
+					return err
 				}
 				return ask.line(cmd.OutOrStdout(), struct {
 					IPv4     netip.Prefix `json:"ipv4"`
@@ -258,7 +258,7 @@ One of the configuration is not removed: change the file, and "natless reload".`
 				defer stop()
 				revision, err := ask.client().RemoveMap(ctx, p)
 				if err != nil {
-					return fmt.Errorf("removing %s: %w", config.Short(p), err)
+					return err
 				}
 				return ask.line(cmd.OutOrStdout(), struct {
 					Prefix   netip.Prefix `json:"prefix"`

@@ -24,7 +24,7 @@ change go on. "natless check --diff" tells beforehand.`,
 			defer stop()
 			changes, err := control.NewClient(socket.Socket()).Reload(ctx)
 			if err != nil {
-				return fmt.Errorf("reloading: %w", err)
+				return err
 			}
 			for _, line := range changes {
 				fmt.Fprintln(cmd.OutOrStdout(), line)

@@ -122,7 +122,8 @@ func (l *listing[T]) watch(ctx context.Context, c *control.Client, v view[T]) er
 
 // retry calls do, which calls begun when it has an answer, again and again
 // until the context ends, which is no error. It gives up when the first call
-// gets no answer at all, or when it went well for no second of the patience.
+// gets no answer, and when nothing went well for as long as there is patience.
+// What ends within a second did not go well.
 func retry(ctx context.Context, notice func(error), do func(begun func()) error) error {
 	var well time.Time
 	for said := false; ; {
@@ -165,7 +166,7 @@ func (l *listing[T]) watchOn(cmd *cobra.Command, ask *asking) error {
 	ctx, stop := watching(cmd)
 	defer stop()
 	out := cmd.OutOrStdout()
-	if s := newScreen(out); s != nil && !ask.json() {
+	if s := ask.screen(out); s != nil {
 		defer s.close()
 		return l.watch(ctx, ask.client(), &picture[T]{listing: l, screen: s})
 	}
@@ -202,11 +203,12 @@ func (v *lines[T]) event(e mapping.Event, row T, _ bool) error {
 	if v.json {
 		return json.NewEncoder(v.out).Encode(e)
 	}
-	cells := append([]any{e.Time.Local().Format(time.DateTime), e.Op}, v.cells(row)...)
-	if e.By != "" {
-		cells = append(cells, "by "+e.By)
+	cells := append([]any{local(e.Time), e.Op}, v.cells(row)...)
+	text := strings.Join(texts(cells), "  ")
+	if e.By != "" && !strings.HasSuffix(text, " by "+e.By) { // as an origin ends
+		text += "  by " + e.By
 	}
-	_, err := fmt.Fprintln(v.out, strings.Join(texts(cells), "  "))
+	_, err := fmt.Fprintln(v.out, text)
 	return err
 }
 
@@ -300,12 +302,10 @@ func poll(cmd *cobra.Command, o *output, show func(context.Context, io.Writer) e
 	ctx, stop := watching(cmd)
 	defer stop()
 	out, notice := cmd.OutOrStdout(), func(err error) { fmt.Fprintf(cmd.ErrOrStderr(), "natless: %v: asking again\n", err) }
-	s := newScreen(out)
-	if s != nil && !o.json() {
+	s := o.screen(out)
+	if s != nil {
 		defer s.close()
 		notice = func(err error) { s.show(func(int) string { return fmt.Sprintf("%v: trying again\n", err) }) }
-	} else {
-		s = nil
 	}
 	between := ""
 	return retry(ctx, notice, func(begun func()) error {
@@ -349,10 +349,10 @@ const (
 	clearBelow  = "\x1b[J"
 )
 
-// newScreen is nil if out is no terminal.
-func newScreen(out io.Writer) *screen {
+// screen is nil for JSON, and where out is no terminal.
+func (o *output) screen(out io.Writer) *screen {
 	f, ok := out.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
+	if !ok || o.json() || !term.IsTerminal(int(f.Fd())) {
 		return nil
 	}
 	s := &screen{out: f, ending: make(chan struct{}), ended: make(chan struct{})}

@@ -30,7 +30,7 @@ func TestWatchLines(t *testing.T) {
 	mustSay(t, "lease release 169.254.64.2")
 	mustSay(t, "map add 192.0.2.7 2001:db8::7")
 	at := began.Local().Format(time.DateTime)
-	assert.Equal(t, at+"  map_added  map  192.0.2.7/32  2001:db8::7/128  -  added now by somebody  by somebody\n", g.wrote(t, "\n"))
+	assert.Equal(t, at+"  map_added  map  192.0.2.7/32  2001:db8::7/128  -  added now by somebody\n", g.wrote(t, "\n"))
 	mustSay(t, "map rm 192.0.2.1")
 	assert.Equal(t, at+"  map_removed  map  192.0.2.1/32  2001:db8::1/128  web 1  natless.toml:3  by somebody\n", g.wrote(t, "\n"))
 
@@ -73,7 +73,7 @@ func TestPollLines(t *testing.T) {
 	g.wrote(t, `"revision":8`)
 	g.ends(t)
 	g = goOn(t, "stats --watch")
-	g.wrote(t, "write_errors       0\n\nipv6_in")
+	g.wrote(t, " 0\n\nipv6_in")
 	g.ends(t)
 }
 
@@ -144,22 +144,26 @@ func terminal(t *testing.T, height uint16) (shown, at *os.File) {
 	return shown, at
 }
 
+// onTerminal starts a command that goes on, on a terminal.
+func onTerminal(t *testing.T, args string) *going {
+	t.Helper()
+	shown, at := terminal(t, 10)
+	ctx, stop := context.WithCancel(t.Context())
+	t.Cleanup(stop)
+	g := &going{stop: stop, done: make(chan error, 1)}
+	go io.Copy(guarded{g, &g.out}, shown)
+	cmd := root()
+	cmd.SetArgs(strings.Fields(args))
+	cmd.SetOut(at)
+	go func() { g.done <- cmd.ExecuteContext(ctx) }()
+	return g
+}
+
 // TestWatchOnTerminal holds that a watch draws in place, and gives the terminal
 // back.
 func TestWatchOnTerminal(t *testing.T) {
-	f := newFake()
-	f.serve(t)
-	shown, at := terminal(t, 10)
-	g := &going{done: make(chan error, 1)}
-	go io.Copy(guarded{g, &g.out}, shown)
-	ctx, stop := context.WithCancel(t.Context())
-	g.stop = stop
-	defer stop()
-	cmd := root()
-	cmd.SetArgs(strings.Fields("map ls --watch"))
-	cmd.SetOut(at)
-	go func() { g.done <- cmd.ExecuteContext(ctx) }()
-
+	newFake().serve(t)
+	g := onTerminal(t, "map ls --watch")
 	first := g.wrote(t, clearBelow)
 	assert.True(t, strings.HasPrefix(first, enterScreen+home+"natless map ls: 3 rows"+clearLine+"\r"), "%q", first)
 	assert.Contains(t, first, "map     192.0.2.1/32     2001:db8::1/128   web 1  natless.toml:3"+clearLine)
@@ -170,7 +174,18 @@ func TestWatchOnTerminal(t *testing.T) {
 	pictures := g.wrote(t, "natless map ls: 23 rows")
 	assert.LessOrEqual(t, strings.Count(pictures, home), 1+int(time.Since(began)/redraw), "drawn too often")
 	g.ends(t)
-	assert.Contains(t, g.wrote(t, leaveScreen), leaveScreen)
+	g.wrote(t, leaveScreen)
+
+	g = onTerminal(t, "stats --watch")
+	assert.Contains(t, g.wrote(t, "write_errors"), enterScreen+home)
+	g.ends(t)
+	g.wrote(t, leaveScreen)
+
+	for _, args := range []string{"map ls --watch -o json", "stats --watch -o json"} {
+		g = onTerminal(t, args)
+		assert.NotContains(t, g.wrote(t, "}"), "\x1b", args)
+		g.ends(t)
+	}
 }
 
 func TestPicture(t *testing.T) {
