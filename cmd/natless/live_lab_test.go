@@ -390,7 +390,6 @@ func TestLabStateUnavailable(t *testing.T) {
 	lease := w.leaseOf(t, client1)
 	ballast, err := os.Create(filepath.Join(dir, "ballast"))
 	require.NoError(t, err)
-	defer ballast.Close()
 	for range 1 << 10 {
 		if _, err = ballast.Write(make([]byte, 1<<10)); err != nil {
 			break
@@ -409,7 +408,7 @@ func TestLabStateUnavailable(t *testing.T) {
 	assert.Contains(t, w.daemon.Output(), "no space left on device")
 	pings(t, w.client, client1)
 	require.NoError(t, os.Remove(ballast.Name()))
-	require.NoError(t, ballast.Truncate(0))
+	require.NoError(t, ballast.Close())
 	w.recovers(t, refused)
 	require.NoError(t, w.daemon.Stop())
 
@@ -428,6 +427,11 @@ func TestLabStateUnavailable(t *testing.T) {
 	_, err = w.asks().AddMap(t.Context(), netip.MustParsePrefix("203.0.113.9/32"), netip.MustParsePrefix("2001:db8:9::9/128"), "")
 	assert.ErrorIs(t, err, mapping.ErrUnavailable)
 	unchanged(t, w.Host, before, "after a map that could not be saved")
+	rewrite(t, w.daemon, own+"[[pool]]\nipv4 = \"100.64.0.0/24\"\n")
+	_, err = w.asks().Reload(t.Context())
+	assert.ErrorIs(t, err, mapping.ErrUnavailable, "leases end with their pool")
+	unchanged(t, w.Host, before, "after a reload that could not be saved")
+	pings(t, w.client, client1)
 
 	require.NoError(t, unix.Mount("", dir, "", unix.MS_REMOUNT, ""))
 	w.recovers(t, refused)

@@ -86,6 +86,14 @@ func tabulateStatus(r *rows, s control.Status) {
 	for _, p := range s.Pools {
 		r.add("pool", fmt.Sprintf("%v: %d of %d lent, %d in quarantine", p.IPv4, p.Lent, p.Usable, p.Quarantined))
 	}
+	for _, n := range s.Networks {
+		r.add("leases of", fmt.Sprintf("%v: %d", n.Prefix, n.Leases))
+	}
+	state := "in memory"
+	if s.State.Dir != "" {
+		state = s.State.Dir
+	}
+	r.add("state", state)
 	r.add("revision", s.Revision)
 	r.add("refused", strings.Join(s.Refused, "; "))
 	for _, w := range s.Warnings {

@@ -40,9 +40,9 @@ func (c *Config) KeepOwn(running *Config) error {
 	return nil
 }
 
-// CheckReload refuses, by name, what is different in the next configuration
-// and cannot change while natless runs.
-func (c *Config) CheckReload(next *Config) error {
+// CheckReload tells what is different in the next configuration, in words and a
+// line each, and refuses by name what of it cannot change while natless runs.
+func (c *Config) CheckReload(next *Config) (changes []string, err error) {
 	var errs []error
 	for _, d := range c.diff(next) {
 		same := d.key == "translation.ipv4" && c.OwnIPv4() == next.OwnIPv4() ||
@@ -50,17 +50,9 @@ func (c *Config) CheckReload(next *Config) error {
 		if d.restart && !same {
 			errs = append(errs, fmt.Errorf("needs a restart: %s", d))
 		}
+		changes = append(changes, d.String())
 	}
-	return errors.Join(errs...)
-}
-
-// Changes are the differences to the next configuration in words, a line each.
-func (c *Config) Changes(next *Config) []string {
-	var lines []string
-	for _, d := range c.diff(next) {
-		lines = append(lines, d.String())
-	}
-	return lines
+	return changes, errors.Join(errs...)
 }
 
 // difference is a key with another value, or a map or pool that is not in both.
@@ -107,6 +99,13 @@ func diffTable(name string, old, new reflect.Value) []difference {
 // diffMaps tells maps apart by their IPv4 side: their numbers change with every
 // one that is put in front.
 func diffMaps(old, new []Map) []difference {
+	same := func(m, n Map) bool { return m.IPv4 == n.IPv4 && m.IPv6 == n.IPv6 && m.Label == n.Label }
+	for len(old) > 0 && len(new) > 0 && same(old[0], new[0]) { // of a million, most
+		old, new = old[1:], new[1:]
+	}
+	for len(old) > 0 && len(new) > 0 && same(old[len(old)-1], new[len(new)-1]) {
+		old, new = old[:len(old)-1], new[:len(new)-1]
+	}
 	var list []difference
 	before := make(map[netip.Prefix]Map, len(old))
 	for _, m := range old {
@@ -118,7 +117,7 @@ func diffMaps(old, new []Map) []difference {
 		switch {
 		case !ok:
 			list = append(list, difference{key: "map", new: m.String()})
-		case was.IPv6 != m.IPv6 || was.Label != m.Label:
+		case !same(was, m):
 			list = append(list, difference{key: "map", old: was.String(), new: m.String()})
 		}
 	}

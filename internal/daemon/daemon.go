@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -67,7 +68,8 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	}
 
 	added := runtimeSides(table)
-	host, err := hostnet.Prepare(withAdded(Plan(c), added))
+	plan := Plan(c)
+	host, err := hostnet.Prepare(withAdded(plan, added))
 	if err != nil {
 		return fmt.Errorf("preparing the host: %w", err)
 	}
@@ -105,7 +107,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 		host: host, device: device, plane: plane, server: server, log: log, level: level,
 		added: added, clashes: map[string]bool{},
 	}
-	d.inForce.Store(&inForce{c, Plan(c)})
+	d.inForce.Store(&inForce{c, plan})
 	return d.serve(ctx, hangups)
 }
 
@@ -226,6 +228,7 @@ func (d *daemon) becomeReady() {
 	}
 	d.log.Info("ready: "+d.summary(), "version", d.version)
 	notify(systemd.SdNotifyReady)
+	debug.FreeOSMemory() // reading a million maps takes several times what they do
 }
 
 // problems are what the operator should know now, and whether natless cannot
