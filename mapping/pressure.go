@@ -40,7 +40,7 @@ func (t *Table) relieve(tick uint32) {
 		if demand == 0 {
 			continue
 		}
-		list := p.unanswered(tick)
+		list := p.unanswered(tick, demand-p.spare.len)
 		if supply := int(p.usable - p.lent); len(list) == 0 && supply < demand {
 			list = p.idlest(tick, min(evicted, demand-supply))
 		}
@@ -62,10 +62,13 @@ func (p *pool) demand(tick uint32) int {
 }
 
 // unanswered lists leases that had their time to be proven and are not, at
-// most a batch of them.
-func (p *pool) unanswered(tick uint32) (list []*lease) {
+// most n.
+func (p *pool) unanswered(tick uint32, n int) (list []*lease) {
 	for _, l := range p.due {
-		if !l.proven.Load() && reached(tick, l.seen+proof) && len(list) < batch {
+		if len(list) >= n {
+			break
+		}
+		if !l.proven.Load() && reached(tick, l.seen+proof) {
 			list = append(list, l)
 		}
 	}

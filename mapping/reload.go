@@ -239,7 +239,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	}
 	for _, l := range r.ended {
 		t.uncount(l)
-		list = append(list, givenBack(l, tick, t.answered(l)))
+		list = append(list, givenBack(l, tick, t.wasAnswered(l)))
 	}
 	r.keepAll(list)
 }
