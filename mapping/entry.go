@@ -89,8 +89,17 @@ func (t *Table) heard(e *entry, tick uint32) {
 	if e.kind != kindLease {
 		return
 	}
-	e.used(tick)
-	if !e.proven.Load() && e.proven.CompareAndSwap(false, true) && t.keeper != nil {
+	if e.stamp.Load() != tick {
+		e.stamp.Store(tick)
+	}
+	if !e.proven.Load() {
+		t.prove(e)
+	}
+}
+
+// prove notes that, once for each lease.
+func (t *Table) prove(e *entry) {
+	if e.proven.CompareAndSwap(false, true) && t.keeper != nil {
 		t.keeper.prove(e)
 	}
 }

@@ -35,7 +35,7 @@ func (t *Table) Keep(k Keeper) (problems []string, err error) {
 		}
 		return nil, nil
 	}
-	saved, err := k.Store.Load()
+	saved, err := t.keeper.read()
 	if err != nil {
 		return nil, fmt.Errorf("load state: %w", err)
 	}
@@ -51,7 +51,7 @@ func (t *Table) Keep(k Keeper) (problems []string, err error) {
 func (t *Table) load(saved Saved) (problems []string, b Batch) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	g := t.stage(many)
+	g := t.stage(len(saved.Maps) + len(saved.Leases))
 	entries := make([]entry, len(saved.Maps))
 	for i := range saved.Maps {
 		m := &saved.Maps[i]

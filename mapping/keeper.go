@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -55,6 +56,9 @@ type grant struct {
 // RunKeeper does the work of Keep until ctx ends, and then saves what is left.
 func (t *Table) RunKeeper(ctx context.Context) error {
 	k := t.keeper
+	if k == nil {
+		return errors.New("no Keep before RunKeeper")
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -146,13 +146,13 @@ func (t *Table) leave(g *stage, l *lease) {
 	}
 	t.uncount(l)
 	if e, _ := g.v4.Lookup(l.v4); e == p.entry {
-		p.keep(givenBack(l, tick, t.answered(l)))
+		p.keep(givenBack(l, tick, t.wasAnswered(l)))
 	}
 }
 
-// answered reports whether somebody ever answered the client of a lease at
+// wasAnswered reports whether somebody ever answered the client of a lease at
 // this address, as far as that matters.
-func (t *Table) answered(l *lease) bool { return t.keeper == nil || l.known || l.proven.Load() }
+func (t *Table) wasAnswered(l *lease) bool { return t.keeper == nil || l.known || l.proven.Load() }
 
 // uncount counts a lease out of its network.
 func (t *Table) uncount(l *lease) {

@@ -24,10 +24,11 @@ func (s *policy) lack(client netip.Addr, tick uint32) {
 
 // relieve ends leases early in pools that lack addresses: first those that
 // nobody ever answered, once they had a minute for it. If there are none, and
-// fewer addresses are in quarantine than clients were refused, then the proven
-// ones that were idle the longest, which must be a minute at least. An ended
-// lease's address goes into quarantine like any other, so that it serves
-// others only then: hence no more end than were refused.
+// fewer addresses are unlent (in quarantine, that is) than clients were
+// refused, then the proven ones that were idle the longest, which must be a
+// minute at least. An ended lease's address goes into quarantine like any
+// other, so that it serves others only then: hence no more end than were
+// refused.
 func (t *Table) relieve(tick uint32) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
@@ -39,8 +40,8 @@ func (t *Table) relieve(tick uint32) {
 		if demand == 0 {
 			continue
 		}
-		list := p.unanswered(tick)
-		if supply := int(p.quarantined(g.v4, tick)) + p.spare.len; len(list) == 0 && supply < demand {
+		list := p.unanswered(tick, demand-p.spare.len)
+		if supply := int(p.usable - p.lent); len(list) == 0 && supply < demand {
 			list = p.idlest(tick, min(evicted, demand-supply))
 		}
 		for _, l := range list {
@@ -61,10 +62,13 @@ func (p *pool) demand(tick uint32) int {
 }
 
 // unanswered lists leases that had their time to be proven and are not, at
-// most a batch of them.
-func (p *pool) unanswered(tick uint32) (list []*lease) {
+// most n.
+func (p *pool) unanswered(tick uint32, n int) (list []*lease) {
 	for _, l := range p.due {
-		if !l.proven.Load() && reached(tick, l.seen+proof) && len(list) < batch {
+		if len(list) >= n {
+			break
+		}
+		if !l.proven.Load() && reached(tick, l.seen+proof) {
 			list = append(list, l)
 		}
 	}

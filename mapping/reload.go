@@ -193,7 +193,7 @@ func (t *Table) formerOf(strange []*pool) (ended []SavedLease) {
 	if t.keeper.Store == nil {
 		return nil
 	}
-	saved, err := t.keeper.Store.Load()
+	saved, err := t.keeper.read()
 	if err != nil {
 		return nil
 	}
@@ -239,7 +239,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	}
 	for _, l := range r.ended {
 		t.uncount(l)
-		list = append(list, givenBack(l, tick, t.answered(l)))
+		list = append(list, givenBack(l, tick, t.wasAnswered(l)))
 	}
 	r.keepAll(list)
 }

@@ -93,14 +93,22 @@ func (t *Table) save(b Batch) error {
 	return nil
 }
 
-// write is Save, but a panic is an error: the dataplane goes on.
+// write is Save, and read is Load, but a panic is an error: the dataplane goes
+// on.
 func (k *keeper) write(b Batch) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v", r)
-		}
-	}()
+	defer caught(&err)
 	return k.Store.Save(b)
+}
+
+func (k *keeper) read() (s Saved, err error) {
+	defer caught(&err)
+	return k.Store.Load()
+}
+
+func caught(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("panic: %v", r)
+	}
 }
 
 // result notes how saving went.
