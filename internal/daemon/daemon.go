@@ -280,7 +280,10 @@ func (d *daemon) summary() string {
 	for _, p := range c.Pools {
 		said = append(said, fmt.Sprintf("pool %v %s", p.IPv4, p.Mode))
 	}
-	said = append(said, fmt.Sprintf("%d maps", len(c.Maps)+len(d.added)),
+	d.changing.Lock()
+	maps := len(c.Maps) + len(d.added)
+	d.changing.Unlock()
+	said = append(said, fmt.Sprintf("%d maps", maps),
 		fmt.Sprintf("device %s mtu %d, %d queues, %v", d.device.Name(), d.host.MTU(), len(d.device.Queues()), d.device.Features()))
 	if m := d.inForce.Load().plan.Masquerade; len(m) > 0 {
 		said = append(said, "masquerading pool addresses")
