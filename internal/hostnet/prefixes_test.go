@@ -16,10 +16,14 @@ import (
 func TestMergeKeepsEveryAddress(t *testing.T) {
 	joined := 0
 	rapid.Check(t, func(t *rapid.T) {
-		list := covering(anyPrefixes(t), anyNeighbours(t))
+		list := covering(anyNeighbours(t))
+		if rapid.Bool().Draw(t, "others") {
+			list = covering(list, anyPrefixes(t))
+		}
 		except := map[netip.Prefix]bool{}
-		for _, p := range anyNeighbours(t) {
-			except[p] = !slices.Contains(list, p)
+		for _, p := range merge(list, nil) { // what it would come to, and a part
+			except[p] = !slices.Contains(list, p) && rapid.Bool().Draw(t, "except")
+			except[netip.PrefixFrom(p.Addr(), min(p.Bits()+2, 32))] = rapid.Bool().Draw(t, "except a part")
 		}
 		merged := merge(list, except)
 		joined += len(list) - len(merged)
@@ -43,13 +47,20 @@ func TestMergeKeepsEveryAddress(t *testing.T) {
 	require.NotZero(t, joined)
 }
 
-// anyNeighbours draws prefixes that are likely to fill others.
-func anyNeighbours(t *rapid.T) []netip.Prefix {
-	return rapid.SliceOfN(rapid.Custom(func(t *rapid.T) netip.Prefix {
-		bits := rapid.IntRange(27, 32).Draw(t, "bits")
-		last := rapid.Byte().Draw(t, "last") & 31
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, last}), bits).Masked()
-	}), 0, 40).Draw(t, "neighbours")
+// anyNeighbours draws prefixes that are likely to fill others: most addresses
+// of a /27, one by one, and a few prefixes around.
+func anyNeighbours(t *rapid.T) (list []netip.Prefix) {
+	missing := rapid.SliceOfNDistinct(rapid.IntRange(0, 31), 0, 8, rapid.ID[int]).Draw(t, "missing")
+	for i := range 32 {
+		if !slices.Contains(missing, i) {
+			list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 32))
+		}
+	}
+	for range rapid.IntRange(0, 3).Draw(t, "more") {
+		bits := rapid.IntRange(26, 31).Draw(t, "bits")
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, rapid.Byte().Draw(t, "last") & 63}), bits).Masked())
+	}
+	return list
 }
 
 func TestOverlapping(t *testing.T) {
