@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+
+	"github.com/natless/natless/mapping"
 )
 
 const (
@@ -224,6 +226,9 @@ func (x exchange) take(r route) {
 func (x exchange) status() {
 	status := x.source.Status()
 	status.Warnings = append([]string{}, status.Warnings...) // in JSON a list also when empty
+	if status.Networks == nil {
+		status.Networks = []mapping.Network{}
+	}
 	x.one(http.StatusOK, status)
 }
 
