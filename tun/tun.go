@@ -47,9 +47,10 @@ type Device struct {
 	features Features
 }
 
-// Queue is one file descriptor of a device: packets of one flow leave through
-// one queue as long as their answers are written to it. All methods may be
-// called at the same time; buffers are borrowed for the time of a call.
+// Queue is one file descriptor of a device. With Features.Steering all packets
+// of a connection come from one queue; without it, packets of one flow do as
+// long as their answers are written to it. All methods may be called at the
+// same time; buffers are borrowed for the time of a call.
 type Queue interface {
 	// Read waits for a packet and puts it at buf[off:off+n]; off is at least
 	// HeaderLen, and buf[off:] has room for MaxPacket bytes. The HeaderLen
@@ -76,6 +77,7 @@ type Features struct {
 	TSO        bool // packets may be TCP super-packets, of both families
 	USO        bool // packets may be UDP super-packets (Linux 6.2)
 	MultiQueue bool // the device can have several queues
+	Steering   bool // a connection's packets all come from one queue, whatever is written where
 	Adopted    bool // it is the operator's persistent device
 }
 
@@ -194,11 +196,9 @@ func (d *Device) inspect(p plan, offloads uint) error {
 		return errHeld
 	}
 	d.index = t.Index
-	d.features = Features{
-		VNetHdr:    t.Flags&netlink.TUNTAP_VNET_HDR != 0,
-		MultiQueue: t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0,
-		Adopted:    p.adopted,
-	}
+	d.features.VNetHdr = t.Flags&netlink.TUNTAP_VNET_HDR != 0
+	d.features.MultiQueue = t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0
+	d.features.Adopted = p.adopted
 	d.features.addOffloads(p.name, offloads)
 	return nil
 }
