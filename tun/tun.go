@@ -45,6 +45,7 @@ type Device struct {
 	index    int
 	queues   []Queue
 	features Features
+	dropped  uint64 // by the device before Open
 }
 
 // Queue is one file descriptor of a device. With Features.Steering all packets
@@ -109,6 +110,18 @@ func (d *Device) Queues() []Queue { return d.queues }
 
 // Features says what is in force since Open.
 func (d *Device) Features() Features { return d.features }
+
+// Drops counts the packets since Open that the kernel dropped before they could
+// be read, mostly because a queue was full: a TUN device never holds its sender
+// back. It is 0 when the device is gone, and asks the network namespace of the
+// calling thread.
+func (d *Device) Drops() uint64 {
+	link, err := netlink.LinkByIndex(d.index)
+	if err != nil || link.Attrs().Statistics == nil {
+		return 0
+	}
+	return link.Attrs().Statistics.TxDropped - d.dropped
+}
 
 // Close closes all queues. A device made by Open is gone afterwards; an adopted
 // one is left as it was found, with its offloads off.
@@ -200,6 +213,9 @@ func (d *Device) inspect(p plan, offloads uint) error {
 	d.features.MultiQueue = t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0
 	d.features.Adopted = p.adopted
 	d.features.addOffloads(p.name, offloads)
+	if t.Statistics != nil {
+		d.dropped = t.Statistics.TxDropped
+	}
 	return nil
 }
 

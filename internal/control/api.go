@@ -78,6 +78,7 @@ type Stats struct {
 	ErrorsSent       uint64            `json:"errors_sent"`       // ICMP errors that natless originated
 	ErrorsSuppressed uint64            `json:"errors_suppressed"` // and those that the rate limit kept back
 	WriteErrors      uint64            `json:"write_errors"`
+	DeviceDrops      uint64            `json:"device_drops"` // packets that found the device's queue full, by the kernel's count
 }
 
 // Traffic counts packets of one family. A super-packet is one packet.

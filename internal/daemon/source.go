@@ -44,6 +44,7 @@ func (d *daemon) Stats() control.Stats {
 		ErrorsSent:       c.ErrorsSent,
 		ErrorsSuppressed: c.ErrorsLimited,
 		WriteErrors:      c.WriteErrors,
+		DeviceDrops:      d.device.Drops(),
 	}
 	for v, n := range c.Verdicts {
 		s.Verdicts[translate.Verdict(v).String()] = n
