@@ -37,6 +37,9 @@ const (
 	PrivateIPv4
 	ClientNotPermitted
 	PoolFull
+	LeasePending
+	LeaseLimited
+	StateUnavailable
 	HairpinOff
 	OwnAddress
 	QuoteUnmapped
@@ -84,6 +87,9 @@ var verdicts = [Verdicts]Info{
 	PrivateIPv4:         {"private_ipv4", "RFC 6052 3.1", "destination unreachable: prohibited", "A private IPv4 address behind 64:ff9b::/96. Use another prefix, such as 64:ff9b:1::/96, or private_ipv4 = \"allow\"."},
 	ClientNotPermitted:  {"client_not_permitted", "RFC 7915 5.4", "destination unreachable: source address policy", "An IPv6 source that no pool's clients permit. Add it to clients, or give it a map."},
 	PoolFull:            {"pool_full", "RFC 7915 5.1", "destination unreachable: address", "Every address of the client's pools is lent. Add a pool, or shorten idle."},
+	LeasePending:        {"lease_pending", "RFC 7915 5.1", "", "The first packets of a client whose lease was not durable in time. They are held back a moment, and dropped when there are too many of them. Senders try again; if it lasts, the disk of state.dir is slow."},
+	LeaseLimited:        {"lease_limited", "RFC 7915 5.1", "", "More new clients at once than leases are made for, as when somebody makes up source addresses. Senders try again."},
+	StateUnavailable:    {"state_unavailable", "RFC 7915 5.1", "destination unreachable: address", "A new client found no lease because state.dir cannot be written: the disk is full, broken or read-only. Leases already made go on; new ones come when it can be written again."},
 	HairpinOff:          {"hairpin_off", "RFC 7757 4", "destination unreachable: prohibited", "A packet from one client of natless to another, while hairpin = \"off\"."},
 	OwnAddress:          {"own_address", "RFC 1122 3.2.2", "", "Something other than an echo request to an address of natless itself."},
 	QuoteUnmapped:       {"quote_unmapped", "RFC 7915 4.3, 5.3", "", "An ICMP error about a packet that natless cannot have translated."},

@@ -1,0 +1,80 @@
+package mapping
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+)
+
+// Change is one change that somebody asks for while the table is in use: an
+// explicit mapping to add, or one to remove.
+type Change struct {
+	Add    *Map         // nil: Remove
+	Remove netip.Prefix // either side of an explicit mapping that was added at runtime
+}
+
+// Why a change is refused; errors of Apply and Release wrap one of them, or are
+// about a malformed change.
+var (
+	ErrConflict    = errors.New("conflict")           // with something that is there
+	ErrUnknown     = errors.New("no such entry")      // nothing to remove or release
+	ErrUnavailable = errors.New("state not writable") // the store cannot make it durable now
+	ErrGone        = errors.New("revision too old")   // its events are forgotten
+)
+
+// Op is what an Event tells of.
+type Op string
+
+// The kinds of events. Their names are stable.
+const (
+	OpMapAdded   Op = "map_added"
+	OpMapRemoved Op = "map_removed"
+	OpLeaseMade  Op = "lease_made"
+	OpLeaseEnded Op = "lease_ended"
+	OpChanged    Op = "changed" // something else: pools, who may lease, the rules of translation
+)
+
+// Event is one change of the table that is in force. Those of one revision
+// came into force together.
+type Event struct {
+	Revision uint64    `json:"revision"`
+	Time     time.Time `json:"time"`
+	Op       Op        `json:"op"`
+	By       string    `json:"by,omitempty"`  // who asked for it, or why it came
+	Map      *MapInfo  `json:"map,omitempty"` // of OpMapAdded and OpMapRemoved
+	Lease    *Lease    `json:"lease,omitempty"`
+}
+
+// Store keeps what a table must not forget. Its methods may be called from
+// any goroutine. Package mapping/store has one.
+type Store interface {
+	// Load is all that was saved and not forgotten since.
+	Load() (Saved, error)
+	// Save makes all of the batch durable, or, with an error, none of it. It
+	// may take as long as a disk does.
+	Save(Batch) error
+	// History calls yield with every lease that was in force at a time, as far
+	// as it is remembered, by IPv4 address, until yield returns false.
+	History(at time.Time, yield func(SavedLease) bool) error
+}
+
+// Saved is what a Store holds.
+type Saved struct {
+	Maps   []Map        // added at runtime
+	Leases []SavedLease // the last of each address, by IPv4 address
+}
+
+// SavedLease is a lease as a Store keeps it.
+type SavedLease struct {
+	IPv4, IPv6 netip.Addr
+	Since      time.Time
+	Until      time.Time // the zero time: still lent
+	Proven     bool      // something came back for it; only such leases enter the history when they end
+}
+
+// Batch is what becomes durable at once.
+type Batch struct {
+	PutMaps    []Map          // by their IPv4 side; what was there is replaced
+	RemoveMaps []netip.Prefix // IPv4 sides
+	Leases     []SavedLease   // each replaces what was saved of its IPv4 address
+}
