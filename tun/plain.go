@@ -33,6 +33,11 @@ func (d *Device) openPlain(p plan) error {
 		if err := q.control(func(fd int) error { return setOffload(fd)(0) }); err != nil {
 			return err
 		}
+		if p.adopted {
+			_ = q.control(unsteer) // and its program, which refers to nothing of ours
+			continue
+		}
+		d.features.Steering = p.queues > 1 && q.control(steer) == nil
 	}
 	return nil
 }

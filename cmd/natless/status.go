@@ -158,6 +158,7 @@ func tabulateStats(r *rows, s control.Stats, explain bool) {
 	r.add("errors_suppressed", s.ErrorsSuppressed)
 	r.add("write_errors", s.WriteErrors)
 	r.add("held", s.Held)
+	r.add("device_drops", s.DeviceDrops)
 }
 
 // explanation is the verdict's row in the table of verdicts, in one line.

@@ -130,7 +130,8 @@ type Stats struct {
 	ErrorsSent       uint64            `json:"errors_sent"`       // ICMP errors that natless originated
 	ErrorsSuppressed uint64            `json:"errors_suppressed"` // and those that the rate limit kept back
 	WriteErrors      uint64            `json:"write_errors"`
-	Held             uint64            `json:"held"` // packets held back now, until their client's lease is durable
+	Held             uint64            `json:"held"`         // packets held back now, until their client's lease is durable
+	DeviceDrops      uint64            `json:"device_drops"` // packets that found the device's queue full, by the kernel's count
 }
 
 // Traffic counts packets of one family. A super-packet is one packet.

@@ -48,6 +48,7 @@ func (d *daemon) Stats() control.Stats {
 		ErrorsSuppressed: c.ErrorsLimited,
 		WriteErrors:      c.WriteErrors,
 		Held:             c.Held,
+		DeviceDrops:      d.device.Drops(),
 	}
 	for v, n := range c.Verdicts {
 		s.Verdicts[translate.Verdict(v).String()] = n

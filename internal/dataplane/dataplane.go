@@ -69,6 +69,7 @@ func (p *Plane) Run(ctx context.Context) error {
 		wg.Go(func() {
 			// The thread spends its life in the queue's system calls.
 			runtime.LockOSThread()
+			pin(i)
 			failures[i] = w.run()
 			cancel()
 		})

@@ -76,7 +76,7 @@ func forwards(c *nftables.Chain) bool {
 }
 
 func isOwn(t *nftables.Table) bool {
-	return t.Name == ownTable && t.Family == nftables.TableFamilyINet
+	return t.Name == ownTable && slices.Contains(onceFamilies, t.Family)
 }
 
 // drops tells whether packets that no rule speaks of end at this chain: by its

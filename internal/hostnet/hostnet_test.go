@@ -237,7 +237,7 @@ func TestUpdateChangesRoutes(t *testing.T) {
 	}
 	want := prefixes("169.254.64.0/20", "198.51.100.7/32", "198.51.100.8/32", "64:ff9b::/96")
 	require.ElementsMatch(t, append(want, want...), routed, "each has a route to the device and a blackhole")
-	require.Contains(t, nft(t, "list table inet natless"), "198.51.100.7-198.51.100.8")
+	require.Contains(t, nft(t, "list table ip natless"), "198.51.100.7-198.51.100.8")
 
 	good := snapshot(t)
 	p.IPv4 = append(p.IPv4, prefixes("192.0.2.0/28")...)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -169,7 +170,7 @@ func TestPacketsReachTheDevice(t *testing.T) {
 	p.uplink.send(udp(t, "198.51.100.1:53", "198.51.100.7:4000"))
 	require.NotNil(t, p.device(), "IPv4 from the uplink to a mapped address")
 
-	nft(t, "delete table inet natless")
+	nft(t, "delete table ip natless; delete table ip6 natless")
 	p.uplink.send(udp(t, "[2001:db8:ff::5]:4000", "[64:ff9b::c633:6401]:53"))
 	require.Nil(t, p.device(), "no IPv6 is forwarded from the uplink anyway")
 	p.uplink.send(udp(t, "198.51.100.1:53", "169.254.64.5:4000"))
@@ -300,4 +301,21 @@ func TestBridgedPacketsPassTheGuard(t *testing.T) {
 	require.True(t, passes())
 	_, err := h.Close()
 	require.NoError(t, err)
+}
+
+// What masquerading and the telling of answers need does not make the kernel
+// track what is IPv6.
+func TestIPv6IsNotTracked(t *testing.T) {
+	p := newPacketHost(t)
+	tracked := func() string {
+		b, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+		require.NoError(t, err)
+		return string(b)
+	}
+	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.NotNil(t, p.device())
+	p.uplink.send(udp(t, "198.51.100.1:53", "198.51.100.7:4000"))
+	require.NotNil(t, p.device())
+	require.Contains(t, tracked(), "198.51.100.7")
+	require.NotContains(t, tracked(), "ipv6")
 }
