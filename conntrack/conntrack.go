@@ -163,7 +163,7 @@ func New(c Config, now uint32) (*Table, error) {
 		seed:  [3]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64() | 1},
 		slots: newSlots(c.Sessions),
 	}
-	buckets := max(64, 1<<bits.Len(uint(c.Sessions-1)/shardCount))
+	buckets := max(64, 2<<bits.Len(uint(c.Sessions-1)/shardCount))
 	t.mask = uint64(buckets - 1)
 	for i := range t.shards {
 		s := &t.shards[i]

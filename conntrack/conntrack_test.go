@@ -542,7 +542,7 @@ func TestMemory(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	table, err := New(Default(), 0)
 	require.NoError(t, err)
-	fill(t, table, sessions, clients)
+	fill(t, table, sessions, clients, 0)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	require.Equal(t, sessions, table.Len())
@@ -553,11 +553,11 @@ func TestMemory(t *testing.T) {
 }
 
 // fill opens UDP and TCP sessions, half each.
-func fill(t testing.TB, table *Table, sessions, clients int) {
+func fill(t testing.TB, table *Table, sessions, clients int, now uint32) {
 	for i := range sessions {
 		proto := []uint8{numUDP, numTCP}[i/clients%2]
 		r := clientRange(i % clients)
-		mustOut(t, table, r, proto, uint16(i/clients), flagSYN, 0)
+		mustOut(t, table, r, proto, uint16(i/clients), flagSYN, now)
 	}
 }
 
