@@ -320,6 +320,41 @@ func TestManyConnections(t *testing.T) {
 	}, rows[0])
 }
 
+// TestExpiredConnection: one connection of several of a source port is over.
+// Before the wheel comes by it is found no more and in nobody's way.
+func TestExpiredConnection(t *testing.T) {
+	table := newTable(t, func(c *Config) { c.ClientSessions = 4 })
+	external := mustOut(t, table, rangeA, numTCP, 7, flagSYN, 0)
+	for _, port := range []uint16{1, 2, 3} {
+		_, reason := out(table, rangeA, numTCP, 7, other, port, flagSYN, 100)
+		require.Equal(t, OK, reason)
+	}
+	_, reason := out(table, rangeA, numTCP, 7, other, 4, flagSYN, 240)
+	assert.Equal(t, ClientFull, reason)
+	_, reason = in(table, rangeA, numTCP, external, server, 80, flagSYN, 241)
+	require.Equal(t, OK, reason)
+	states := map[netip.AddrPort]State{}
+	for s := range table.Sessions(clientA, 241) {
+		states[s.Remote] = s.State
+	}
+	assert.Equal(t, V4Init, states[netip.AddrPortFrom(server, 80)], "it is not the old one that is established now")
+	assert.Len(t, states, 4)
+
+	_, reason = out(table, rangeA, numTCP, 7, other, 4, flagSYN, 248)
+	assert.Equal(t, OK, reason)
+}
+
+// TestSamePart: even if a range is given to another client before the first
+// one's sessions have been ended, nobody meets another's.
+func TestSamePart(t *testing.T) {
+	table := newTable(t, nil)
+	table.mask, table.seed = 0, [3]uint64{addressOf(clientA)[0]} // all meet in one bucket
+	mustOut(t, table, rangeB, numUDP, 1, 0, 0)
+	external := mustOut(t, table, rangeA, numUDP, 7, 0, 0)
+	_, reason := in(table, Range{clientB, shared, rangeA.First, rangeA.Last}, numUDP, external, server, 80, 0, 0)
+	assert.Equal(t, NoSession, reason)
+}
+
 func TestEndAndMove(t *testing.T) {
 	table := newTable(t, nil)
 	for i := range uint16(50) {
@@ -493,8 +528,8 @@ func TestNoAllocations(t *testing.T) {
 	}))
 }
 
-// TestTogether has many goroutines at few clients; the race detector judges,
-// and no port may be two clients' ports at once.
+// TestTogether has many goroutines at few clients, with clocks that differ. The
+// race detector judges; in the end nothing may be left.
 func TestTogether(t *testing.T) {
 	table := newTable(t, func(c *Config) { c.Sessions = 500 })
 	var wg sync.WaitGroup
@@ -508,8 +543,8 @@ func TestTogether(t *testing.T) {
 				external, reason := out(table, r, proto, port, server, 80, flagSYN, now)
 				if reason == OK {
 					internal, reason := in(table, r, proto, external, server, 80, flagSYN|flagACK, now)
-					if reason == OK { // else somebody ended it meanwhile
-						assert.Equal(t, port, internal)
+					if reason == OK { // somebody may have ended it meanwhile, and the port be another's of the client
+						assert.Less(t, internal%1000, uint16(150))
 					}
 				}
 				switch {
