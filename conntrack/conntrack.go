@@ -38,7 +38,7 @@
 // External ports are drawn evenly from all that are free in the session part
 // (RFC 6056 3.3.1, with the runtime's ChaCha8). Parity of ports is not kept:
 // RFC 4787 REQ-4 recommended that for RTP, RFC 7857 7 made it optional, and it
-// would halve both the ports and the chance to miss the right one.
+// would leave half as many ports to choose from, and to guess.
 //
 // # Bounds
 //
@@ -65,7 +65,8 @@ import (
 )
 
 // Range is the part of a client's port range that is kept for sessions: the
-// external ports First to Last, both included, of the IPv4 address.
+// external ports First to Last, both included, of the IPv4 address. First is at
+// most Last, and 0 is no port.
 type Range struct {
 	Client      netip.Addr // IPv6
 	IPv4        netip.Addr
@@ -176,8 +177,8 @@ func New(c Config, now uint32) (*Table, error) {
 
 // Out changes the source port of a packet from a client to its external port,
 // and opens a session if there is none. f has IPv4 addresses already, and the
-// client's ports still; flags are those of a TCP header, without meaning for
-// other protocols. Of ICMP it takes echo requests only, whose identifier is in
+// client's ports still; flags are the byte of them in a TCP header, without
+// meaning for other protocols. Of ICMP it takes echo requests only, whose identifier is in
 // both ports. Unless it returns OK, f is as it was.
 func (t *Table) Out(r *Range, f *translate.Flow, flags uint8, now uint32) Reason {
 	p, reason := protocolOf(f.Proto)

@@ -340,7 +340,12 @@ func TestExpiredConnection(t *testing.T) {
 	assert.Equal(t, V4Init, states[netip.AddrPortFrom(server, 80)], "it is not the old one that is established now")
 	assert.Len(t, states, 4)
 
-	_, reason = out(table, rangeA, numTCP, 7, other, 4, flagSYN, 248)
+	table = newTable(t, func(c *Config) { c.ClientSessions = 2 })
+	mustOut(t, table, rangeA, numTCP, 8, flagSYN, 0)
+	mustOut(t, table, rangeA, numTCP, 7, flagSYN, 100)
+	_, reason = out(table, rangeA, numTCP, 7, other, 4, flagSYN, 240)
+	assert.Equal(t, ClientFull, reason)
+	_, reason = out(table, rangeA, numTCP, 7, other, 4, flagSYN, 241)
 	assert.Equal(t, OK, reason)
 }
 

@@ -48,14 +48,17 @@ func begin(flags uint8) (State, bool) {
 }
 
 // step is RFC 6146 3.5.2.2: what a packet makes of a flow, and the lifetime it
-// then has. v6 says that the client sent it. It differs from the RFC, which
-// takes a session for a connection that never returns, in three points:
+// then has. v6 says that the client sent it. It differs from the RFC:
 //
-//   - A RST between the two FINs ends the connection as it does before them.
-//     The RFC has such a session live on for two hours.
-//   - A SYN after both FINs begins a new connection. The RFC lets the session
-//     end four minutes after the FINs, whatever is going on.
+//   - A RST after one FIN ends the connection as it does before. In the RFC
+//     such a session lives on for two hours, and there are few ports.
+//   - A SYN after both FINs begins a new connection, for clients that use their
+//     port again. In the RFC the session ends four minutes after the FINs,
+//     whatever is going on.
 //   - A FIN refreshes as any packet of an open connection does.
+//
+// An established connection that has been idle for its lifetime ends without
+// the probe that the RFC recommends: this package sends nothing.
 func step(s State, v6 bool, flags uint8) (State, lifetime) {
 	var (
 		rst = flags&flagRST != 0
