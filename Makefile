@@ -37,7 +37,7 @@ lint: need-go ## gofmt, go vet, staticcheck, go mod tidy, import arrows
 fuzz: need-go ## each fuzz target for FUZZTIME (1m)
 	@scripts/fuzz $(or $(FUZZTIME),1m)
 
-bench: need-go ## benchmarks, to be saved and compared with benchstat (BENCH, COUNT)
+bench: need-go ## benchmarks of the code, for benchstat (BENCH, COUNT); scripts/bench-peers compares with peers
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./...
 
 demo: build ## the whole thing in throwaway namespaces (root, or user namespaces)

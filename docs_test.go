@@ -102,14 +102,14 @@ func TestFlagsAreDocumented(t *testing.T) {
 	})
 }
 
-// The two units differ in the configuration alone.
+// The two units differ in the configuration and the state alone.
 func TestUnitsAgree(t *testing.T) {
 	settings := func(path string) string {
 		_, text, _ := strings.Cut(read(t, path), "[Unit]")
 		return text
 	}
 	one := settings("contrib/systemd/natless.service")
-	named := strings.NewReplacer(" (%i)", "", " -c /etc/natless/%i.toml", "").Replace(settings("contrib/systemd/natless@.service"))
+	named := strings.NewReplacer(" (%i)", "", " -c /etc/natless/%i.toml --state-dir /var/lib/natless/%i", "", "natless/%i", "natless").Replace(settings("contrib/systemd/natless@.service"))
 	assert.Equal(t, one, named)
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -110,14 +111,116 @@ func benchConfig() Config {
 	}
 }
 
-// manyMaps maps n addresses to as many of clients scattered over n/16 networks.
-func manyMaps(b *testing.B, n int) (*Table, []netip.Addr) {
+// BenchmarkApply adds a map and removes it again, among so many, in changes of
+// one and of a thousand.
+func BenchmarkApply(b *testing.B) {
+	for _, maps := range []int{1, 1000000} {
+		x, _ := manyMaps(b, maps)
+		for _, changes := range []int{1, 1000} {
+			var adds, removes []Change
+			for i := range changes {
+				m := Map{IPv4: netip.PrefixFrom(addr4(0x0c00_0000+uint32(i)*797), 32), IPv6: netip.PrefixFrom(addr6(0x2001_0db8_2000_0000+uint64(i/16), rand.Uint64()), 128)}
+				adds, removes = append(adds, Change{Add: &m}), append(removes, Change{Remove: m.IPv4})
+			}
+			b.Run(fmt.Sprintf("maps=%d/changes=%d", maps, changes), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					for _, c := range [][]Change{adds, removes} {
+						if _, err := x.Apply(c, "me"); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkMillion is what a million maps cost: to make a table of them, to
+// make it anew of the same, to add them while it is in use, and to list them.
+func BenchmarkMillion(b *testing.B) {
+	const n = 1000000
+	c, _ := manyConfig(n)
+	b.Run("New", func(b *testing.B) {
+		var before, after runtime.MemStats
+		for b.Loop() {
+			b.StopTimer()
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			b.StartTimer()
+			x, err := New(c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			runtime.KeepAlive(x)
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/map")
+	})
+	x, err := New(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("Reload", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := x.Reload(c, "me"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("MapsAt", func(b *testing.B) {
+		for b.Loop() {
+			count := 0
+			_, maps := x.MapsAt()
+			for range maps {
+				count++
+			}
+			if count != n {
+				b.Fatal(count)
+			}
+		}
+	})
+	var changes []Change
+	for i := range c.Maps {
+		changes = append(changes, Change{Add: &c.Maps[i]})
+	}
+	b.Run("Apply", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			x, err := New(benchConfig())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+			if _, err := x.Apply(changes, "me"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("DefaultOwnIPv4", func(b *testing.B) {
+		for b.Loop() {
+			DefaultOwnIPv4([]Pool{{IPv4: pfx("11.0.0.0/8")}}, c.Maps)
+		}
+	})
+}
+
+// manyConfig maps n addresses to as many of clients scattered over n/16
+// networks.
+func manyConfig(n int) (Config, []netip.Addr) {
 	c := benchConfig()
 	clients := make([]netip.Addr, n)
 	for i := range n {
 		clients[i] = addr6(0x2001_0db8_1000_0000+uint64(i/16), rand.Uint64()|1<<63)
 		c.Maps = append(c.Maps, Map{IPv4: netip.PrefixFrom(addr4(0x0b00_0000+uint32(i)), 32), IPv6: netip.PrefixFrom(clients[i], 128)})
 	}
+	return c, clients
+}
+
+func manyMaps(b *testing.B, n int) (*Table, []netip.Addr) {
+	c, clients := manyConfig(n)
 	x, err := New(c)
 	if err != nil {
 		b.Fatal(err)

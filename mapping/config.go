@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -20,6 +21,7 @@ type Config struct {
 	Hairpin          bool             // clients reach each other by their IPv4 addresses
 	AllowPrivate     bool             // private IPv4 addresses may stand behind Pref64
 	Now              func() time.Time // dates leases; nil: time.Now
+	Revision         uint64           // the first revision; 0: 1
 }
 
 // Map is an explicit mapping (RFC 7757): the IPv4 suffix, what follows the
@@ -28,7 +30,8 @@ type Config struct {
 type Map struct {
 	IPv4, IPv6 netip.Prefix
 	Label      string
-	Origin     string // where it was asked for, "FILE:LINE" or "flag"; named in errors and listings
+	Origin     string // where it was asked for, "FILE:LINE", "flag" or "added TIME by WHO"; named in errors and listings
+	Runtime    bool   // added while running: it can be removed so too, and Reload keeps it
 }
 
 // Pool lends its IPv4 addresses to IPv6 clients, one to one. All of its
@@ -81,12 +84,7 @@ var (
 // New makes a table. An error names the map or pool at fault, where it was
 // asked for, and why it cannot be.
 func New(c Config) (*Table, error) {
-	t := &Table{
-		own4: c.OwnIPv4, own6: c.OwnIPv6,
-		hairpin: c.Hairpin,
-		now:     c.Now,
-		maps:    slices.Clone(c.Maps),
-	}
+	t := &Table{own4: c.OwnIPv4, own6: c.OwnIPv6, now: c.Now, networks: map[uint64]int{}}
 	if t.now == nil {
 		t.now = time.Now
 	}
@@ -97,57 +95,64 @@ func New(c Config) (*Table, error) {
 		}
 		t.pref64 = p
 	}
-	b := builder{t: t, v4: new(bart.Fast[*entry]), v6: new(bart.Fast[*entry])}
-	for _, step := range []func(Config) error{b.blocks, b.addMaps, b.own, b.addPools, b.standIns} {
-		if err := step(c); err != nil {
-			return nil, err
-		}
+	g, err := t.build(c)
+	if err != nil {
+		return nil, err
 	}
-	if !c.AllowPrivate {
-		b.private()
+	if t.pref64.IsValid() && t.own4.IsValid() {
+		t.own64 = t.pref64.Embed(t.own4)
 	}
-	s := &snapshot{v4: b.v4, v6: b.v6, revision: 1}
-	for p := range b.v4.All4() {
-		s.octets.add(p)
-	}
+	s := g.snapshot()
+	s.revision = max(1, c.Revision)
+	t.journal.forgotten = s.revision
 	t.current.Store(s)
 	return t, nil
 }
 
-// builder fills the first snapshot in place.
-type builder struct {
-	t      *Table
-	v4, v6 *bart.Fast[*entry]
+// build makes a stage of what a configuration says, without leases.
+func (t *Table) build(c Config) (*stage, error) {
+	g := &stage{
+		t: t, policy: &policy{hairpin: c.Hairpin, allowPrivate: c.AllowPrivate},
+		v4: new(bart.Fast[*entry]), v6: new(bart.Fast[*entry]), counts: new(octetCounts),
+		owned: true, counted: true, taken: map[*pool]int64{},
+	}
+	for _, step := range []func(Config) error{g.blocks, g.maps, g.own, g.addPools, g.standIns} {
+		if err := step(c); err != nil {
+			return nil, err
+		}
+	}
+	g.settlePrivate(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
+	return g, nil
 }
 
-func (b *builder) blocks(Config) error {
+func (g *stage) blocks(Config) error {
 	for _, x := range refused4 {
-		b.v4.Insert(x.prefix, &entry{kind: x.kind, of: x.name})
+		g.put4(x.prefix, &entry{kind: x.kind, of: x.name})
 	}
 	for _, x := range refused6 {
-		b.v6.Insert(x.prefix, &entry{kind: x.kind, of: x.name})
+		g.put6(x.prefix, &entry{kind: x.kind, of: x.name})
 	}
-	if b.t.pref64.IsValid() {
-		b.v6.Insert(b.t.pref64.prefix, &entry{kind: kindPref64, of: "pref64"})
+	if p := g.t.pref64; p.IsValid() {
+		g.put6(p.prefix, &entry{kind: kindPref64, of: "pref64"})
 	}
 	return nil
 }
 
-func (b *builder) addMaps(Config) error {
-	for i := range b.t.maps {
-		m := &b.t.maps[i]
-		if err := m.check(b.t.pref64); err != nil {
+// maps enters the maps, of which there may be a million: they and their
+// entries are in two pieces of memory.
+func (g *stage) maps(c Config) error {
+	maps, entries := slices.Clone(c.Maps), make([]entry, len(c.Maps))
+	for i := range maps {
+		m, e := &maps[i], &entries[i]
+		if err := m.check(g.t.pref64); err != nil {
 			return fmt.Errorf("%v: %w", m, err)
 		}
-		if e, _ := b.v4.Get(m.IPv4); e != nil && e.kind == kindMap {
-			return fmt.Errorf("%v: %v is mapped already, by %v", m, m.IPv4, e.of)
+		if err := cmp.Or(g.free4(m), g.free6(m)); err != nil {
+			return fmt.Errorf("%v: %w", m, err)
 		}
-		if e, _ := b.v6.Get(m.IPv6); e != nil && e.kind == kindMap {
-			return fmt.Errorf("%v: %v is mapped already, by %v", m, m.IPv6, e.of)
-		}
-		e := newEntry(kindMap, m.IPv4, m.IPv6, m)
-		b.v4.Insert(m.IPv4, e)
-		b.v6.Insert(m.IPv6, e)
+		e.set(kindMap, m.IPv4, m.IPv6, m)
+		g.put4(m.IPv4, e)
+		g.put6(m.IPv6, e)
 	}
 	return nil
 }
@@ -169,130 +174,99 @@ func (m *Map) check(pref64 Prefix64) error {
 		return fmt.Errorf("%d bits of IPv4 suffix do not fit in %d bits of IPv6 suffix, expected an IPv6 prefix of at most /%d (RFC 7757 3.2)",
 			32-m.IPv4.Bits(), 128-m.IPv6.Bits(), 96+m.IPv4.Bits())
 	case pref64.IsValid() && pref64.prefix.Overlaps(m.IPv6):
-		return fmt.Errorf("%v overlaps pref64 %v", m.IPv6, pref64.prefix)
+		return conflict("%v overlaps pref64 %v", m.IPv6, pref64.prefix)
 	}
 	return nil
 }
 
 // own enters natless's own addresses.
-func (b *builder) own(Config) error {
-	t := b.t
+func (g *stage) own(Config) error {
+	t := g.t
 	if a := t.own4; a.IsValid() {
 		p := netip.PrefixFrom(a, 32)
 		if !a.Is4() {
 			return fmt.Errorf("own IPv4 address %v: not an IPv4 address", a)
 		}
-		if e, _ := b.v4.Lookup(a); e != nil && e.kind == kindIllegal {
+		if e, _ := g.v4.Lookup(a); e != nil && e.kind == kindIllegal {
 			return fmt.Errorf("own IPv4 address %v: a %s address", a, e.of)
 		}
-		if e, _ := b.v4.Get(p); e != nil {
+		if e, _ := g.v4.Get(p); e != nil {
 			return fmt.Errorf("own IPv4 address %v: taken by %v", a, e.of)
 		}
-		b.v4.Insert(p, &entry{kind: kindOwn, of: "natless itself"})
-		if t.pref64.IsValid() {
-			t.own64 = t.pref64.Embed(a)
-		}
+		g.put4(p, &entry{kind: kindOwn, of: "natless itself"})
 	}
 	if a := t.own6; a.IsValid() {
 		p := netip.PrefixFrom(a, 128)
 		if !a.Is6() || a.Is4In6() || a.Zone() != "" {
 			return fmt.Errorf("own IPv6 address %v: not an IPv6 address", a)
 		}
-		if e, _ := b.v6.Lookup(a); e != nil && e.kind != kindMap {
+		if e, _ := g.v6.Lookup(a); e != nil && e.kind != kindMap {
 			return fmt.Errorf("own IPv6 address %v: a %s address", a, e.of)
 		}
-		if e, _ := b.v6.Get(p); e != nil {
+		if e, _ := g.v6.Get(p); e != nil {
 			return fmt.Errorf("own IPv6 address %v: taken by %v", a, e.of)
 		}
-		b.v6.Insert(p, &entry{kind: kindOwn, of: "natless itself"})
+		g.put6(p, &entry{kind: kindOwn, of: "natless itself"})
 	}
 	return nil
 }
 
-func (b *builder) addPools(c Config) error {
+func (g *stage) addPools(c Config) error {
 	for _, cfg := range c.Pools {
 		p, err := newPool(cfg)
 		if err != nil {
 			return fmt.Errorf("%v: %w", &cfg, err)
 		}
-		for _, q := range b.t.pools {
+		for _, q := range g.pools {
 			if q.IPv4.Overlaps(p.IPv4) {
 				return fmt.Errorf("%v: overlaps %v", p, q)
 			}
 		}
 		// Whatever is longer than the pool is taken out of it; what is as long or
 		// shorter would take all.
-		if e, _ := b.v4.LookupPrefix(p.IPv4); e != nil && (e.kind == kindMap || e.kind == kindOwn) {
+		if e, _ := g.v4.LookupPrefix(p.IPv4); e != nil && (e.kind == kindMap || e.kind == kindOwn) {
 			return fmt.Errorf("%v: all of it is taken by %v", p, e.of)
 		}
-		p.usable = p.size - p.next - b.taken(p)
-		if p.usable == 0 {
+		g.put4(p.IPv4, p.entry)
+		if p.usable = p.lendable(g.v4, p.IPv4); p.usable == 0 {
 			return fmt.Errorf("%v: no address is left to lend", p)
 		}
-		b.v4.Insert(p.IPv4, p.entry)
-		b.t.pools = append(b.t.pools, p)
+		g.pools = append(g.pools, p)
 	}
 	return nil
 }
 
-// taken counts the addresses of a pool that are not its to lend, apart from
-// those before p.next.
-func (b *builder) taken(p *pool) (n uint32) {
-	var last netip.Prefix
-	for x := range b.v4.Subnets(p.IPv4) {
-		if x == p.IPv4 || last.IsValid() && last.Contains(x.Addr()) {
-			continue
-		}
-		last = x
-		n += uint32(size4(x))
-		if x.Addr() == p.IPv4.Addr() {
-			n -= p.next
-		}
-	}
-	return n
-}
-
 // standIns enters rfc6791. A stand-in that is a client too would put words in
 // the client's mouth.
-func (b *builder) standIns(c Config) error {
-	t := b.t
-	t.rfc6791 = slices.Clone(c.RFC6791)
-	if len(t.rfc6791) == 0 && t.own4.IsValid() {
-		t.rfc6791 = []netip.Prefix{netip.PrefixFrom(t.own4, 32)}
+func (g *stage) standIns(c Config) error {
+	t := g.t
+	g.rfc6791 = slices.Clone(c.RFC6791)
+	if len(g.rfc6791) == 0 && t.own4.IsValid() {
+		g.rfc6791 = []netip.Prefix{netip.PrefixFrom(t.own4, 32)}
 	}
-	for _, p := range t.rfc6791 {
+	for _, p := range g.rfc6791 {
 		if !p.IsValid() || !p.Addr().Is4() || p != p.Masked() {
 			return fmt.Errorf("rfc6791 %v: not an IPv4 prefix", p)
 		}
-		t.rfc6791Size += size4(p)
+		g.rfc6791Size += size4(p)
 		if p.Bits() == 32 && p.Addr() == t.own4 {
 			continue
 		}
-		for _, q := range t.pools {
+		for _, q := range g.pools {
 			if q.IPv4.Overlaps(p) {
 				return fmt.Errorf("rfc6791 %v: overlaps %v", p, q)
 			}
 		}
-		if e, _ := b.v4.LookupPrefix(p); e != nil && e.kind != kindBeyond {
+		if e, _ := g.v4.LookupPrefix(p); e != nil && e.kind != kindBeyond {
 			return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
 		}
-		for _, e := range b.v4.Subnets(p) {
+		for _, e := range g.v4.Subnets(p) {
 			if e.kind == kindMap {
 				return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
 			}
 		}
 	}
 	return nil
-}
-
-// private enters the private blocks, except where a map or a pool comes before
-// pref64 for all of one.
-func (b *builder) private() {
-	for _, x := range private4 {
-		if e, _ := b.v4.LookupPrefix(x.prefix); e == nil {
-			b.v4.Insert(x.prefix, &entry{kind: x.kind, of: x.name})
-		}
-	}
 }
 
 // longest is the longest duration of a pool: ticks must be told apart after
@@ -326,10 +300,14 @@ func newPool(c Pool) (*pool, error) {
 		}
 	}
 
-	p := &pool{Pool: c, size: uint32(size4(c.IPv4)), former: map[netip.Addr]*returned{}}
+	p := &pool{
+		Pool: c, size: uint32(size4(c.IPv4)),
+		returned: map[uint32]*returned{}, wide: new(bart.Fast[*returned]), former: map[netip.Addr]*returned{}, refusals: map[netip.Addr]uint32{},
+	}
 	p.Clients = slices.Clone(c.Clients)
 	p.entry = &entry{kind: kindPool, of: p}
-	p.next = number4(FirstUsable(c.IPv4)) - number4(c.IPv4.Addr())
+	p.first = number4(FirstUsable(c.IPv4)) - number4(c.IPv4.Addr())
+	p.next = p.first
 	p.permit(nil)
 	return p, nil
 }
@@ -350,16 +328,32 @@ func DefaultOwnIPv4(pools []Pool, maps []Map) netip.Addr {
 		if !p.IPv4.Addr().Is4() {
 			continue // New says so
 		}
-		a := FirstUsable(p.IPv4)
-		for p.IPv4.Contains(a) {
-			i := slices.IndexFunc(maps, func(m Map) bool { return m.IPv4.Contains(a) })
-			if i < 0 {
-				return a
-			}
-			a = last4(maps[i].IPv4).Next()
+		if a := firstFree(p.IPv4, maps); a.IsValid() {
+			return a
 		}
 	}
 	return netip.Addr{}
+}
+
+// firstFree is the first usable address of a pool that is in no map.
+func firstFree(pool netip.Prefix, maps []Map) netip.Addr {
+	var inside []netip.Prefix
+	for i := range maps {
+		if maps[i].IPv4.Overlaps(pool) {
+			inside = append(inside, maps[i].IPv4)
+		}
+	}
+	slices.SortFunc(inside, netip.Prefix.Compare)
+	a := FirstUsable(pool)
+	for _, x := range inside {
+		if x.Contains(a) {
+			a = last4(x).Next()
+		}
+	}
+	if !pool.Contains(a) {
+		return netip.Addr{}
+	}
+	return a
 }
 
 // String names a map as errors do.

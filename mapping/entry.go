@@ -33,12 +33,20 @@ type entry struct {
 	shift  uint8         // bits of the IPv6 suffix that have no counterpart
 	kind   kind          //
 	stamp  atomic.Uint32 // leases: the tick of the last packet
+	proven atomic.Bool   // leases: something came back for the client
 	of     any           // off the hot path: *Map, *lease, *pool or the name of a block
 }
 
 func newEntry(k kind, v4, v6 netip.Prefix, of any) *entry {
-	host := uint8(32 - v4.Bits())
-	return &entry{kind: k, v4: v4.Addr(), v6: v6.Addr(), host: host, shift: uint8(128-v6.Bits()) - host, of: of}
+	e := new(entry)
+	e.set(k, v4, v6, of)
+	return e
+}
+
+func (e *entry) set(k kind, v4, v6 netip.Prefix, of any) {
+	e.kind, e.v4, e.v6, e.of = k, v4.Addr(), v6.Addr(), of
+	e.host = uint8(32 - v4.Bits())
+	e.shift = uint8(128-v6.Bits()) - e.host
 }
 
 // to6 is the IPv6 address of an IPv4 address under e, by RFC 7757 3.3.1.
@@ -72,6 +80,27 @@ func (e *entry) to4(a netip.Addr) netip.Addr {
 func (e *entry) used(tick uint32) {
 	if e.kind == kindLease && e.stamp.Load() != tick {
 		e.stamp.Store(tick)
+	}
+}
+
+// heard notes traffic that comes for a lease, which proves that somebody
+// answers its client.
+func (t *Table) heard(e *entry, tick uint32) {
+	if e.kind != kindLease {
+		return
+	}
+	if e.stamp.Load() != tick {
+		e.stamp.Store(tick)
+	}
+	if !e.proven.Load() {
+		t.prove(e)
+	}
+}
+
+// prove notes that, once for each lease.
+func (t *Table) prove(e *entry) {
+	if e.proven.CompareAndSwap(false, true) && t.keeper != nil {
+		t.keeper.prove(e)
 	}
 }
 

@@ -1,8 +1,11 @@
 package mapping
 
 import (
+	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/natless/natless/translate"
@@ -43,6 +46,8 @@ type MapInfo struct {
 	IPv6   netip.Prefix `json:"ipv6"`
 	Label  string       `json:"label,omitempty"`
 	Origin string       `json:"origin,omitempty"`
+
+	Runtime bool `json:"runtime,omitempty"` // added while running, and removable so
 }
 
 // Lease is an address lent to a client.
@@ -52,6 +57,8 @@ type Lease struct {
 	Pool  netip.Prefix `json:"pool"`
 	Since time.Time    `json:"since"`
 	Idle  uint32       `json:"idle_seconds"` // since the last packet, to about two seconds
+
+	Proven bool `json:"proven"` // something came back for the client
 }
 
 // PoolInfo is a pool and how full it is.
@@ -70,31 +77,71 @@ type PoolInfo struct {
 	Origin      string         `json:"origin,omitempty"`
 }
 
-// Maps lists the explicit mappings in the order of the configuration.
+// Maps lists the explicit mappings by their IPv4 side.
 func (t *Table) Maps() []MapInfo {
-	list := make([]MapInfo, len(t.maps))
-	for i := range t.maps {
-		list[i] = t.maps[i].info()
-	}
-	return list
+	_, maps := t.MapsAt()
+	return slices.AppendSeq([]MapInfo{}, maps)
 }
 
-func (m *Map) info() MapInfo { return MapInfo(*m) }
+// MapsAt is Maps for very many of them, with the revision that it shows.
+func (t *Table) MapsAt() (revision uint64, maps iter.Seq[MapInfo]) {
+	s := t.current.Load()
+	return s.revision, func(yield func(MapInfo) bool) {
+		for _, e := range s.v4.AllSorted4() {
+			if e.kind == kindMap && !yield(MapInfo(*e.of.(*Map))) {
+				return
+			}
+		}
+	}
+}
 
 // Leases lists what is lent, by IPv4 address.
 func (t *Table) Leases() []Lease {
-	list := []Lease{}
-	for _, e := range t.current.Load().v4.AllSorted4() {
-		if e.kind == kindLease {
-			list = append(list, t.leaseInfo(e))
+	_, leases := t.LeasesAt()
+	return slices.AppendSeq([]Lease{}, leases)
+}
+
+// LeasesAt is Leases for very many of them, with the revision that it shows.
+func (t *Table) LeasesAt() (revision uint64, leases iter.Seq[Lease]) {
+	s := t.current.Load()
+	return s.revision, func(yield func(Lease) bool) {
+		for _, e := range s.v4.AllSorted4() {
+			if e.kind == kindLease && !yield(t.leaseInfo(e)) {
+				return
+			}
 		}
 	}
-	return list
 }
 
 func (t *Table) leaseInfo(e *entry) Lease {
 	l := e.of.(*lease)
-	return Lease{l.v4, l.v6, l.pool.IPv4, l.since, uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))}
+	idle := uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))
+	return Lease{l.v4, l.v6, l.pool.Load().IPv4, l.since, idle, l.proven.Load()}
+}
+
+// Network is a /64 and how many of its addresses have a lease.
+type Network struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Leases int          `json:"leases"`
+}
+
+// Networks lists the /64s with the most leases, the most first, at most 16.
+func (t *Table) Networks() []Network {
+	const most = 16
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := []Network{}
+	for hi, n := range t.networks {
+		if len(list) == most && n <= list[most-1].Leases {
+			continue
+		}
+		list = append(list, Network{netip.PrefixFrom(addr6(hi, 0), 64), n})
+		slices.SortFunc(list, func(a, b Network) int {
+			return cmp.Or(b.Leases-a.Leases, a.Prefix.Compare(b.Prefix))
+		})
+		list = list[:min(most, len(list))]
+	}
+	return list
 }
 
 // Pools lists the pools in the order they are tried.
@@ -102,11 +149,9 @@ func (t *Table) Pools() []PoolInfo {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	list := []PoolInfo{}
-	for _, p := range t.pools {
-		quarantined := uint32(0)
-		for r := p.queue.last; r != nil && !reached(t.tick.Load(), r.until); r = r.prev {
-			quarantined++
-		}
+	s := t.current.Load()
+	for _, p := range s.pools {
+		quarantined := p.quarantined(s.v4, t.tick.Load())
 		list = append(list, PoolInfo{
 			IPv4: p.IPv4, Clients: append([]netip.Prefix{}, p.Clients...), Local: p.Local,
 			Size: p.size, Usable: p.usable, Lent: p.lent, Quarantined: quarantined, Free: p.usable - p.lent - quarantined,
@@ -160,14 +205,14 @@ func (t *Table) explain6(s *snapshot, a netip.Addr) Explanation {
 		return t.explainEntry(e, a, e.to4, translate.SourceRefused)
 	}
 	x := Explanation{Address: a}
-	for _, p := range t.pools {
+	for _, p := range s.pools {
 		if p.permits(a) {
 			x.Rule, x.Pool, x.Origin = RulePool, p.IPv4.String(), p.Origin
 			x.Detail = fmt.Sprintf("a client of %v; its first packet leases an address", &p.Pool)
 			return x
 		}
 	}
-	if len(t.pools) == 0 {
+	if len(s.pools) == 0 {
 		return x.unmapped("no map covers it, and there is no pool", translate.SourceUnmapped)
 	}
 	return x.unmapped("no map covers it, and no pool's clients permit it", translate.ClientNotPermitted)
@@ -183,7 +228,7 @@ func (t *Table) explainPref64(s *snapshot, a, v4 netip.Addr) Explanation {
 	behind := t.explain4(s, v4)
 	x.Detail += ": " + behind.Detail
 	x.Map, x.Lease, x.Pool, x.Origin = behind.Map, behind.Lease, behind.Pool, behind.Origin
-	switch v := e.verdict4(t.hairpin); {
+	switch v := e.verdict4(s.hairpin); {
 	case v == translate.OwnAddress:
 		x.Rule = RuleOwn
 	case v == translate.Hairpin:
@@ -202,14 +247,18 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 	x := Explanation{Address: a}
 	switch of := e.of.(type) {
 	case *Map:
-		info := of.info()
+		info := MapInfo(*of)
 		x.Rule, x.Other, x.Map, x.Origin, x.Detail = RuleMap, other(a), &info, of.Origin, of.String()
 		return x
 	case *lease:
 		info := t.leaseInfo(e)
-		x.Rule, x.Other, x.Lease, x.Pool, x.Origin = RuleLease, other(a), &info, info.Pool.String(), of.pool.Origin
+		p := &of.pool.Load().Pool
+		x.Rule, x.Other, x.Lease, x.Pool, x.Origin = RuleLease, other(a), &info, info.Pool.String(), p.Origin
 		x.Detail = fmt.Sprintf("leased from %v to %v since %s, idle for %v",
-			&of.pool.Pool, info.IPv6, info.Since.Format(time.RFC3339), time.Duration(info.Idle)*time.Second)
+			p, info.IPv6, info.Since.Format(time.RFC3339), time.Duration(info.Idle)*time.Second)
+		if !info.Proven {
+			x.Detail += ", nothing has come back for it yet"
+		}
 		return x
 	case *pool:
 		x.Rule, x.Pool, x.Origin, x.Verdict = RulePool, of.IPv4.String(), of.Origin, translate.DestinationUnmapped.String()

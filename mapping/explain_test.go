@@ -29,7 +29,7 @@ func explained(t *testing.T) *Table {
 // The words are for people, the rest is for scripts; both are told here whole.
 func TestExplain(t *testing.T) {
 	x := explained(t)
-	const lease = "leased from pool 169.254.64.0/28 (natless.toml:20) to 2001:db8:c::5 since 2030-01-02T12:00:00Z, idle for 30s"
+	const lease = "leased from pool 169.254.64.0/28 (natless.toml:20) to 2001:db8:c::5 since 2030-01-02T12:00:00Z, idle for 30s, nothing has come back for it yet"
 	for _, c := range []struct{ address, other, rule, verdict, origin, detail string }{
 		{"198.51.100.5", "2001:db8:1::5", "map", "", "natless.toml:12", "map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12)"},
 		{"198.51.100.7", "2001:db8:2::7", "map", "", "natless.toml:17", "map 198.51.100.7/32 = 2001:db8:2::7/128 (natless.toml:17)"},
@@ -89,13 +89,13 @@ func TestJSON(t *testing.T) {
 	x := explained(t)
 	for want, v := range map[string]any{
 		`{"address":"169.254.64.2","other":"2001:db8:c::5","rule":"lease",
-		  "detail":"leased from pool 169.254.64.0/28 (natless.toml:20) to 2001:db8:c::5 since 2030-01-02T12:00:00Z, idle for 30s",
-		  "lease":{"ipv4":"169.254.64.2","ipv6":"2001:db8:c::5","pool":"169.254.64.0/28","since":"2030-01-02T12:00:00Z","idle_seconds":30},
+		  "detail":"leased from pool 169.254.64.0/28 (natless.toml:20) to 2001:db8:c::5 since 2030-01-02T12:00:00Z, idle for 30s, nothing has come back for it yet",
+		  "lease":{"ipv4":"169.254.64.2","ipv6":"2001:db8:c::5","pool":"169.254.64.0/28","since":"2030-01-02T12:00:00Z","idle_seconds":30,"proven":false},
 		  "pool":"169.254.64.0/28","origin":"natless.toml:20"}`: x.Explain(addr("169.254.64.2")),
 		`{"address":"10.0.0.1","rule":"refused","verdict":"private_ipv4",
 		  "detail":"a private address, which must not stand behind pref64 2001:db8:64::/96"}`: x.Explain(addr("10.0.0.1")),
-		`{"ipv4":"198.51.100.0/24","ipv6":"2001:db8:1::/120","label":"web","origin":"natless.toml:12"}`:                              x.Maps()[0],
-		`[{"ipv4":"169.254.64.2","ipv6":"2001:db8:c::5","pool":"169.254.64.0/28","since":"2030-01-02T12:00:00Z","idle_seconds":30}]`: x.Leases(),
+		`{"ipv4":"198.51.100.0/24","ipv6":"2001:db8:1::/120","label":"web","origin":"natless.toml:12"}`:                                             x.Maps()[1],
+		`[{"ipv4":"169.254.64.2","ipv6":"2001:db8:c::5","pool":"169.254.64.0/28","since":"2030-01-02T12:00:00Z","idle_seconds":30,"proven":false}]`: x.Leases(),
 		`[{"ipv4":"169.254.64.0/28","clients":["2001:db8:c::/64"],"local":false,"size":16,"usable":13,"lent":1,"quarantined":0,"free":12,
 		  "idle_seconds":3600,"max_life_seconds":0,"quarantine_seconds":300,"origin":"natless.toml:20"}]`: x.Pools(),
 	} {

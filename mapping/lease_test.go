@@ -156,7 +156,7 @@ func TestEndless(t *testing.T) {
 	wears(t, x, 1, 10, "192.0.2.2")
 	x.Expire(1 << 30)
 	assert.Len(t, x.Leases(), 1)
-	assert.Empty(t, x.pools[0].due)
+	assert.Empty(t, x.current.Load().pools[0].due)
 }
 
 func TestTicksWrapAround(t *testing.T) {
@@ -276,36 +276,35 @@ func TestFormerClientsAreForgotten(t *testing.T) {
 	p := poolOf("10.0.0.0/8")
 	p.Quarantine = time.Second
 	x := pooled(t, p)
-	pool := x.pools[0]
+	pool := x.current.Load().pools[0]
 	for i := range remembered + 10 { // as if they had come back long ago
 		pool.next++
-		pool.takeBack(&lease{pool: pool, entry: entry{v4: addr4(10<<24 + uint32(i)), v6: lessee(i)}}, 1)
-		pool.lent++
+		pool.keep(givenBack(newLease(pool, addr4(10<<24+uint32(i)), lessee(i), time.Time{}, 1), 1, true))
 	}
 	next := pool.next
 	for i := range 20 {
 		_, v := send(x, lessee(1<<32+i), 10)
 		require.Equal(t, translate.OK, v)
 	}
-	assert.Less(t, pool.queue.len, remembered)
-	assert.Len(t, pool.former, pool.queue.len)
+	assert.Less(t, pool.rested.len, remembered)
+	assert.Len(t, pool.former, pool.rested.len)
 	assert.Less(t, pool.next-next, uint32(20))
 }
 
 // model is what leasing is, told with plain lists.
 type model struct {
-	never    []netip.Addr          // in order
-	lent     map[netip.Addr]*grant // by client
-	returned []grant
+	never    []netip.Addr         // in order
+	lent     map[netip.Addr]*loan // by client
+	returned []loan
 }
 
-type grant struct {
+type loan struct {
 	addr, client       netip.Addr
 	born, stamp, until uint32
 	idle, life         uint32
 }
 
-func (m *model) over(g *grant, now uint32) (over, aged bool) {
+func (m *model) over(g *loan, now uint32) (over, aged bool) {
 	aged = g.life > 0 && now-g.born >= g.life
 	return aged || g.idle > 0 && now-g.stamp >= g.idle, aged
 }
@@ -346,7 +345,7 @@ func TestLeaseModel(t *testing.T) {
 			Idle: seconds("idle", 20), MaxLife: seconds("max_life", 40), Quarantine: seconds("quarantine", 20),
 		}
 		x := pooled(t, p)
-		m := model{lent: map[netip.Addr]*grant{}}
+		m := model{lent: map[netip.Addr]*loan{}}
 		for i := 2; i < 8; i++ {
 			m.never = append(m.never, addr4(0xc000_0200+uint32(i)))
 		}
@@ -370,8 +369,8 @@ func TestLeaseModel(t *testing.T) {
 					return
 				}
 				m.never = slices.DeleteFunc(m.never, func(b netip.Addr) bool { return a == b })
-				m.returned = slices.DeleteFunc(m.returned, func(g grant) bool { return g.addr == a })
-				m.lent[client] = &grant{addr: a, client: client, born: now, stamp: now, idle: ticks(p.Idle), life: ticks(p.MaxLife)}
+				m.returned = slices.DeleteFunc(m.returned, func(g loan) bool { return g.addr == a })
+				m.lent[client] = &loan{addr: a, client: client, born: now, stamp: now, idle: ticks(p.Idle), life: ticks(p.MaxLife)}
 				revision++
 			},
 			"in": func(t *rapid.T) {
@@ -395,7 +394,7 @@ func TestLeaseModel(t *testing.T) {
 					if !over {
 						continue
 					}
-					back := grant{addr: g.addr, client: client, until: now + ticks(p.Quarantine)}
+					back := loan{addr: g.addr, client: client, until: now + ticks(p.Quarantine)}
 					if aged {
 						back.client = netip.Addr{}
 					}

@@ -9,9 +9,12 @@
 // pools, one IPv4 address per IPv6 client (lease.go).
 //
 // All of it is in one immutable snapshot behind an atomic pointer. Workers
-// read it without a lock. Whoever changes it holds the table's mutex, makes a
-// new snapshot that shares what did not change, and publishes it with the next
-// revision.
+// read it without a lock. Whoever changes it makes a new snapshot that shares
+// what did not change (stage.go), has it saved where it must outlive the
+// process, and publishes it with the next revision, of which a journal tells
+// those who watch (journal.go). Maps are changed by Apply (apply.go), the
+// configuration by Reload (reload.go). Leases are made by a goroutine that
+// waits for the disk, so that workers need not (keeper.go).
 package mapping
 
 import (
@@ -34,21 +37,24 @@ const (
 // Table answers which address means what. Its methods may be called from any
 // goroutine.
 type Table struct {
-	pref64      Prefix64
-	own4, own6  netip.Addr
-	own64       netip.Addr // own4 as IPv6 clients see it: under pref64
-	rfc6791     []netip.Prefix
-	rfc6791Size uint64
-	hairpin     bool
-	now         func() time.Time
-	maps        []Map
-	pools       []*pool
+	pref64     Prefix64
+	own4, own6 netip.Addr
+	own64      netip.Addr // own4 as IPv6 clients see it: under pref64
+	now        func() time.Time
 
 	current atomic.Pointer[snapshot]
 	tick    atomic.Uint32 // of the last Expire, for listings
+	journal journal
+	keeper  *keeper // nil: leases are made at once, by whoever resolves
 
-	mu    sync.Mutex // held by whoever changes anything
-	local []netip.Prefix
+	// writing is held by whoever changes anything but who is local, also while
+	// the change is being saved. Workers, listings and traces never wait for it.
+	writing sync.Mutex
+	// mu guards the state of pools and what is below. To write it needs writing
+	// too, which is taken first. It is never held while anything is saved.
+	mu       sync.Mutex
+	local    []netip.Prefix
+	networks map[uint64]int // leases by the upper half of their clients' addresses
 }
 
 // snapshot is the table at one revision. It is never changed; only the stamps
@@ -59,9 +65,20 @@ type Table struct {
 // around it, a pool beats the refused block around it, and a refused block
 // beats a map of the whole address space.
 type snapshot struct {
+	*policy
 	v4, v6   *bart.Fast[*entry]
 	octets   octets // that v4 knows anything of: of most of the Internet nothing, and a lookup is spared
+	counts   *octetCounts
 	revision uint64
+}
+
+// policy is what only Reload changes.
+type policy struct {
+	pools        []*pool
+	rfc6791      []netip.Prefix
+	rfc6791Size  uint64
+	hairpin      bool
+	allowPrivate bool
 }
 
 // missing says what is done about a source that has no counterpart.
@@ -75,9 +92,10 @@ const (
 )
 
 // Resolve is the flow that f becomes on the other side. A permitted client's
-// first packet leases it an address; every other call takes no lock and
-// allocates nothing. tick is the caller's coarse clock in seconds, the same
-// that Expire is told.
+// first packet leases it an address: at once, or with Keep after it was saved,
+// and until then the verdict is LeasePending. Calls take no lock and allocate
+// nothing, except that without Keep that first packet does. tick is the
+// caller's coarse clock in seconds, the same that Expire is told.
 //
 // Besides OK the verdict may be Hairpin: the flow is translated, its
 // destination is a client of natless again, and HairpinBack tells how it comes
@@ -173,7 +191,7 @@ func (t *Table) to4(src, dst netip.Addr, tick uint32, m missing) (src4, dst4 net
 	if !mapped && e != nil && !(m == standIn && e.excusable()) {
 		return src, dst, translate.SourceRefused
 	}
-	dst4, verdict := t.destination4(s, dst)
+	dst4, verdict := t.destination4(s, dst, tick, m)
 	if !verdict.Leaves() {
 		return src, dst, verdict
 	}
@@ -183,7 +201,7 @@ func (t *Table) to4(src, dst netip.Addr, tick uint32, m missing) (src4, dst4 net
 		}
 		return e.to4(src), dst4, verdict
 	}
-	src4, v := t.unmappedSource4(src, tick, m)
+	src4, v := t.unmappedSource4(s, src, tick, m)
 	if v != translate.OK {
 		return src, dst, v
 	}
@@ -194,7 +212,7 @@ func (t *Table) to4(src, dst netip.Addr, tick uint32, m missing) (src4, dst4 net
 // under pref64. The latter is a hairpin where a client has it. No map overlaps
 // pref64 (New sees to it), so an address under pref64 need not be looked for
 // among the maps.
-func (t *Table) destination4(s *snapshot, a netip.Addr) (netip.Addr, translate.Verdict) {
+func (t *Table) destination4(s *snapshot, a netip.Addr, tick uint32, m missing) (netip.Addr, translate.Verdict) {
 	v4, ok := t.pref64.extract(halves(a))
 	if !ok {
 		e, _ := s.v6.Lookup(a)
@@ -214,20 +232,24 @@ func (t *Table) destination4(s *snapshot, a netip.Addr) (netip.Addr, translate.V
 	if e == nil {
 		return dst, translate.OK
 	}
-	return dst, e.verdict4(t.hairpin)
+	v := e.verdict4(s.hairpin)
+	if m == lend && v == translate.Hairpin {
+		t.heard(e, tick)
+	}
+	return dst, v
 }
 
 // unmappedSource4 finds an IPv4 source for an IPv6 one that no map and no
 // lease has.
-func (t *Table) unmappedSource4(a netip.Addr, tick uint32, m missing) (netip.Addr, translate.Verdict) {
+func (t *Table) unmappedSource4(s *snapshot, a netip.Addr, tick uint32, m missing) (netip.Addr, translate.Verdict) {
 	switch {
 	case m == lend:
-		return t.lease(a, tick)
+		return t.lease(s, a, tick)
 	case m == foresee:
-		return t.foresee(a)
-	case m == standIn && t.rfc6791Size > 0:
-		return t.standIn4(), translate.OK
-	case len(t.pools) > 0 && !t.permits(a):
+		return t.foresee(s, a)
+	case m == standIn && s.rfc6791Size > 0:
+		return s.standIn4(), translate.OK
+	case len(s.pools) > 0 && !s.permits(a):
 		return a, translate.ClientNotPermitted
 	}
 	return a, translate.SourceUnmapped
@@ -235,9 +257,9 @@ func (t *Table) unmappedSource4(a netip.Addr, tick uint32, m missing) (netip.Add
 
 // standIn4 is a random address of rfc6791: RFC 6791 asks for one, so that a
 // traceroute through several unmapped routers does not look like a loop.
-func (t *Table) standIn4() netip.Addr {
-	n := rand.Uint64N(t.rfc6791Size)
-	for _, p := range t.rfc6791 {
+func (s *policy) standIn4() netip.Addr {
+	n := rand.Uint64N(s.rfc6791Size)
+	for _, p := range s.rfc6791 {
 		if n < size4(p) {
 			return addr4(number4(p.Addr()) + uint32(n))
 		}
@@ -262,7 +284,7 @@ func (t *Table) to6(src, dst netip.Addr, tick uint32, m missing) (src6, dst6 net
 		return src, dst, e.unreached()
 	}
 	if m == lend {
-		e.used(tick)
+		t.heard(e, tick)
 	}
 	return src6, e.to6(dst), translate.OK
 }
@@ -300,23 +322,4 @@ func (t *Table) unmappedSource6(e *entry) translate.Verdict {
 		return translate.PrivateIPv4
 	}
 	return translate.OK
-}
-
-// octets is a set of first octets of IPv4 addresses.
-type octets [4]uint64
-
-func (o *octets) add(p netip.Prefix) {
-	first := number4(p.Addr()) >> 24
-	for i := range uint32(1) << max(0, 8-p.Bits()) {
-		o[(first+i)>>6] |= 1 << ((first + i) & 63)
-	}
-}
-
-func (o *octets) has(v4 uint32) bool { return o[v4>>30]>>(v4>>24&63)&1 != 0 }
-
-// publish makes a new snapshot the current one. The mutex must be held. Leases
-// come and go inside their pools, so that the first octets stay.
-func (t *Table) publish(v4, v6 *bart.Fast[*entry]) {
-	s := t.current.Load()
-	t.current.Store(&snapshot{v4, v6, s.octets, s.revision + 1})
 }

@@ -257,6 +257,127 @@ func TestCloseWakesReaders(t *testing.T) {
 	})
 }
 
+func TestWake(t *testing.T) {
+	inNamespace(t, func() {
+		for _, offload := range []bool{true, false} {
+			d := open(t, Config{Name: "nl0", Queues: 1, Offload: offload})
+			up(t, d, "192.0.2.1/24")
+			s, q := connected(t), d.Queues()[0]
+			reads := make(chan error)
+			go func() {
+				defer close(reads)
+				buf := make([]byte, off+MaxPacket)
+				for {
+					_, _, err := q.Read(buf, off)
+					reads <- err
+					if errors.Is(err, os.ErrClosed) {
+						return
+					}
+				}
+			}()
+			quiet := func() {
+				t.Helper()
+				select {
+				case err := <-reads:
+					t.Errorf("Read returned once more: %v", err)
+				case <-time.After(20 * time.Millisecond): // and Read waits
+				}
+			}
+			quiet()
+			for range 3 {
+				q.Wake()
+				assert.Equal(t, ErrWoken, <-reads)
+				quiet()
+			}
+
+			// No packet is lost, and what comes between two Reads is told once.
+			q.Wake()
+			assert.Equal(t, ErrWoken, <-reads)
+			_, err := unix.Write(s, []byte("there"))
+			require.NoError(t, err)
+			assert.NoError(t, <-reads)
+			quiet()
+			q.Wake()
+			time.Sleep(5 * time.Millisecond) // until the reader tells of it
+			q.Wake()
+			q.Wake()
+			assert.Equal(t, ErrWoken, <-reads)
+			assert.Equal(t, ErrWoken, <-reads, "those in the meantime are one")
+			quiet()
+
+			require.NoError(t, d.Close())
+			assert.Equal(t, os.ErrClosed, <-reads)
+			q.Wake()
+		}
+	})
+}
+
+// No Wake is lost, whatever else goes on: each waits until it was heard.
+func TestWakeUnderTraffic(t *testing.T) {
+	inNamespace(t, func() {
+		for _, offload := range []bool{true, false} {
+			d := open(t, Config{Name: "nl0", Queues: 1, Offload: offload})
+			up(t, d, "192.0.2.1/24")
+			s, q := connected(t), d.Queues()[0]
+			woken, done := make(chan struct{}, 1), make(chan struct{})
+			var readers, wakers sync.WaitGroup
+			for range 2 {
+				readers.Go(func() {
+					buf := make([]byte, off+MaxPacket)
+					for {
+						_, _, err := q.Read(buf, off)
+						switch {
+						case errors.Is(err, os.ErrClosed):
+							return
+						case errors.Is(err, ErrWoken):
+							select {
+							case woken <- struct{}{}:
+							default:
+							}
+						case err != nil:
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+			wakers.Go(func() { // traffic, with pauses in which Read waits
+				for i := 0; ; i++ {
+					select {
+					case <-done:
+						return
+					default:
+					}
+					_, _ = unix.Write(s, make([]byte, 100))
+					if i%50 == 0 {
+						time.Sleep(100 * time.Microsecond)
+					}
+				}
+			})
+			for range 2000 {
+				q.Wake()
+				select {
+				case <-woken:
+				case <-time.After(5 * time.Second):
+					t.Fatal("a Wake was lost")
+				}
+			}
+			close(done)
+			wakers.Wait()
+			for range 3 {
+				wakers.Go(func() {
+					for range 1000 {
+						q.Wake()
+					}
+				})
+			}
+			assert.NoError(t, d.Close())
+			wakers.Wait()
+			readers.Wait()
+		}
+	})
+}
+
 // Readers, writers and closers at the same time, for the race detector.
 func TestCloseUnderTraffic(t *testing.T) {
 	inNamespace(t, func() {
@@ -348,7 +469,7 @@ func TestShortBufferIsAnError(t *testing.T) {
 func TestWithoutOffload(t *testing.T) {
 	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 2})
-		assert.Equal(t, Features{MultiQueue: true}, d.Features())
+		assert.Equal(t, Features{MultiQueue: true, Steering: d.Features().Steering}, d.Features())
 		require.Len(t, d.Queues(), 2)
 		require.NoError(t, d.Queues()[1].Close()) // the kernel sends everything through the other one
 		up(t, d, "192.0.2.1/24")
@@ -522,5 +643,29 @@ func TestNoAllocations(t *testing.T) {
 			_, _ = unix.Write(s, out)
 		}))
 		<-read
+	})
+}
+
+// What nobody reads in time is dropped, and counted.
+func TestDropsAreCounted(t *testing.T) {
+	inNamespace(t, func() {
+		persistent(t, "nl0", 0)
+		for range 2 { // the second reader counts from where it began
+			d := open(t, Config{Name: "nl0", Queues: 1})
+			up(t, d, "192.0.2.1/24")
+			s := connected(t)
+			assert.Zero(t, d.Drops())
+			link, err := netlink.LinkByName("nl0")
+			require.NoError(t, err)
+			for range link.Attrs().TxQLen + 7 {
+				_, _ = unix.Write(s, make([]byte, 100))
+			}
+			assert.EqualValues(t, 7, d.Drops())
+			require.NoError(t, d.Close())
+			assert.Zero(t, (&Device{index: 1 << 20}).Drops(), "a device that is gone")
+			addrs, err := netlink.AddrList(link, unix.AF_INET)
+			require.NoError(t, err)
+			require.NoError(t, netlink.AddrDel(link, &addrs[0]))
+		}
 	})
 }

@@ -74,6 +74,7 @@ func (d *Device) openOffload(p plan) (offloads uint, err error) {
 		if offloads, err = setUp(q.fd); err != nil {
 			return 0, err
 		}
+		d.features.Steering = p.queues > 1 && steer(q.fd) == nil
 	}
 	return offloads, nil
 }

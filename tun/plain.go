@@ -4,13 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
 )
 
 // plainQueue is a queue without virtio header: whole, finished packets.
-type plainQueue struct{ file *os.File }
+type plainQueue struct {
+	file  *os.File
+	woken atomic.Bool // and the deadline for reading has passed or is about to
+}
 
 // openPlain attaches queues without offloads.
 func (d *Device) openPlain(p plan) error {
@@ -28,6 +33,11 @@ func (d *Device) openPlain(p plan) error {
 		if err := q.control(func(fd int) error { return setOffload(fd)(0) }); err != nil {
 			return err
 		}
+		if p.adopted {
+			_ = q.control(unsteer) // and its program, which refers to nothing of ours
+			continue
+		}
+		d.features.Steering = p.queues > 1 && q.control(steer) == nil
 	}
 	return nil
 }
@@ -49,7 +59,7 @@ func newPlainQueue(p plan) (*plainQueue, error) {
 		ifce.Close()
 		return nil, errors.New("its queue is not a file")
 	}
-	q := &plainQueue{file}
+	q := &plainQueue{file: file}
 	err = q.control(func(fd int) error {
 		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC)
 		return os.NewSyscallError("fcntl", err)
@@ -74,6 +84,15 @@ func (q *plainQueue) control(f func(fd int) error) error {
 // Read implements Queue. The header is zero.
 func (q *plainQueue) Read(buf []byte, off int) (int, Header, error) {
 	n, err := q.file.Read(buf[off:])
+	for errors.Is(err, os.ErrDeadlineExceeded) {
+		// First the deadline: a Wake in between is then either seen here or has
+		// a deadline of its own.
+		_ = q.file.SetReadDeadline(time.Time{}) // fails only once closed
+		if q.woken.Swap(false) {
+			return 0, Header{}, ErrWoken
+		}
+		n, err = q.file.Read(buf[off:])
+	}
 	switch {
 	case errors.Is(err, os.ErrClosed):
 		return 0, Header{}, os.ErrClosed
@@ -96,6 +115,12 @@ func (q *plainQueue) Write(buf []byte, off, n int, _ Header) error {
 		return fmt.Errorf("write to the TUN device: %w", err)
 	}
 	return nil
+}
+
+// Wake implements Queue.
+func (q *plainQueue) Wake() {
+	q.woken.Store(true)
+	_ = q.file.SetReadDeadline(time.Unix(1, 0)) // fails only once closed
 }
 
 // Close implements Queue.

@@ -45,16 +45,18 @@ type Device struct {
 	index    int
 	queues   []Queue
 	features Features
+	dropped  uint64 // by the device before Open
 }
 
-// Queue is one file descriptor of a device: packets of one flow leave through
-// one queue as long as their answers are written to it. All methods may be
-// called at the same time; buffers are borrowed for the time of a call.
+// Queue is one file descriptor of a device. With Features.Steering all packets
+// of a connection come from one queue; without it, packets of one flow do as
+// long as their answers are written to it. All methods may be called at the
+// same time; buffers are borrowed for the time of a call.
 type Queue interface {
 	// Read waits for a packet and puts it at buf[off:off+n]; off is at least
 	// HeaderLen, and buf[off:] has room for MaxPacket bytes. The HeaderLen
-	// bytes before off are overwritten. Errors: os.ErrClosed after Close, and
-	// the kernel's (EBADFD when the device was deleted).
+	// bytes before off are overwritten. Errors: os.ErrClosed after Close,
+	// ErrWoken after Wake, and the kernel's (EBADFD when the device was deleted).
 	Read(buf []byte, off int) (n int, h Header, err error)
 
 	// Write hands the packet at buf[off:off+n] to the kernel, which takes it as
@@ -64,10 +66,19 @@ type Queue interface {
 	// EAGAIN and ENOBUFS when it has no memory for it just now.
 	Write(buf []byte, off, n int, h Header) error
 
+	// Wake has one Read return ErrWoken: one that waits, or else one to come, at
+	// the latest the first that would wait. While there are packets to read it
+	// may go unnoticed, so that it costs them nothing. Several calls may have
+	// one effect. After Close it does nothing.
+	Wake()
+
 	// Close wakes whoever is in Read and returns when nobody is any more and
 	// the descriptor is closed. A second Close does nothing.
 	Close() error
 }
+
+// ErrWoken is what Read returns because of Wake.
+var ErrWoken = errors.New("read from the TUN device: woken")
 
 // Features is what is in force on an open device, read back from the kernel.
 type Features struct {
@@ -76,6 +87,7 @@ type Features struct {
 	TSO        bool // packets may be TCP super-packets, of both families
 	USO        bool // packets may be UDP super-packets (Linux 6.2)
 	MultiQueue bool // the device can have several queues
+	Steering   bool // a connection's packets all come from one queue, whatever is written where
 	Adopted    bool // it is the operator's persistent device
 }
 
@@ -107,6 +119,18 @@ func (d *Device) Queues() []Queue { return d.queues }
 
 // Features says what is in force since Open.
 func (d *Device) Features() Features { return d.features }
+
+// Drops counts the packets since Open that the kernel dropped before they could
+// be read, mostly because a queue was full: a TUN device never holds its sender
+// back. It is 0 when the device is gone, and asks the network namespace of the
+// calling thread.
+func (d *Device) Drops() uint64 {
+	link, err := netlink.LinkByIndex(d.index)
+	if err != nil || link.Attrs().Statistics == nil {
+		return 0
+	}
+	return link.Attrs().Statistics.TxDropped - d.dropped
+}
 
 // Close closes all queues. A device made by Open is gone afterwards; an adopted
 // one is left as it was found, with its offloads off.
@@ -194,12 +218,13 @@ func (d *Device) inspect(p plan, offloads uint) error {
 		return errHeld
 	}
 	d.index = t.Index
-	d.features = Features{
-		VNetHdr:    t.Flags&netlink.TUNTAP_VNET_HDR != 0,
-		MultiQueue: t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0,
-		Adopted:    p.adopted,
-	}
+	d.features.VNetHdr = t.Flags&netlink.TUNTAP_VNET_HDR != 0
+	d.features.MultiQueue = t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0
+	d.features.Adopted = p.adopted
 	d.features.addOffloads(p.name, offloads)
+	if t.Statistics != nil {
+		d.dropped = t.Statistics.TxDropped
+	}
 	return nil
 }
 

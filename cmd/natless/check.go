@@ -26,7 +26,8 @@ func checkCommand() *cobra.Command {
 		Short: "What `natless run` would do to this host, and what stands in the way",
 		Long: `Validates a configuration, prints exactly what "natless run" would do to this
 host with it, and what stands in the way. Changes nothing. With --diff it prints
-what differs from the configuration of the running daemon instead.`,
+what differs from the configuration of the running daemon instead; what is not
+marked as needing a restart, "natless reload" takes up.`,
 		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			c, err := settings.load()
@@ -80,11 +81,15 @@ func checkDiff(out io.Writer, c *config.Config) error {
 		if before[key] == after[key] {
 			continue
 		}
+		restart := ""
+		if config.NeedsRestart(key) {
+			restart = "  # needs a restart"
+		}
 		if before[key] != "" {
-			fmt.Fprintf(out, "- %s = %s\n", key, before[key])
+			fmt.Fprintf(out, "- %s = %s%s\n", key, before[key], restart)
 		}
 		if after[key] != "" {
-			fmt.Fprintf(out, "+ %s = %s\n", key, after[key])
+			fmt.Fprintf(out, "+ %s = %s%s\n", key, after[key], restart)
 		}
 	}
 	return nil

@@ -64,7 +64,7 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 		SilenceUsage:  true,
 	}
 	cmd.AddCommand(
-		runCommand(), checkCommand(), downCommand(),
+		runCommand(), checkCommand(), reloadCommand(), downCommand(),
 		statusCommand(), statsCommand(), mapCommand(), leaseCommand(),
 		traceCommand(), pcapCommand(),
 		labCommand(), versionCommand(), manCommand(),

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
+	"path"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,26 +32,67 @@ func mapCommand() *cobra.Command {
 		Short: "The mapping table",
 		RunE:  wantsCommand,
 	}
-	cmd.AddCommand(mapListCommand(), mapGetCommand())
+	cmd.AddCommand(
+		mapListCommand(), mapGetCommand(), mapAddCommand(), mapRemoveCommand(),
+		mapExportCommand(), mapImportCommand(),
+	)
 	return cmd
 }
 
 func mapListCommand() *cobra.Command {
 	var ask asking
+	var within sides
+	var label string
+	var watch bool
 	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List pref64 and the explicit mappings; the longest match decides, pref64 last",
-		Args:  cobra.NoArgs,
-		RunE: does(func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := background()
-			defer stop()
-			return listing(&ask, cmd.OutOrStdout(), ask.client().Maps(ctx),
-				[]any{"RULE", "IPV4", "IPV6", "LABEL", "ORIGIN"},
-				func(r control.Row) []any { return []any{r.Rule, r.IPv4, r.IPv6, orDash(r.Label), orDash(r.Origin)} })
-		}),
+		Long: `Lists pref64 and the explicit mappings: those of the configuration, and those
+added while natless runs. The longest match decides, pref64 last.
+
+With --watch the list is followed by what changes until it is interrupted: in
+place on a terminal, otherwise as a line for each change.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := path.Match(label, ""); err != nil {
+				return fmt.Errorf("--label %q: expected a label, or a pattern such as web*", label)
+			}
+			l := mapListing(func(r control.Row) bool {
+				matches, _ := path.Match(label, r.Label) // the pattern is right
+				return within.admit(r.IPv4, r.IPv6) && (label == "" || matches || r.Label == label)
+			})
+			return does(func(cmd *cobra.Command, _ []string) error { return l.run(cmd, &ask, watch) })(cmd, args)
+		},
 	}
 	ask.register(cmd)
+	within.register(cmd)
+	cmd.Flags().StringVar(&label, "label", "", "only those with this label, or with one that this `PATTERN` matches (*, ?, [a-z])")
+	cmd.Flags().BoolVar(&watch, "watch", false, "go on with what changes")
 	return cmd
+}
+
+func mapListing(admit func(control.Row) bool) *listing[control.Row] {
+	return &listing[control.Row]{
+		name: "map ls",
+		ask:  func(ctx context.Context, c *control.Client) (control.Listing, error) { return c.ListMaps(ctx) },
+		head: []any{"RULE", "IPV4", "IPV6", "LABEL", "ORIGIN"},
+		cells: func(r control.Row) []any {
+			return []any{r.Rule, r.IPv4, r.IPv6, orDash(r.Label), orDash(r.Origin)}
+		},
+		admit: admit,
+		compare: func(a, b control.Row) int {
+			if a.Rule != b.Rule {
+				return strings.Compare(string(a.Rule), string(b.Rule)) // map, pref64
+			}
+			return a.IPv4.Compare(b.IPv4)
+		},
+		event: func(e mapping.Event) (r control.Row, there, is bool) {
+			if e.Map == nil {
+				return r, false, false
+			}
+			return control.Row{Rule: mapping.RuleMap, MapInfo: *e.Map}, e.Op == mapping.OpMapAdded, true
+		},
+	}
 }
 
 func mapGetCommand() *cobra.Command {
@@ -61,21 +104,35 @@ func mapGetCommand() *cobra.Command {
 		Long: `Tells what an address of either family becomes on the other side, and which
 rule decides that. With -c it answers from a configuration, without a daemon.`,
 		Args: cobra.ExactArgs(1),
-		RunE: does(func(cmd *cobra.Command, args []string) error {
-			addr, err := netip.ParseAddr(args[0])
+		RunE: func(cmd *cobra.Command, args []string) error {
+			addr, err := address(args[0])
 			if err != nil {
-				return fmt.Errorf("looking up %q: expected an IPv4 or IPv6 address", args[0])
+				return fmt.Errorf("looking up %w", err)
 			}
-			x, err := explain(&ask, file, addr)
-			if err != nil {
-				return err
-			}
-			return ask.object(cmd.OutOrStdout(), x, func(r *rows) { tabulateExplanation(r, x) })
-		}),
+			return does(func(cmd *cobra.Command, _ []string) error {
+				x, err := explain(&ask, file, addr)
+				if err != nil {
+					return err
+				}
+				return ask.object(cmd.OutOrStdout(), x, func(r *rows) { tabulateExplanation(r, x) })
+			})(cmd, args)
+		},
 	}
 	ask.register(cmd)
 	cmd.Flags().StringVarP(&file, "config", "c", "", "answer from this configuration `FILE`")
 	return cmd
+}
+
+// address reads an argument. Its error begins with what was given.
+func address(arg string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(arg)
+	switch {
+	case err != nil:
+		return a, fmt.Errorf("%q: expected an IPv4 or IPv6 address", arg)
+	case a.Is4In6() || a.Zone() != "":
+		return a, fmt.Errorf("%q: expected an IPv4 or IPv6 address as packets carry it: neither IPv4-mapped nor with a zone", arg)
+	}
+	return a, nil
 }
 
 func explain(ask *asking, file string, addr netip.Addr) (x mapping.Explanation, err error) {
@@ -139,39 +196,79 @@ func tabulateExplanation(r *rows, x mapping.Explanation) {
 	}
 }
 
-func leaseCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "lease",
-		Short: "Addresses lent from pools",
-		RunE:  wantsCommand,
-	}
-	cmd.AddCommand(leaseListCommand())
-	return cmd
-}
-
-func leaseListCommand() *cobra.Command {
+func mapAddCommand() *cobra.Command {
 	var ask asking
+	var label string
 	cmd := &cobra.Command{
-		Use:   "ls",
-		Short: "List what is lent now",
-		Args:  cobra.NoArgs,
-		RunE: does(func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := background()
-			defer stop()
-			return listing(&ask, cmd.OutOrStdout(), ask.client().Leases(ctx),
-				[]any{"IPV4", "IPV6", "POOL", "SINCE", "IDLE"},
-				func(l mapping.Lease) []any {
-					return []any{l.IPv4, l.IPv6, l.Pool, l.Since.Local().Format(time.DateTime), time.Duration(l.Idle) * time.Second}
-				})
-		}),
+		Use:   "add V4 V6",
+		Short: "Add an explicit mapping while natless runs",
+		Long: `Maps an IPv4 address to an IPv6 address, or a prefix to a prefix (RFC 7757). The
+mapping is in force when the command returns, is kept in state.dir, and is
+removed by "natless map rm".`,
+		Example: `  natless map add 192.0.2.7 2001:db8::7 --label web
+  natless map add 198.51.100.0/24 2001:db8:1::/120`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := config.NewMap(args[0], args[1], label)
+			if err != nil {
+				if _, swapped := config.NewMap(args[1], args[0], label); swapped == nil {
+					err = fmt.Errorf("expected the IPv4 side first: natless map add %s %s", args[1], args[0])
+				}
+				return fmt.Errorf("adding a mapping: %w", err)
+			}
+			return does(func(cmd *cobra.Command, _ []string) error {
+				ctx, stop := background()
+				defer stop()
+				revision, err := ask.client().AddMap(ctx, m.IPv4, m.IPv6, m.Label)
+				if err != nil {
+					return err
+				}
+				return ask.line(cmd.OutOrStdout(), struct {
+					IPv4     netip.Prefix `json:"ipv4"`
+					IPv6     netip.Prefix `json:"ipv6"`
+					Label    string       `json:"label,omitempty"`
+					Revision uint64       `json:"revision"`
+				}{m.IPv4, m.IPv6, m.Label, revision}, "added %s, revision %d", sidesOf(m), revision)
+			})(cmd, args)
+		},
 	}
 	ask.register(cmd)
+	cmd.Flags().StringVar(&label, "label", "", "`NAME` that listings show and filter by")
 	return cmd
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
+// sidesOf is a mapping in words.
+func sidesOf(m config.Map) string { return config.Short(m.IPv4) + " = " + config.Short(m.IPv6) }
+
+func mapRemoveCommand() *cobra.Command {
+	var ask asking
+	cmd := &cobra.Command{
+		Use:   "rm ADDR|PREFIX",
+		Short: "Remove an explicit mapping that was added while natless ran",
+		Long: `Removes the mapping whose IPv4 or IPv6 side is exactly this address or prefix.
+One of the configuration is not removed: change the file, and "natless reload".`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := config.ParsePrefix(args[0], 0)
+			if err != nil {
+				return fmt.Errorf("removing %q: %w", args[0], err)
+			}
+			return does(func(cmd *cobra.Command, _ []string) error {
+				ctx, stop := background()
+				defer stop()
+				revision, err := ask.client().RemoveMap(ctx, p)
+				if err != nil {
+					return err
+				}
+				return ask.line(cmd.OutOrStdout(), struct {
+					Prefix   netip.Prefix `json:"prefix"`
+					Revision uint64       `json:"revision"`
+				}{p, revision}, "removed %s, revision %d", config.Short(p), revision)
+			})(cmd, args)
+		},
 	}
-	return s
+	ask.register(cmd)
+	cmd.ValidArgsFunction = completeRows(&ask, mapListing(func(r control.Row) bool { return r.Runtime }),
+		func(r control.Row) string { return config.Short(r.IPv4) + "\t" + config.Short(r.IPv6) + " " + r.Label })
+	return cmd
 }

@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"iter"
+	"net/netip"
 	"strings"
 	"text/tabwriter"
 
@@ -40,9 +40,11 @@ func (o *output) register(cmd *cobra.Command) {
 	}
 }
 
+func (o *output) json() bool { return o.format == "json" }
+
 // object writes one answer: itself as JSON, or the table's rows.
 func (o *output) object(out io.Writer, v any, table func(rows *rows)) error {
-	if o.format == "json" {
+	if o.json() {
 		return json.NewEncoder(out).Encode(v)
 	}
 	r := newRows(out)
@@ -50,28 +52,13 @@ func (o *output) object(out io.Writer, v any, table func(rows *rows)) error {
 	return r.flush()
 }
 
-// listing writes a list: JSON lines as they come, or a table.
-func listing[T any](a *asking, out io.Writer, list iter.Seq2[json.RawMessage, error], head []any, row func(T) []any) error {
-	if a.format == "json" {
-		for line, err := range list {
-			if err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintf(out, "%s\n", line); err != nil {
-				return err
-			}
-		}
-		return nil
+// line writes one answer: itself as JSON, or a line in words.
+func (o *output) line(out io.Writer, v any, format string, args ...any) error {
+	if o.json() {
+		return json.NewEncoder(out).Encode(v)
 	}
-	r := newRows(out)
-	r.add(head...)
-	for v, err := range control.Decoded[T](list) {
-		if err != nil {
-			return err
-		}
-		r.add(row(v)...)
-	}
-	return r.flush()
+	_, err := fmt.Fprintf(out, format+"\n", args...)
+	return err
 }
 
 // rows are the lines of a table with aligned columns.
@@ -80,11 +67,60 @@ type rows struct{ w *tabwriter.Writer }
 func newRows(out io.Writer) *rows { return &rows{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }
 
 func (r *rows) add(cells ...any) {
+	fmt.Fprintln(r.w, strings.TrimRight(strings.Join(texts(cells), "\t"), "\t "))
+}
+
+func (r *rows) flush() error { return r.w.Flush() }
+
+func texts(cells []any) []string {
 	text := make([]string, len(cells))
 	for i, c := range cells {
 		text[i] = fmt.Sprint(c)
 	}
-	fmt.Fprintln(r.w, strings.TrimRight(strings.Join(text, "\t"), "\t "))
+	return text
 }
 
-func (r *rows) flush() error { return r.w.Flush() }
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// sides are the filters by address that listings have in common.
+type sides struct{ client, pool prefix }
+
+func (s *sides) register(cmd *cobra.Command) {
+	s.client.family, s.pool.family = 6, 4
+	cmd.Flags().Var(&s.client, "client", "only those whose IPv6 side is inside this `PREFIX`")
+	cmd.Flags().Var(&s.pool, "pool", "only those whose IPv4 side is inside this `PREFIX`")
+}
+
+func (s *sides) admit(v4, v6 netip.Prefix) bool { return s.pool.admits(v4) && s.client.admits(v6) }
+
+// prefix is a flag: a prefix of a family, or none.
+type prefix struct {
+	netip.Prefix
+	family int
+}
+
+func (p *prefix) Type() string { return "prefix" }
+
+func (p *prefix) String() string {
+	if !p.IsValid() {
+		return ""
+	}
+	return p.Prefix.String()
+}
+
+func (p *prefix) Set(s string) (err error) {
+	p.Prefix, err = config.ParsePrefix(s, p.family)
+	return err
+}
+
+func (p *prefix) admits(inside netip.Prefix) bool {
+	return !p.IsValid() || p.Bits() <= inside.Bits() && p.Contains(inside.Addr())
+}
+
+// single is the prefix of one address.
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -20,16 +20,13 @@ func runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Translate until SIGTERM or SIGINT",
 		Long: `Makes the TUN device and the routes to it, translates between IPv6 and IPv4
-until SIGTERM or SIGINT, and takes all of it down again.`,
+until SIGTERM or SIGINT, and takes all of it down again. At SIGHUP it reads its
+configuration again, as "natless reload" has it do.`,
 		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
-			c, err := settings.load()
-			if err != nil {
-				return err
-			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return daemon.Run(ctx, version, c, logger(c.Log))
+			return daemon.Run(ctx, version, settings.load, logger)
 		}),
 	}
 	settings.register(cmd)
@@ -65,9 +62,7 @@ func (s *settings) load() (*config.Config, error) {
 }
 
 // logger writes what the daemon says to stderr.
-func logger(c config.Log) *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(c.Level)) // the configuration admits slog's own names only
+func logger(c config.Log, level slog.Leveler) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	if c.Format == "text" || c.Format == "auto" && term.IsTerminal(int(os.Stderr.Fd())) {
 		return slog.New(slog.NewTextHandler(os.Stderr, options))

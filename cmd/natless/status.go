@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -15,14 +16,26 @@ import (
 
 func statusCommand() *cobra.Command {
 	var ask asking
-	var wait bool
+	var wait, watch bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "What the running natless is, has and lacks",
 		Long: `Shows version, device, offloads, pools and how full they are, and warnings.
-It fails when natless does not run, or cannot do all it was asked for.`,
+It fails when natless does not run, or cannot do all it was asked for.
+
+With --watch it is asked each second until it is interrupted: in place on a
+terminal, otherwise one answer after the other.`,
 		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			if watch {
+				return poll(cmd, &ask.output, func(ctx context.Context, out io.Writer) error {
+					s, err := ask.client().Status(ctx)
+					if err != nil {
+						return err
+					}
+					return ask.object(out, s, func(r *rows) { tabulateStatus(r, s) })
+				})
+			}
 			ctx, stop := background()
 			defer stop()
 			s, err := askStatus(ctx, ask.client(), wait)
@@ -40,6 +53,8 @@ It fails when natless does not run, or cannot do all it was asked for.`,
 	}
 	ask.register(cmd)
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until natless is ready")
+	cmd.Flags().BoolVar(&watch, "watch", false, "ask each second")
+	cmd.MarkFlagsMutuallyExclusive("wait", "watch")
 	return cmd
 }
 
@@ -71,6 +86,14 @@ func tabulateStatus(r *rows, s control.Status) {
 	for _, p := range s.Pools {
 		r.add("pool", fmt.Sprintf("%v: %d of %d lent, %d in quarantine", p.IPv4, p.Lent, p.Usable, p.Quarantined))
 	}
+	for _, n := range s.Networks {
+		r.add("leases of", fmt.Sprintf("%v: %d", n.Prefix, n.Leases))
+	}
+	state := "in memory"
+	if s.State.Dir != "" {
+		state = s.State.Dir
+	}
+	r.add("state", state)
 	r.add("revision", s.Revision)
 	r.add("refused", strings.Join(s.Refused, "; "))
 	for _, w := range s.Warnings {
@@ -80,26 +103,36 @@ func tabulateStatus(r *rows, s control.Status) {
 
 func statsCommand() *cobra.Command {
 	var ask asking
-	var explain bool
+	var explain, watch bool
 	cmd := &cobra.Command{
 		Use:   "stats",
 		Short: "Every counter, by verdict",
 		Long: `Shows what became of all packets since natless started. A super-packet, many
 segments in one, counts once. With --explain also what each counter means and
-what to do about it.`,
+what to do about it.
+
+With --watch they are asked each second until it is interrupted: in place on a
+terminal, otherwise one answer after the other.`,
 		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			show := func(ctx context.Context, out io.Writer) error {
+				s, err := ask.client().Stats(ctx)
+				if err != nil {
+					return err
+				}
+				return ask.object(out, s, func(r *rows) { tabulateStats(r, s, explain) })
+			}
+			if watch {
+				return poll(cmd, &ask.output, show)
+			}
 			ctx, stop := background()
 			defer stop()
-			s, err := ask.client().Stats(ctx)
-			if err != nil {
-				return err
-			}
-			return ask.object(cmd.OutOrStdout(), s, func(r *rows) { tabulateStats(r, s, explain) })
+			return show(ctx, cmd.OutOrStdout())
 		}),
 	}
 	ask.register(cmd)
 	cmd.Flags().BoolVar(&explain, "explain", false, "say what each counter means and what to do")
+	cmd.Flags().BoolVar(&watch, "watch", false, "ask each second")
 	return cmd
 }
 
@@ -124,6 +157,8 @@ func tabulateStats(r *rows, s control.Stats, explain bool) {
 	r.add("errors_sent", s.ErrorsSent)
 	r.add("errors_suppressed", s.ErrorsSuppressed)
 	r.add("write_errors", s.WriteErrors)
+	r.add("held", s.Held)
+	r.add("device_drops", s.DeviceDrops)
 }
 
 // explanation is the verdict's row in the table of verdicts, in one line.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/natless/natless/mapping"
 )
 
 // Limits of the kernel and of the protocols.
@@ -40,6 +43,7 @@ func (c *Config) check(r *report) {
 	c.checkMaps(r)
 	c.checkPools(r)
 	c.checkControl(r)
+	c.checkState(r)
 }
 
 // checkNotYet refuses what the contract names and this version does not do: no
@@ -60,10 +64,6 @@ func (c *Config) checkNotYet(r *report) {
 			refuse(path+"."+key, "port ranges")
 		}
 	}
-	if c.State.Dir != "" {
-		r.add("state.dir", `%s: this version does not have durable leases: expected "", which keeps them in memory`, given(c.State.Dir))
-	}
-	refuse("state.history", "a history of leases")
 	if len(c.DNS64.Listen) > 0 {
 		refuse("dns64.listen", "DNS64")
 	}
@@ -188,7 +188,7 @@ func (c *Config) checkOwn(r *report) {
 			}
 		}
 	}
-	own("translation.ipv4", c.Translation.IPv4)
+	own("translation.ipv4", cmp.Or(c.Translation.IPv4, c.own4))
 	own("translation.ipv6", c.Translation.IPv6)
 	if !c.OwnIPv4().IsValid() {
 		r.add("translation.ipv4", "not given, and no pool has an address for it: expected natless's own IPv4 address")
@@ -222,6 +222,9 @@ func (c *Config) checkMaps(r *report) {
 	seen := make(map[netip.Prefix]string, 2*len(c.Maps)) // the origin
 	for i, m := range c.Maps {
 		path := element("map", i)
+		if err := mapping.CheckLabel(m.Label); err != nil {
+			r.add(path+".label", "%s: %v", given(m.Label), err)
+		}
 		for _, side := range []struct {
 			key    string
 			prefix netip.Prefix
@@ -229,7 +232,7 @@ func (c *Config) checkMaps(r *report) {
 		}{{".ipv4", m.IPv4, 4}, {".ipv6", m.IPv6, 6}} {
 			if !side.prefix.IsValid() {
 				if _, given := c.given[path+side.key]; !given {
-					r.add(path+side.key, "missing: expected %s", side.family.prefix())
+					r.add(path+side.key, "missing: expected %s", inQuotes(side.family.prefix()))
 				}
 				continue
 			}
@@ -300,5 +303,14 @@ func (c *Config) checkControl(r *report) {
 		r.add("control.socket", `%s: expected an absolute path, such as "/run/natless/natless.sock"`, given(s))
 	case len(s) > maxSocket:
 		r.add("control.socket", "%s: %d bytes long: expected at most %d", given(s), len(s), maxSocket)
+	}
+}
+
+func (c *Config) checkState(r *report) {
+	if dir := c.State.Dir; dir != "" && (!filepath.IsAbs(dir) || strings.ContainsRune(dir, 0)) {
+		r.add("state.dir", `%s: expected an absolute path, such as "/var/lib/natless", or ""`, given(dir))
+	}
+	if h := c.State.History; h > 0 && h < time.Second {
+		r.add("state.history", `%s: expected "0" or at least 1s`, formatDuration(h))
 	}
 }

@@ -36,6 +36,9 @@ type Config struct {
 	// File is the file that was read; "" when there was none.
 	File string
 
+	// own4 is natless's own IPv4 address where the running one keeps it, see
+	// KeepOwn.
+	own4 netip.Addr
 	// given holds the place of every value that was given rather than left to
 	// its default, by its path, such as "pool[0].ipv4".
 	given map[string]place
@@ -148,7 +151,7 @@ func Default() *Config {
 		},
 		Pools:   []Pool{defaultPool()},
 		Control: Control{Socket: "/run/natless/natless.sock"},
-		State:   State{History: 30 * day},
+		State:   State{Dir: "/var/lib/natless", History: 30 * day},
 		Log:     Log{Level: "info", Format: "auto"},
 		DNS64:   DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}},
 		RA:      RA{Lifetime: 10 * time.Minute},

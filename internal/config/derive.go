@@ -89,6 +89,9 @@ func (c *Config) OwnIPv4() netip.Addr {
 	if c.Translation.IPv4.IsValid() {
 		return c.Translation.IPv4
 	}
+	if c.own4.IsValid() {
+		return c.own4
+	}
 	return c.firstFree(c.Pools)
 }
 
@@ -100,7 +103,9 @@ func (c *Config) firstFree(pools []Pool, taken ...netip.Prefix) netip.Addr {
 	}
 	var lost []mapping.Map
 	for _, m := range c.Maps {
-		lost = append(lost, mapping.Map{IPv4: m.IPv4})
+		if slices.ContainsFunc(pools, func(p Pool) bool { return p.IPv4.Overlaps(m.IPv4) }) {
+			lost = append(lost, mapping.Map{IPv4: m.IPv4})
+		}
 	}
 	for _, p := range taken {
 		lost = append(lost, mapping.Map{IPv4: p})

@@ -37,7 +37,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVar(&f.offload, "offload", d.Device.Offload, "GSO and checksum offloads of the device: auto or off")
 	set.IntVar(&f.queues, "queues", d.Device.Queues, "queues of the device; 0: one per CPU, at most 8")
 	f.RegisterSocket(set)
-	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": nothing does`)
+	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": leases are in memory`)
 }
 
 // RegisterSocket adds --socket alone, for the commands that ask the daemon.
@@ -60,15 +60,14 @@ func (f *Flags) Apply(c *Config) error {
 	if c.given == nil {
 		c.given = map[string]place{}
 	}
-	var flag string
-	d := decoder{report: report{c: c}, place: func(string) place { return place{name: flag} }}
+	d := decoder{report: report{c: c}}
 	put := func(name, table string, out any, key string, v any) {
-		if flag = "--" + name; f.set.Changed(name) {
+		if d.flag = "--" + name; f.set.Changed(name) {
 			d.table(table, map[string]any{key: v}, reflect.ValueOf(out).Elem())
 		}
 	}
 	if socket := os.Getenv(SocketVariable); socket != "" {
-		flag = "$" + SocketVariable
+		d.flag = "$" + SocketVariable
 		d.table("control", map[string]any{"socket": socket}, reflect.ValueOf(&c.Control).Elem())
 	}
 	put("device", "device", &c.Device, "name", f.device)
@@ -81,8 +80,8 @@ func (f *Flags) Apply(c *Config) error {
 	put("state-dir", "state", &c.State, "dir", f.stateDir)
 	for _, m := range f.maps {
 		path := element("map", len(c.Maps))
-		flag = "--map " + m
-		c.given[path] = place{name: flag}
+		d.flag = "--map " + m
+		d.note(path)
 		v4, v6, ok := strings.Cut(m, "=")
 		if !ok {
 			d.add(path, "expected V4=V6, such as 192.0.2.1=2001:db8::1")

@@ -19,9 +19,9 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// maxFile is the size of the largest file that Load reads, in bytes. It is a
-// hundred times what thousands of maps take; beyond it somebody named a disk.
-const maxFile = 16 << 20
+// maxFile is the size of the largest file that is read, in bytes. It is
+// what some millions of maps take; beyond it somebody named a disk.
+const maxFile = 256 << 20
 
 // Load reads the file at path, laid over the defaults; with path "" it reads
 // DefaultFile if there is one, and otherwise returns the defaults. All that is
@@ -44,36 +44,49 @@ func loadFile(path string) (*Config, error) {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	data, err := readAll(f, path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
-	}
-	if len(data) > maxFile {
-		return nil, fmt.Errorf("reading the configuration %s: it is larger than %d MiB", path, maxFile>>20)
+		return nil, fmt.Errorf("reading the configuration%w", err)
 	}
 	return parse(path, data)
 }
 
+// readAll reads all of a file. Its error follows what was attempted.
+func readAll(in io.Reader, file string) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(in, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf(": %w", err)
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf(" %s: it is larger than %d MiB", file, maxFile>>20)
+	}
+	return data, nil
+}
+
 // parse is Load with the bytes of the file.
 func parse(file string, data []byte) (*Config, error) {
-	var doc map[string]any
-	if err := toml.Unmarshal(data, &doc); err != nil {
-		return nil, syntaxError(file, err)
+	d, doc, err := newDecoder(Default(), file, data)
+	if err != nil {
+		return nil, err
 	}
-	c := Default()
-	c.File = file
-	c.given = map[string]place{}
-	lines := positions(data)
-	d := decoder{report: report{c: c}, place: func(path string) place {
-		line := lines[path]
-		return place{line, fmt.Sprintf("%s:%d: %s", file, line, bare(path))}
-	}}
+	c := d.c
 	d.table("", doc, reflect.ValueOf(c).Elem())
 	c.check(&d.report)
 	if err := d.report.err(); err != nil {
 		return nil, err
 	}
+	c.given = withoutMaps(c.given)
 	return c, nil
+}
+
+// newDecoder reads a file as TOML. What it holds is to be laid over c.
+func newDecoder(c *Config, file string, data []byte) (d decoder, doc map[string]any, err error) {
+	if err := toml.Unmarshal(data, &doc); err != nil {
+		return d, nil, syntaxError(file, err)
+	}
+	c.File = file
+	c.given = positions(data)
+	return decoder{report: report{c: c}}, doc, nil
 }
 
 // syntaxError gives an error of the TOML library the shape of ours.
@@ -87,11 +100,31 @@ func syntaxError(file string, err error) error {
 	return fmt.Errorf("%s:%d: column %d: not TOML: %s", file, line, column, why)
 }
 
-// place is where a value was given: a line of the file and the key there, or
-// a flag.
+// withoutMaps is the places of everything but what is inside [[map]] tables:
+// there can be millions of them, and each knows its own line.
+func withoutMaps(given map[string]place) map[string]place {
+	kept := map[string]place{}
+	for path, at := range given {
+		if !strings.HasPrefix(path, "map[") {
+			kept[path] = at
+		}
+	}
+	return kept
+}
+
+// place is where a value was given: a line of the file, or a flag.
 type place struct {
-	line int    // 0 for a flag
-	name string // as errors begin: "FILE:LINE: KEY", or "--flag"
+	line int
+	flag string // as errors begin, "--flag"
+}
+
+// name is how errors about the value at path begin: "FILE:LINE: KEY" or the
+// flag.
+func (p place) name(file, path string) string {
+	if p.flag != "" {
+		return p.flag
+	}
+	return fmt.Sprintf("%s:%d: %s", file, p.line, bare(path))
 }
 
 // report collects what is wrong with a configuration.
@@ -108,19 +141,28 @@ type problem struct {
 // add says that the value at path is wrong. The place is that of the value or,
 // when it was not given, of the table that should have it.
 func (r *report) add(path, format string, args ...any) {
-	at, ok := r.c.given[path]
-	if !ok {
-		at = place{name: bare(path)}
-		if i := strings.LastIndexByte(path, '.'); i > 0 {
-			if table, ok := r.c.given[path[:i]]; ok {
-				at = place{table.line, table.name + path[i:]}
-			}
-		}
-		if at.line == 0 && r.c.File != "" {
-			at.name = r.c.File + ": " + at.name
+	line, name := r.locate(path)
+	r.problems = append(r.problems, problem{line, fmt.Errorf("%s: %w", name, fmt.Errorf(format, args...))})
+}
+
+func (r *report) locate(path string) (line int, name string) {
+	c := r.c
+	if at, ok := c.given[path]; ok {
+		return at.line, at.name(c.File, path)
+	}
+	if i := strings.LastIndexByte(path, '.'); i > 0 {
+		if table, ok := c.given[path[:i]]; ok {
+			return table.line, table.name(c.File, path[:i]) + path[i:]
 		}
 	}
-	r.problems = append(r.problems, problem{at.line, fmt.Errorf("%s: %w", at.name, fmt.Errorf(format, args...))})
+	var i int
+	if _, err := fmt.Sscanf(path, "map[%d]", &i); err == nil && i < len(c.Maps) {
+		return 0, c.Maps[i].Origin + ": " + bare(path)
+	}
+	if c.File != "" {
+		return 0, c.File + ": " + bare(path)
+	}
+	return 0, bare(path)
 }
 
 // err is everything in the order of the file, or nil.
@@ -136,14 +178,21 @@ func (r *report) err() error {
 // decoder puts values, as the TOML library gives them, into a Config.
 type decoder struct {
 	report
-	place func(path string) place
+	flag string // that the values come from; "": the file, and their places are known
+}
+
+// note notes where the value at path was given.
+func (d *decoder) note(path string) {
+	if d.flag != "" {
+		d.c.given[path] = place{flag: d.flag}
+	}
 }
 
 // table puts the keys of in into the struct out.
 func (d *decoder) table(path string, in map[string]any, out reflect.Value) {
 	for _, name := range slices.Sorted(maps.Keys(in)) { // errors of one place come in one order
 		v, at := in[name], join(path, name)
-		d.c.given[at] = d.place(at)
+		d.note(at)
 		field, ok := fieldByKey(out.Type(), name)
 		if !ok {
 			d.add(at, "unknown key: %s", suggest(path, name, out.Type()))
@@ -188,14 +237,14 @@ func (d *decoder) list(path string, in []any, out reflect.Value, tag reflect.Str
 	out.Set(reflect.MakeSlice(out.Type(), len(in), len(in)))
 	for i, v := range in {
 		at := element(path, i)
-		d.c.given[at] = d.place(at)
+		d.note(at)
 		// Tables know their line, and those with defaults start from them.
 		switch e := out.Index(i).Addr().Interface().(type) {
 		case *Pool:
 			*e = defaultPool()
-			e.Origin = fmt.Sprintf("%s:%d", d.c.File, d.c.given[at].line)
+			e.Origin = d.c.File + ":" + strconv.Itoa(d.c.given[at].line)
 		case *Map:
-			e.Origin = fmt.Sprintf("%s:%d", d.c.File, d.c.given[at].line)
+			e.Origin = d.c.File + ":" + strconv.Itoa(d.c.given[at].line)
 		}
 		d.value(at, v, out.Index(i), tag)
 	}
@@ -216,7 +265,8 @@ func isTable(t reflect.Type) bool {
 
 // fieldByKey finds the field of the struct t that stands for a key.
 func fieldByKey(t reflect.Type, key string) (reflect.StructField, bool) {
-	for _, f := range reflect.VisibleFields(t) {
+	for i := range t.NumField() {
+		f := t.Field(i)
 		if name, ok := f.Tag.Lookup("toml"); ok && name == key {
 			return f, true
 		}
@@ -283,7 +333,7 @@ func distance(a, b string) int {
 
 // join is the path of a key of the table at path.
 func join(path, key string) string {
-	if key == "" || strings.Trim(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
+	if key == "" || strings.ContainsFunc(key, func(r rune) bool { return !isBare(r) }) {
 		key = strconv.Quote(key) // as TOML has to; and no two keys have one path
 	}
 	if path == "" {
@@ -292,18 +342,23 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
+// isBare reports whether a letter of a key needs no quotes in TOML.
+func isBare(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' || r == '-'
+}
+
 // element is the path of an element of the list at path.
-func element(path string, i int) string { return fmt.Sprintf("%s[%d]", path, i) }
+func element(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
 
 // bare is a path without the numbers of elements: their line tells which.
 func bare(path string) string { return elementNumber.ReplaceAllString(path, "") }
 
 var elementNumber = regexp.MustCompile(`\[\d+\]`)
 
-// positions is the line of every table, key and element of a document that is
+// positions is the place of every table, key and element of a document that is
 // known to be TOML, by its path.
-func positions(data []byte) map[string]int {
-	w := walker{lines: map[string]int{}, elements: map[string]int{}}
+func positions(data []byte) map[string]place {
+	w := walker{places: map[string]place{}, elements: map[string]int{}}
 	for i, b := range data {
 		if b == '\n' {
 			w.newlines = append(w.newlines, i)
@@ -320,20 +375,20 @@ func positions(data []byte) map[string]int {
 			w.keyValue(table, e)
 		}
 	}
-	return w.lines
+	return w.places
 }
 
 type walker struct {
 	p        unstable.Parser
-	newlines []int          // offsets
-	lines    map[string]int // by path
+	newlines []int // offsets
+	places   map[string]place
 	elements map[string]int // [[tables]] so far, by path
 }
 
 // mark notes the line of a path at its first appearance.
 func (w *walker) mark(path string, at unstable.Range) {
-	if _, ok := w.lines[path]; !ok {
-		w.lines[path] = 1 + sort.SearchInts(w.newlines, int(at.Offset))
+	if _, ok := w.places[path]; !ok {
+		w.places[path] = place{line: 1 + sort.SearchInts(w.newlines, int(at.Offset))}
 	}
 }
 

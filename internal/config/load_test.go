@@ -35,7 +35,7 @@ func TestExample(t *testing.T) {
 		"translation.lowest_ipv6_mtu", "translation.ipv6_mtu", "translation.ipv4_mtu",
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
 		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
-		"control.socket", "control.group", "state.dir", "log.level", "log.format",
+		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format",
 	} {
 		assert.Contains(t, given, key)
 	}
@@ -157,13 +157,13 @@ func TestBad(t *testing.T) {
 		"bits behind":         {"[translation]\npref64 = \"2001:db8::1/96\"", `f:2: translation.pref64: 2001:db8::1/96: bits are set behind the prefix: expected 2001:db8::/96`},
 		"bits 64 to 71":       {"[translation]\npref64 = \"2001:db8:0:0:100::/96\"", `f:2: translation.pref64: 2001:db8:0:0:100::/96: bits 64 to 71 are not zero (RFC 6052 2.2): expected a prefix that has them zero`},
 		"pref64 a loopback":   {"[translation]\npref64 = \"::/96\"", `f:2: translation.pref64: ::/96: in or around ::/128, which is no host's: expected unicast addresses`},
-		"pref64 no prefix":    {"[translation]\npref64 = \"nat64\"", `f:2: translation.pref64: nat64: expected an IPv6 prefix in quotes, such as "2001:db8::/64"`},
+		"pref64 no prefix":    {"[translation]\npref64 = \"nat64\"", `f:2: translation.pref64: nat64: expected an IPv6 prefix, such as 2001:db8::/64`},
 		"pref64 a number":     {"[translation]\npref64 = 96", `f:2: translation.pref64: 96: expected an IPv6 prefix in quotes, such as "2001:db8::/64"`},
 		"own IPv4 is IPv6":    {"[translation]\nipv4 = \"2001:db8::1\"", `f:2: translation.ipv4: 2001:db8::1: an IPv6 address where an IPv4 address belongs`},
 		"own IPv6 is IPv4":    {"[translation]\nipv6 = \"192.0.2.1\"", `f:2: translation.ipv6: 192.0.2.1: an IPv4 address where an IPv6 address belongs`},
 		"own IPv6 mapped":     {"[translation]\nipv6 = \"::ffff:192.0.2.1\"", `f:2: translation.ipv6: ::ffff:192.0.2.1: an IPv4-mapped IPv6 address: expected an IPv6 address`},
 		"own IPv6 zone":       {"[translation]\nipv6 = \"fe80::1%eth0\"", `f:2: translation.ipv6: fe80::1%eth0: an address with a zone: expected an IPv6 address without one`},
-		"own IPv4 prefix":     {"[translation]\nipv4 = \"192.0.2.1/24\"", `f:2: translation.ipv4: 192.0.2.1/24: expected an IPv4 address in quotes, such as "192.0.2.1"`},
+		"own IPv4 prefix":     {"[translation]\nipv4 = \"192.0.2.1/24\"", `f:2: translation.ipv4: 192.0.2.1/24: expected an IPv4 address, such as 192.0.2.1`},
 		"own IPv4 multicast":  {"[translation]\nipv4 = \"224.0.0.1\"", `f:2: translation.ipv4: 224.0.0.1: in or around 224.0.0.0/4, which is no host's: expected unicast addresses`},
 		"own IPv6 in pref64":  {"[translation]\nipv6 = \"64:ff9b::1\"", `f:2: translation.ipv6: 64:ff9b::1: lies in pref64, 64:ff9b::/96: expected an address outside`},
 		"own IPv4 in a map":   {"[translation]\nipv4 = \"192.0.2.9\"\n[[map]]\nipv4 = \"192.0.2.9\"\nipv6 = \"2001:db8::9\"", `f:2: translation.ipv4: 192.0.2.9: is mapped at f:3: expected an address that is not`},
@@ -180,12 +180,15 @@ func TestBad(t *testing.T) {
 		"map families":    {"[[map]]\nipv4 = \"2001:db8::1\"\nipv6 = \"2001:db8::1\"", `f:2: map.ipv4: 2001:db8::1: an IPv6 address where an IPv4 address belongs`},
 		"map bits behind": {"[[map]]\nipv4 = \"192.0.2.1/24\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: 192.0.2.1/24: bits are set behind the prefix: expected 192.0.2.0/24`},
 		"map mapped":      {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"::ffff:0:0/96\"", `f:3: map.ipv6: ::ffff:0:0/96: an IPv4-mapped IPv6 address: expected an IPv6 prefix`},
-		"map empty":       {"[[map]]\nipv4 = \"\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: "": expected an IPv4 prefix in quotes, such as "192.0.2.0/24"`},
+		"map label":       {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\nlabel = \"a\\nb\"", `f:4: map.label: "a\nb": expected printable characters only`},
+		"map empty":       {"[[map]]\nipv4 = \"\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: "": expected an IPv4 prefix, such as 192.0.2.0/24`},
 		"map too small":   {"[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/121\"", `f:3: map.ipv6: 2001:db8::/121: too small for 192.0.2.0/24: expected a prefix length of at most 120`},
 		"mapped twice, IPv4": {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\n[[map]]\nipv4 = \"192.0.2.1/32\"\nipv6 = \"2001:db8::2\"",
 			`f:5: map.ipv4: 192.0.2.1/32: mapped before at f:1: expected each prefix once`},
 		"mapped twice, IPv6": {"map = [{ipv4 = \"192.0.2.1\", ipv6 = \"2001:db8::1\"},\n\n{ipv4 = \"192.0.2.2\", ipv6 = \"2001:db8::1\"}]",
 			`f:3: map.ipv6: 2001:db8::1/128: mapped before at f:1: expected each prefix once`},
+		"label of two lines": {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\nlabel = \"a\\nb\"",
+			`f:4: map.label: "a\nb": expected printable characters only`},
 
 		"pool family":       {"[[pool]]\nipv4 = \"fd00::/64\"", `f:2: pool.ipv4: fd00::/64: an IPv6 prefix where an IPv4 prefix belongs`},
 		"pool not unicast":  {"[[pool]]\nipv4 = \"239.0.0.0/24\"", `f:2: pool.ipv4: 239.0.0.0/24: in or around 224.0.0.0/4, which is no host's: expected unicast addresses`},
@@ -217,8 +220,8 @@ func TestBad(t *testing.T) {
 		"session ports": {"[[pool]]\nsession_ports = 128", `f:2: pool.session_ports: this version does not have port ranges: leave the key out`},
 		"first port":    {"[[pool]]\nfirst_port = 1024", `f:2: pool.first_port: this version does not have port ranges: leave the key out`},
 		"last port":     {"[[pool]]\nlast_port = 65535", `f:2: pool.last_port: this version does not have port ranges: leave the key out`},
-		"state":         {"[state]\ndir = \"/var/lib/natless\"", `f:2: state.dir: /var/lib/natless: this version does not have durable leases: expected "", which keeps them in memory`},
-		"history":       {"[state]\nhistory = \"30d\"", `f:2: state.history: this version does not have a history of leases: leave the key out`},
+		"state":         {"[state]\ndir = \"natless\"", `f:2: state.dir: natless: expected an absolute path, such as "/var/lib/natless", or ""`},
+		"history":       {"[state]\nhistory = \"1ms\"", `f:2: state.history: 1ms: expected "0" or at least 1s`},
 		"dns64":         {"[dns64]\nlisten = [\"[fd00::1]:53\"]", `f:2: dns64.listen: this version does not have DNS64: leave the key out`},
 		"dns64 exclude": {"[dns64]\nexclude = [\"::ffff:0:0/96\"]", `f:2: dns64.exclude: this version does not have DNS64: leave the key out`},
 		"upstreams":     {"[dns64]\nupstreams = [\"192.0.2.53\"]", `f:2: dns64.upstreams: this version does not have DNS64: leave the key out`},
@@ -249,6 +252,7 @@ func TestGood(t *testing.T) {
 		"mapped clients":      "[[pool]]\nclients = [\"::/0\"]",
 		"own inside a map":    "translation.ipv4 = \"192.0.2.1\"\n[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/120\"",
 		"own among rfc6791":   "translation.rfc6791_ipv4 = [\"169.254.64.1\", \"192.0.2.0/24\"]",
+		"no history":          "[state]\nhistory = \"0\"",
 		"never idle":          "[[pool]]\nidle = \"0\"",
 		"CRLF":                "[device]\r\nmtu = 1500\r\n",
 		"a pool and own IPv4": "translation.ipv4 = \"192.0.2.1\"\n[[pool]]\nipv4 = \"192.0.2.2\"",
@@ -265,7 +269,7 @@ func TestLoad(t *testing.T) {
 	assert.ErrorIs(t, err, os.ErrNotExist)
 	assert.ErrorContains(t, err, "reading the configuration: open ")
 	_, err = Load("/dev/zero")
-	assert.EqualError(t, err, "reading the configuration /dev/zero: it is larger than 16 MiB")
+	assert.EqualError(t, err, "reading the configuration /dev/zero: it is larger than 256 MiB")
 
 	if _, err := os.Stat(DefaultFile); err == nil {
 		t.Skip("this host has a " + DefaultFile)

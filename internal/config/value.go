@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 )
 
 const day = 24 * time.Hour
@@ -44,7 +45,7 @@ func setValue(out any, v any, tag reflect.StructTag) error {
 		return store(out, v, expectedDuration, parseDuration)
 	case *netip.Addr:
 		family, option := familyOf(tag)
-		return store(out, v, family.address(), func(s string) (netip.Addr, error) {
+		return store(out, v, inQuotes(family.address()), func(s string) (netip.Addr, error) {
 			if s == "" && option == "optional" {
 				return netip.Addr{}, nil
 			}
@@ -52,7 +53,7 @@ func setValue(out any, v any, tag reflect.StructTag) error {
 		})
 	case *netip.Prefix:
 		family, option := familyOf(tag)
-		return store(out, v, family.prefix(), func(s string) (netip.Prefix, error) {
+		return store(out, v, inQuotes(family.prefix()), func(s string) (netip.Prefix, error) {
 			if s == "" && option == "optional" {
 				return netip.Prefix{}, nil
 			}
@@ -87,7 +88,7 @@ func given(v any) string {
 	switch v := v.(type) {
 	case string:
 		odd := func(r rune) bool { return r == '"' || unicode.IsSpace(r) || !unicode.IsPrint(r) }
-		if v == "" || strings.ContainsFunc(v, odd) {
+		if v == "" || !utf8.ValidString(v) || strings.ContainsFunc(v, odd) {
 			return strconv.Quote(v)
 		}
 		return v
@@ -113,6 +114,10 @@ func oneOf(words []string) string {
 }
 
 const expectedDuration = `a duration such as "1h30m", "30d" or "0"`
+
+// ParseDuration reads a duration as the file has it, such as "1h30m" or "2d".
+// The error says what was expected, not what was given.
+func ParseDuration(s string) (time.Duration, error) { return parseDuration(s) }
 
 // parseDuration is time.ParseDuration with days in front ("30d", "1d12h") and
 // without negative durations.
@@ -170,8 +175,10 @@ func formatDuration(d time.Duration) string {
 	return days + s
 }
 
-// family is 4 or 6.
+// family is 4, 6 or either.
 type family int
+
+const either family = 0
 
 // familyOf reads an ip tag.
 func familyOf(tag reflect.StructTag) (f family, option string) {
@@ -183,15 +190,25 @@ func familyOf(tag reflect.StructTag) (f family, option string) {
 }
 
 func (f family) article() string {
+	if f == either {
+		return "an IPv4 or IPv6"
+	}
 	return fmt.Sprintf("an IPv%d", int(f)) // both are read with "an" in front
 }
 
-func (f family) address() string {
-	return f.article() + " address in quotes, such as " + map[family]string{4: `"192.0.2.1"`, 6: `"2001:db8::1"`}[f]
+// text says what is expected of a string: an address or a prefix.
+func (f family) text(what, example4, example6 string) string {
+	example := map[family]string{4: example4, 6: example6, either: example4 + " or " + example6}[f]
+	return fmt.Sprintf("%s %s, such as %s", f.article(), what, example)
 }
 
-func (f family) prefix() string {
-	return f.article() + " prefix in quotes, such as " + map[family]string{4: `"192.0.2.0/24"`, 6: `"2001:db8::/64"`}[f]
+func (f family) address() string { return f.text("address", "192.0.2.1", "2001:db8::1") }
+func (f family) prefix() string  { return f.text("prefix", "192.0.2.0/24", "2001:db8::/64") }
+
+// inQuotes is what text says where the file has no string, or nothing.
+func inQuotes(expected string) string {
+	what, example, _ := strings.Cut(expected, ", such as ")
+	return what + " in quotes, such as " + strconv.Quote(example)
 }
 
 // check refuses what is of the other family, or only looks like this one.
@@ -215,6 +232,13 @@ func parseAddr(s string, f family) (netip.Addr, error) {
 		return a, errors.New("expected " + f.address())
 	}
 	return a, f.check(a, "address")
+}
+
+// ParsePrefix reads a prefix of family 4, 6 or, with 0, either, as the file has
+// it: a plain address is the prefix of all its bits. The error says what was
+// expected, not what was given.
+func ParsePrefix(s string, ipVersion int) (netip.Prefix, error) {
+	return parsePrefix(s, family(ipVersion), false)
 }
 
 // parsePrefix reads a prefix. A plain address is the prefix of all its bits;

@@ -1,36 +1,72 @@
-// Package control is how the other commands ask the running daemon: HTTP and
-// JSON on a Unix socket. It stands beside the way of a packet and reads what
-// the daemon tells of itself; it changes nothing.
+// Package control is how the other commands ask the running daemon, and change
+// its mappings: HTTP and JSON on a Unix socket. It stands beside the way of a
+// packet: no worker waits for anything here. docs/api.md is the whole of it:
 //
-//	GET /v1/status      a Status
-//	GET /v1/stats       a Stats
-//	GET /v1/map         the mapping table, one JSON object a line
-//	GET /v1/map/{addr}  what becomes of an address of either family, and why
-//	GET /v1/lease       what is lent from pools, one JSON object a line
-//	GET /v1/config      the configuration in force
-//	POST /v1/trace      what would become of the packet in the body, step by step
+//	GET    /v1/status          a Status
+//	GET    /v1/stats           a Stats
+//	GET    /v1/config          the configuration in force
+//	GET    /v1/map             the mapping table, one JSON object a line
+//	GET    /v1/map/{addr}      what becomes of an address of either family, and why
+//	POST   /v1/map             adds a mapping
+//	DELETE /v1/map/{prefix}    removes one that was added at runtime
+//	POST   /v1/batch           several of these at once, or none of them
+//	GET    /v1/lease           what is lent from pools, or was at a time, one JSON object a line
+//	DELETE /v1/lease/{addr}    ends a lease
+//	GET    /v1/watch           every change after a revision, one JSON object a line
+//	POST   /v1/reload          reads the configuration again
+//	POST   /v1/trace           what would become of the packet in the body, step by step
 //
 // Anything else, and what went wrong, is answered with {"error": "..."}.
 package control
 
 import (
+	"errors"
 	"iter"
+	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/natless/natless/mapping"
 )
 
 // Source is the daemon as the server asks it, from several goroutines. What it
-// returns is encoded by encoding/json. Reading a list may take as long as its
-// reader likes: the iterators hold no lock while they yield.
+// returns as any is encoded by encoding/json. Reading a list may take as long
+// as its reader likes: the iterators hold nothing, no lock and no transaction,
+// while they yield.
+//
+// A change is in force when its method returns, and with an error nothing has
+// changed. Errors wrap one of mapping's Err... where one fits. by says who
+// asks, such as "uid 0 (root), pid 123".
 type Source interface {
 	Status() Status
 	Stats() Stats
-	Maps() iter.Seq[any]
-	Explain(netip.Addr) any
-	Leases() iter.Seq[any]
 	Config() any
+	Explain(netip.Addr) any
 	Trace(packet []byte) any
+
+	// Maps and Leases are of one revision, which they tell.
+	Maps() (revision uint64, rows iter.Seq[any])
+	Leases() (revision uint64, rows iter.Seq[any])
+	// LeasesAt yields each PastLease of a time by IPv4 address, until yield returns false. Its
+	// error is of the time before the first row, or breaks the list off.
+	LeasesAt(at time.Time, yield func(any) bool) error
+
+	// Change does all of the changes, or none.
+	Change(changes []mapping.Change, by string) (revision uint64, err error)
+	// Release ends the lease of an address of either side, and returns it.
+	Release(a netip.Addr, by string) (mapping.Lease, error)
+	// Reload reads the configuration again and returns what changed, in words.
+	Reload(by string) (changes []string, err error)
+
+	// Revision is that of the table now.
+	Revision() uint64
+	// Events are those of the revisions after one, in order and only whole
+	// revisions: about max of them, or those of one revision; none when nothing
+	// has changed since. Where they are forgotten, or after is of the future,
+	// the error is mapping.ErrGone.
+	Events(after uint64, max int) ([]mapping.Event, error)
+	// Changed is closed at the next change.
+	Changed() <-chan struct{}
 }
 
 // Each gives the elements of a slice as a Source's lists do.
@@ -50,6 +86,14 @@ type Row struct {
 	mapping.MapInfo
 }
 
+// PastLease is a lease as the history has it.
+type PastLease struct {
+	IPv4  netip.Addr `json:"ipv4"`
+	IPv6  netip.Addr `json:"ipv6"`
+	Since time.Time  `json:"since"`
+	Until time.Time  `json:"until,omitzero"` // absent: still lent
+}
+
 // Status is what the daemon is and has.
 type Status struct {
 	Version  string             `json:"version"`
@@ -62,10 +106,18 @@ type Status struct {
 	OwnIPv4  netip.Addr         `json:"own_ipv4"`
 	OwnIPv6  netip.Addr         `json:"own_ipv6"`
 	Pools    []mapping.PoolInfo `json:"pools"`
+	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
+	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
+}
+
+// State is what outlives the daemon.
+type State struct {
+	Dir     string `json:"dir"`               // "": nothing does
+	Problem string `json:"problem,omitempty"` // why nothing can be saved now
 }
 
 // Stats is what the daemon has counted since it started.
@@ -78,6 +130,8 @@ type Stats struct {
 	ErrorsSent       uint64            `json:"errors_sent"`       // ICMP errors that natless originated
 	ErrorsSuppressed uint64            `json:"errors_suppressed"` // and those that the rate limit kept back
 	WriteErrors      uint64            `json:"write_errors"`
+	Held             uint64            `json:"held"`         // packets held back now, until their client's lease is durable
+	DeviceDrops      uint64            `json:"device_drops"` // packets that found the device's queue full, by the kernel's count
 }
 
 // Traffic counts packets of one family. A super-packet is one packet.
@@ -85,3 +139,74 @@ type Traffic struct {
 	Packets uint64 `json:"packets"`
 	Bytes   uint64 `json:"bytes"`
 }
+
+// revisionHeader is of a list: the revision of the table that it shows.
+const revisionHeader = "Natless-Revision"
+
+// changed answers a change: from this revision on it is in force.
+type changed struct {
+	Revision uint64 `json:"revision"`
+}
+
+// reloaded answers a reload.
+type reloaded struct {
+	Changes []string `json:"changes"` // in words
+}
+
+// change is one line of a batch, and without Op the body that adds a mapping.
+type change struct {
+	Op     string `json:"op,omitempty"` // add, with IPv4 and IPv6; remove, with Prefix
+	IPv4   string `json:"ipv4,omitempty"`
+	IPv6   string `json:"ipv6,omitempty"`
+	Label  string `json:"label,omitempty"`
+	Prefix string `json:"prefix,omitempty"` // of either side
+}
+
+// failure is the answer when there is no other, and the last line of a watch
+// that cannot go on.
+type failure struct {
+	Error  string `json:"error"`
+	Reason string `json:"reason,omitempty"` // of the reasons
+}
+
+// reasons are what programs tell errors apart by. Their names are stable.
+var reasons = []struct {
+	err  error
+	name string
+	code int
+}{
+	{mapping.ErrConflict, "conflict", http.StatusConflict},
+	{mapping.ErrUnknown, "unknown", http.StatusNotFound},
+	{mapping.ErrUnavailable, "unavailable", http.StatusServiceUnavailable},
+	{mapping.ErrGone, "gone", http.StatusGone},
+}
+
+// failureOf is an error as it is answered, and the code that goes with it;
+// otherwise is the code of errors without a reason.
+func failureOf(err error, otherwise int) (failure, int) {
+	for _, r := range reasons {
+		if errors.Is(err, r.err) {
+			return failure{err.Error(), r.name}, r.code
+		}
+	}
+	return failure{Error: err.Error()}, otherwise
+}
+
+// err is the failure at the client's end; it wraps the error of its reason.
+func (f failure) err() error {
+	for _, r := range reasons {
+		if f.Reason == r.name {
+			return refusal{f.Error, r.err}
+		}
+	}
+	return errors.New(f.Error)
+}
+
+// refusal has the daemon's words, which contain those of the reason already.
+type refusal struct {
+	text   string
+	reason error
+}
+
+func (r refusal) Error() string { return r.text }
+func (r refusal) Unwrap() error { return r.reason }

@@ -33,6 +33,7 @@ type row struct {
 
 // source is a daemon of fixed answers.
 type source struct {
+	Source // of the rest, nothing is asked
 	maps   iter.Seq[any]
 	config any
 }
@@ -42,19 +43,19 @@ func (source) Status() Status {
 		Version: "1.2.3", Uptime: 42, Device: "natless0", Offloads: "tso", Queues: 2, MTU: 1500,
 		Pref64: netip.MustParsePrefix("64:ff9b::/96"), OwnIPv4: netip.MustParseAddr("192.0.2.1"),
 		Pools:    []mapping.PoolInfo{{IPv4: netip.MustParsePrefix("192.0.2.0/24"), Size: 256, Usable: 254, Lent: 3}},
-		Revision: 7, Refused: []string{"a"}, Warnings: []string{"a <b>"}, Degraded: true,
+		Networks: []mapping.Network{}, Revision: 7, Refused: []string{"a"}, Warnings: []string{"a <b>"}, Degraded: true,
 	}
 }
 
 func (source) Stats() Stats {
 	return Stats{Verdicts: map[string]uint64{"translated": 5}, IPv6In: Traffic{Packets: 5, Bytes: 500}, ErrorsSent: 1}
 }
-func (s source) Maps() iter.Seq[any]    { return s.maps }
-func (source) Explain(a netip.Addr) any { return map[string]any{"address": a} }
-func (source) Leases() iter.Seq[any]    { return Each([]row{}) }
-func (s source) Config() any            { return s.config }
-func (source) Trace(packet []byte) any  { return map[string]int{"bytes": len(packet)} }
-func rows(n int) iter.Seq[any]          { return func(yield func(any) bool) { some(n, yield) } }
+func (s source) Maps() (uint64, iter.Seq[any]) { return 7, s.maps }
+func (source) Leases() (uint64, iter.Seq[any]) { return 7, Each([]row{}) }
+func (source) Explain(a netip.Addr) any        { return map[string]any{"address": a} }
+func (s source) Config() any                   { return s.config }
+func (source) Trace(packet []byte) any         { return map[string]int{"bytes": len(packet)} }
+func rows(n int) iter.Seq[any]                 { return func(yield func(any) bool) { some(n, yield) } }
 func some(n int, yield func(any) bool) {
 	for i := range n {
 		if !yield(row{"192.0.2.1", i}) {
@@ -70,7 +71,9 @@ func start(t *testing.T, src Source, change func(*limits)) (path string, s *Serv
 	s, err := Listen(path, "", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	if change != nil {
-		change(&s.limits)
+		l := defaultLimits
+		change(&l)
+		s = newServer(s.socket, s.log, l)
 	}
 	done := make(chan error)
 	go func() { done <- s.Serve(src) }()
@@ -153,10 +156,10 @@ func TestShape(t *testing.T) {
 		body        string
 	}{
 		{"GET /v1/status", 200, "application/json", `{"version":"1.2.3","uptime_seconds":42,"device":"natless0","offloads":"tso","queues":2,"mtu":1500,` +
-			`"pref64":"64:ff9b::/96","own_ipv4":"192.0.2.1","own_ipv6":"","pools":[{"ipv4":"192.0.2.0/24","clients":null,"local":false,"size":256,"usable":254,"lent":3,"quarantined":0,"free":0,"idle_seconds":0,"max_life_seconds":0,"quarantine_seconds":0}],` +
+			`"pref64":"64:ff9b::/96","own_ipv4":"192.0.2.1","own_ipv6":"","pools":[{"ipv4":"192.0.2.0/24","clients":null,"local":false,"size":256,"usable":254,"lent":3,"quarantined":0,"free":0,"idle_seconds":0,"max_life_seconds":0,"quarantine_seconds":0}],"networks":[],"state":{"dir":""},` +
 			`"revision":7,"refused":["a"],"warnings":["a \u003cb\u003e"],"degraded":true}` + "\n"},
 		{"GET /v1/stats", 200, "application/json", `{"verdicts":{"translated":5},"ipv6_in":{"packets":5,"bytes":500},"ipv4_in":{"packets":0,"bytes":0},"ipv6_out":{"packets":0,"bytes":0},"ipv4_out":{"packets":0,"bytes":0},` +
-			`"errors_sent":1,"errors_suppressed":0,"write_errors":0}` + "\n"},
+			`"errors_sent":1,"errors_suppressed":0,"write_errors":0,"held":0,"device_drops":0}` + "\n"},
 		{"GET /v1/map", 200, "application/x-ndjson", `{"ipv4":"192.0.2.1","n":0}` + "\n" + `{"ipv4":"192.0.2.1","n":1}` + "\n"},
 		{"GET /v1/lease", 200, "application/x-ndjson", ""},
 		{"GET /v1/map/2001:db8::1", 200, "application/json", `{"address":"2001:db8::1"}` + "\n"},
@@ -165,10 +168,12 @@ func TestShape(t *testing.T) {
 		{"GET /v1/session", 404, "application/json", `{"error":"\"/v1/session\": no such path in this version"}` + "\n"},
 		{"GET /", 404, "application/json", `{"error":"\"/\": no such path in this version"}` + "\n"},
 		{"GET /v1/trace", 405, "application/json", `{"error":"GET: expected POST"}` + "\n"},
-		{"DELETE /v1/map/192.0.2.1", 405, "application/json", `{"error":"DELETE: expected GET"}` + "\n"},
+		{"PUT /v1/map/192.0.2.1", 405, "application/json", `{"error":"PUT: expected GET or DELETE"}` + "\n"},
+		{"HEAD /v1/status", 405, "application/json", ""},
+		{"GET /v1/map?after=1", 400, "application/json", `{"error":"the query \"after=1\": no such parameter here"}` + "\n"},
 	} {
 		conn := say(t, path, test.request+" HTTP/1.1\r\nHost: natless\r\n\r\n")
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: strings.Fields(test.request)[0]})
 		require.NoError(t, err, test.request)
 		body, err := io.ReadAll(resp.Body)
 		require.NoError(t, err, test.request)
@@ -189,7 +194,7 @@ func TestTrace(t *testing.T) {
 	_, err := NewClient(path).Trace(t.Context(), nil)
 	assert.EqualError(t, err, "asking the daemon at "+path+": expected a packet")
 	_, err = NewClient(path).Trace(t.Context(), make([]byte, maxPacket+1))
-	assert.EqualError(t, err, "asking the daemon at "+path+": expected a packet of at most 65575 bytes")
+	assert.EqualError(t, err, "asking the daemon at "+path+": expected at most 65575 bytes")
 
 	answer, err := io.ReadAll(say(t, path, "POST /v1/trace HTTP/1.1\r\nHost: natless\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"))
 	require.NoError(t, err, "closed after the answer")

@@ -9,23 +9,31 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
-	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
+
+	"github.com/natless/natless/mapping"
 )
 
 const (
-	tracePath = "/v1/trace"
 	maxPacket = 40 + 65535 // the largest of either family
+	keepAlive = 15 * time.Second
 )
 
 // limits bound what one client, or many, can hold of the daemon.
 type limits struct {
-	connections int
+	connections int           // besides watches
+	watches     int           // at once
+	batches     int           // at once: they are held in memory
 	header      int           // bytes
 	read        time.Duration // for a whole request
+	batch       time.Duration // for that of a batch, and for its turn
+	keepAlive   time.Duration // of a watch, between two lines
 	stall       time.Duration // without the reader of an answer taking anything
 	idle        time.Duration // between two requests
 	shutdown    time.Duration // for answers under way at Close
@@ -33,8 +41,12 @@ type limits struct {
 
 var defaultLimits = limits{
 	connections: 64,
+	watches:     16,
+	batches:     2,
 	header:      8 << 10,
 	read:        5 * time.Second,
+	batch:       30 * time.Second,
+	keepAlive:   keepAlive,
 	stall:       30 * time.Second,
 	idle:        30 * time.Second,
 	shutdown:    time.Second,
@@ -42,9 +54,12 @@ var defaultLimits = limits{
 
 // Server answers on a control socket.
 type Server struct {
-	socket *socket
-	log    *slog.Logger
-	limits limits
+	socket  *socket
+	log     *slog.Logger
+	limits  limits
+	ending  chan struct{} // closed by Close
+	watches chan struct{} // has one for each
+	batches chan struct{}
 
 	mu     sync.Mutex
 	http   *http.Server // nil until Serve
@@ -59,7 +74,16 @@ func Listen(path, group string, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{socket: s, log: log, limits: defaultLimits}, nil
+	return newServer(s, log, defaultLimits), nil
+}
+
+func newServer(s *socket, log *slog.Logger, l limits) *Server {
+	return &Server{
+		socket: s, log: log, limits: l,
+		ending:  make(chan struct{}),
+		watches: make(chan struct{}, l.watches),
+		batches: make(chan struct{}, l.batches),
+	}
 }
 
 // Serve answers for the source until Close, and then returns nil.
@@ -77,17 +101,18 @@ func (s *Server) Serve(source Source) error {
 		IdleTimeout:       s.limits.idle,
 		MaxHeaderBytes:    s.limits.header,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+		ConnContext:       withPeer,
 	}
 	s.mu.Unlock()
-	err := s.http.Serve(netutil.LimitListener(s.socket, s.limits.connections))
+	err := s.http.Serve(netutil.LimitListener(s.socket, s.limits.connections+s.limits.watches))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return fmt.Errorf("serving the control socket %s: %w", s.socket.path, err)
 }
 
-// Close stops listening, gives answers under way a moment to end, and removes
-// the socket.
+// Close stops listening, ends watches, gives other answers under way a moment
+// to end, and removes the socket.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -95,6 +120,7 @@ func (s *Server) Close() error {
 		return nil
 	}
 	s.closed = true
+	close(s.ending)
 	if s.http == nil {
 		return s.socket.Close()
 	}
@@ -106,108 +132,247 @@ func (s *Server) Close() error {
 	return nil
 }
 
+// exchange is one request under way.
+type exchange struct {
+	*Server
+	source Source
+	w      http.ResponseWriter
+	r      *http.Request
+	query  url.Values // has what the route expects
+}
+
+// route is what a method does at a path. A query and a body come only where
+// they are expected.
+type route struct {
+	pattern, method string
+	query           string // the one parameter that it may have
+	body            int64  // the most bytes; 0: none
+	answer          func(exchange)
+}
+
+var routes = []route{
+	{"/v1/status", "GET", "", 0, exchange.status},
+	{"/v1/stats", "GET", "", 0, func(x exchange) { x.one(http.StatusOK, x.source.Stats()) }},
+	{"/v1/config", "GET", "", 0, func(x exchange) { x.one(http.StatusOK, x.source.Config()) }},
+	{"/v1/map", "GET", "", 0, func(x exchange) { x.list(x.source.Maps()) }},
+	{"/v1/map", "POST", "", maxBody, exchange.addMap},
+	{"/v1/map/{addr...}", "GET", "", 0, exchange.explain},
+	{"/v1/map/{addr...}", "DELETE", "", 0, exchange.removeMap},
+	{"/v1/batch", "POST", "", maxBatch, exchange.batch},
+	{"/v1/lease", "GET", "at", 0, exchange.leases},
+	{"/v1/lease/{addr}", "DELETE", "", 0, exchange.release},
+	{"/v1/watch", "GET", "after", 0, exchange.watch},
+	{"/v1/reload", "POST", "", 0, exchange.reload},
+	{"/v1/trace", "POST", "", maxPacket, exchange.trace},
+}
+
 func (s *Server) handler(source Source) http.Handler {
-	mux := http.NewServeMux()
-	one := func(pattern string, value func() any) {
-		mux.HandleFunc(pattern, func(w http.ResponseWriter, _ *http.Request) { s.one(w, http.StatusOK, value()) })
+	paths := map[string][]route{}
+	for _, r := range routes {
+		paths[r.pattern] = append(paths[r.pattern], r)
 	}
-	one("/v1/status", func() any {
-		status := source.Status()
-		status.Warnings = append([]string{}, status.Warnings...) // in JSON a list also when empty
-		return status
-	})
-	one("/v1/stats", func() any { return source.Stats() })
-	one("/v1/config", source.Config)
-	mux.HandleFunc("/v1/map", func(w http.ResponseWriter, _ *http.Request) { s.list(w, source.Maps()) })
-	mux.HandleFunc("/v1/lease", func(w http.ResponseWriter, _ *http.Request) { s.list(w, source.Leases()) })
-	mux.HandleFunc("/v1/map/{addr}", func(w http.ResponseWriter, r *http.Request) {
-		a, err := netip.ParseAddr(r.PathValue("addr"))
-		if err != nil || a.Zone() != "" || a.Is4In6() {
-			s.fail(w, http.StatusBadRequest, "%q: expected an IPv4 or IPv6 address", r.PathValue("addr"))
-			return
-		}
-		s.one(w, http.StatusOK, source.Explain(a))
-	})
-	mux.HandleFunc(tracePath, func(w http.ResponseWriter, r *http.Request) { s.trace(w, r, source) })
+	mux := http.NewServeMux()
+	for pattern, routes := range paths {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			exchange{s, source, w, r, nil}.dispatch(routes)
+		})
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		s.fail(w, http.StatusNotFound, "%q: no such path in this version", r.URL.Path)
+		x := exchange{s, source, w, r, nil}
+		x.readNoMore()
+		x.fail(http.StatusNotFound, "%s: no such path in this version", quoted(r.URL.Path))
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.log.Debug("control request", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr)
-		method := http.MethodGet
-		if r.URL.Path == tracePath {
-			method = http.MethodPost
-		}
-		switch {
-		case r.Method != method:
-			readNoMore(w)
-			w.Header().Set("Allow", method)
-			s.fail(w, http.StatusMethodNotAllowed, "%s: expected %s", r.Method, method)
-		case method == http.MethodGet && r.ContentLength != 0:
-			readNoMore(w)
-			s.fail(w, http.StatusRequestEntityTooLarge, "expected a request without a body")
-		default:
-			mux.ServeHTTP(w, r)
-		}
+		mux.ServeHTTP(w, r)
 	})
 }
 
-// trace answers about the packet in the body, which no header counts as text.
-func (s *Server) trace(w http.ResponseWriter, r *http.Request, source Source) {
-	packet, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPacket))
-	switch {
-	case errors.As(err, new(*http.MaxBytesError)):
-		readNoMore(w)
-		s.fail(w, http.StatusRequestEntityTooLarge, "expected a packet of at most %d bytes", maxPacket)
-	case err != nil:
-		readNoMore(w)
-		s.fail(w, http.StatusBadRequest, "reading the packet: %v", err)
-	case len(packet) == 0:
-		s.fail(w, http.StatusBadRequest, "expected a packet")
-	default:
-		s.one(w, http.StatusOK, source.Trace(packet))
+// dispatch answers by the route of the method, and refuses what no route
+// expects before any of it is read.
+func (x exchange) dispatch(routes []route) {
+	var methods []string
+	for _, route := range routes {
+		if route.method == x.r.Method {
+			x.take(route)
+			return
+		}
+		methods = append(methods, route.method)
 	}
+	x.readNoMore()
+	x.w.Header().Set("Allow", strings.Join(methods, ", "))
+	x.fail(http.StatusMethodNotAllowed, "%s: expected %s", x.r.Method, strings.Join(methods, " or "))
+}
+
+func (x exchange) take(r route) {
+	var err error
+	x.query, err = parseQuery(x.r.URL.RawQuery, r.query)
+	switch {
+	case err != nil:
+		x.readNoMore()
+		x.fail(http.StatusBadRequest, "%v", err)
+	case r.body == 0 && x.r.ContentLength != 0:
+		x.readNoMore()
+		x.fail(http.StatusRequestEntityTooLarge, "expected a request without a body")
+	case x.r.ContentLength > r.body:
+		x.readNoMore()
+		x.fail(http.StatusRequestEntityTooLarge, "expected at most %d bytes", r.body)
+	default:
+		x.r.Body = http.MaxBytesReader(x.w, x.r.Body, r.body)
+		r.answer(x)
+	}
+}
+
+func (x exchange) status() {
+	status := x.source.Status()
+	status.Warnings = append([]string{}, status.Warnings...) // in JSON a list also when empty
+	if status.Networks == nil {
+		status.Networks = []mapping.Network{}
+	}
+	x.one(http.StatusOK, status)
+}
+
+func (x exchange) explain() {
+	a, err := parseAddr(x.r.PathValue("addr"))
+	if err != nil {
+		x.fail(http.StatusBadRequest, "%v", err)
+		return
+	}
+	x.one(http.StatusOK, x.source.Explain(a))
+}
+
+// leases lists what is lent, or was at a time.
+func (x exchange) leases() {
+	if !x.query.Has("at") {
+		x.list(x.source.Leases())
+		return
+	}
+	text := x.query.Get("at")
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		x.fail(http.StatusBadRequest, "at=%s: expected a time such as 2006-01-02T15:04:05Z, with %%2B for a +", quoted(text))
+		return
+	}
+	lines := x.lines()
+	err = x.source.LeasesAt(at, func(v any) bool { lines.write(v); return true })
+	switch {
+	case err != nil && lines.begun:
+		x.broken(err)
+	case err != nil:
+		x.refuse(err, http.StatusBadRequest)
+	default:
+		lines.begin()
+	}
+}
+
+// trace answers about the packet in the body, which no header counts as text.
+func (x exchange) trace() {
+	packet, err := io.ReadAll(x.r.Body)
+	switch {
+	case err != nil:
+		x.unread("the packet", err)
+	case len(packet) == 0:
+		x.fail(http.StatusBadRequest, "expected a packet")
+	default:
+		x.one(http.StatusOK, x.source.Trace(packet))
+	}
+}
+
+// unread answers a body that could not be read to its end.
+func (x exchange) unread(what string, err error) {
+	x.readNoMore()
+	var large *http.MaxBytesError
+	if errors.As(err, &large) {
+		x.fail(http.StatusRequestEntityTooLarge, "expected at most %d bytes", large.Limit)
+		return
+	}
+	x.fail(http.StatusBadRequest, "reading %s: %v", what, err)
 }
 
 // readNoMore keeps package http from waiting for a body that nobody wants.
-func readNoMore(w http.ResponseWriter) {
-	w.Header().Set("Connection", "close")
-	http.NewResponseController(w).SetReadDeadline(time.Now())
+func (x exchange) readNoMore() {
+	x.w.Header().Set("Connection", "close")
+	x.control().SetReadDeadline(time.Now())
 }
 
-func (s *Server) fail(w http.ResponseWriter, code int, format string, args ...any) {
-	s.one(w, code, failure{fmt.Sprintf(format, args...)})
+func (x exchange) control() *http.ResponseController { return http.NewResponseController(x.w) }
+
+func (x exchange) fail(code int, format string, args ...any) {
+	x.one(code, failure{Error: fmt.Sprintf(format, args...)})
 }
 
-// failure is the answer when there is no other.
-type failure struct {
-	Error string `json:"error"`
+// refuse answers with an error of the source's, and with otherwise as the code
+// where it has no reason.
+func (x exchange) refuse(err error, otherwise int) {
+	f, code := failureOf(err, otherwise)
+	x.one(code, f)
 }
 
-func (s *Server) one(w http.ResponseWriter, code int, v any) {
+func (x exchange) one(code int, v any) {
 	data, err := json.Marshal(v)
 	if err != nil {
-		s.log.Error("encoding an answer", "error", err)
+		x.log.Error("encoding an answer", "error", err)
 		code, data = http.StatusInternalServerError, []byte(`{"error": "the daemon could not encode its answer: see its log"}`)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	w.Write(append(data, '\n')) // nobody is left to tell of an error
+	x.control().SetWriteDeadline(time.Now().Add(x.limits.stall)) // a change may have taken its time
+	x.w.Header().Set("Content-Type", "application/json")
+	x.w.WriteHeader(code)
+	x.w.Write(append(data, '\n')) // nobody is left to tell of an error
 }
 
-// list writes one object a line as they come. Where it cannot go on, it breaks
-// the connection, so that the reader does not take a part for the whole.
-func (s *Server) list(w http.ResponseWriter, values iter.Seq[any]) {
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	control, enc := http.NewResponseController(w), json.NewEncoder(w)
+// list writes a list of one revision.
+func (x exchange) list(revision uint64, values iter.Seq[any]) {
+	x.w.Header().Set(revisionHeader, strconv.FormatUint(revision, 10))
+	lines := x.lines()
+	lines.begin()
 	for v := range values {
-		err := control.SetWriteDeadline(time.Now().Add(s.limits.stall))
-		if err == nil {
-			err = enc.Encode(v)
-		}
-		if err != nil {
-			s.log.Debug("control answer broken off", "error", err)
-			panic(http.ErrAbortHandler)
-		}
+		lines.write(v)
 	}
+}
+
+// lines is an answer of one object a line, written as they come. Where it
+// cannot go on, it breaks the connection, so that the reader does not take a
+// part for the whole.
+type lines struct {
+	exchange
+	encoder *json.Encoder
+	begun   bool
+}
+
+func (x exchange) lines() *lines { return &lines{exchange: x, encoder: json.NewEncoder(x.w)} }
+
+func (l *lines) begin() {
+	if !l.begun {
+		l.begun = true
+		l.w.Header().Set("Content-Type", "application/x-ndjson")
+		l.w.WriteHeader(http.StatusOK)
+	}
+}
+
+func (l *lines) write(v any) {
+	l.begin()
+	l.giveTime()
+	if err := l.encoder.Encode(v); err != nil {
+		l.broken(err)
+	}
+}
+
+// flush hands over what was written.
+func (l *lines) flush() {
+	l.giveTime()
+	if err := l.control().Flush(); err != nil {
+		l.broken(err)
+	}
+}
+
+// giveTime gives the reader time to take what is written next.
+func (l *lines) giveTime() {
+	if err := l.control().SetWriteDeadline(time.Now().Add(l.limits.stall)); err != nil {
+		l.broken(err)
+	}
+}
+
+func (x exchange) broken(err error) {
+	x.log.Debug("control answer broken off", "path", x.r.URL.Path, "peer", x.r.RemoteAddr, "error", err)
+	panic(http.ErrAbortHandler)
 }

@@ -181,22 +181,63 @@ type conn struct {
 
 func (c conn) RemoteAddr() net.Addr { return c.peer }
 
-// peer is a process, in words.
-type peer string
+// peer is the process at the other end, by the credentials it connected with.
+type peer struct {
+	unix.Ucred
+	known bool
+}
 
-func (peer) Network() string  { return "unix" }
-func (p peer) String() string { return string(p) }
+func (peer) Network() string { return "unix" }
+
+func (p peer) String() string {
+	if !p.known {
+		return "unknown"
+	}
+	return fmt.Sprintf("pid %d, uid %d, gid %d", p.Pid, p.Uid, p.Gid)
+}
+
+// by is the peer as what it changes is marked with.
+func (p peer) by() string {
+	if !p.known {
+		return "an unknown process"
+	}
+	if name := p.user(); name != "" {
+		return fmt.Sprintf("uid %d (%s), pid %d", p.Uid, name, p.Pid)
+	}
+	return fmt.Sprintf("uid %d, pid %d", p.Uid, p.Pid)
+}
+
+// user is the name of the peer's user, "" if none is known.
+func (p peer) user() string {
+	u, err := user.LookupId(strconv.FormatUint(uint64(p.Uid), 10))
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}
 
 func peerOf(c *net.UnixConn) peer {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return "unknown"
+		return peer{}
 	}
 	var cred *unix.Ucred
 	var credErr error
 	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if err != nil || credErr != nil {
-		return "unknown"
+		return peer{}
 	}
-	return peer(fmt.Sprintf("pid %d, uid %d, gid %d", cred.Pid, cred.Uid, cred.Gid))
+	return peer{*cred, true}
+}
+
+type peerKey struct{}
+
+// withPeer lets a request tell who it is from.
+func withPeer(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, peerKey{}, c.RemoteAddr())
+}
+
+func (x exchange) peer() peer {
+	p, _ := x.r.Context().Value(peerKey{}).(peer)
+	return p
 }

@@ -8,10 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
@@ -27,17 +31,45 @@ import (
 
 // Run translates as the configuration says until the context ends. On return,
 // also with an error, everything it made on the host is undone, or kept where
-// the configuration says so.
-func Run(ctx context.Context, version string, c *config.Config, log *slog.Logger) (err error) {
-	if err := needNetAdmin(); err != nil {
-		return err
-	}
-	table, err := mapping.New(Mapping(c))
+// the configuration says so. load reads the configuration, also again at
+// SIGHUP; newLog makes the logger, whose level may then change.
+func Run(ctx context.Context, version string, load func() (*config.Config, error), newLog func(config.Log, slog.Leveler) *slog.Logger) (err error) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
+	c, err := load()
 	if err != nil {
 		return err
 	}
+	level := new(slog.LevelVar)
+	setLevel(level, c.Log)
+	log := newLog(c.Log, level)
+	if err := needNetAdmin(); err != nil {
+		return err
+	}
+	if running := hostnet.Running(); running != nil {
+		return running // which says more than that its state is in use
+	}
+	table, err := mapping.New(firstRevision(Mapping(c)))
+	if err != nil {
+		return err
+	}
+	saved, err := openStore(c.State, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, saved.close()) }()
+	var plane *dataplane.Plane
+	lost, err := table.Keep(mapping.Keeper{
+		Store: saved.asStore(), Forget: hostnet.ForgetFlows, Wake: func() { plane.Wake() }, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+
+	added := runtimeSides(table)
 	plan := Plan(c)
-	host, err := hostnet.Prepare(plan)
+	host, err := hostnet.Prepare(withAdded(plan, added))
 	if err != nil {
 		return fmt.Errorf("preparing the host: %w", err)
 	}
@@ -49,7 +81,7 @@ func Run(ctx context.Context, version string, c *config.Config, log *slog.Logger
 	}
 	defer device.Close()
 
-	plane := dataplane.New(dataplane.Config{
+	plane = dataplane.New(dataplane.Config{
 		Queues: device.Queues(), Resolver: table, Options: c.Options(host.MTU()),
 		IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6(),
 	})
@@ -71,11 +103,23 @@ func Run(ctx context.Context, version string, c *config.Config, log *slog.Logger
 		return fmt.Errorf("setting up the host: %w", err)
 	}
 	d := &daemon{
-		version: version, started: time.Now(), config: c, table: table, plan: plan,
-		host: host, device: device, plane: plane, server: server, log: log,
-		clashes: map[string]bool{},
+		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
+		host: host, device: device, plane: plane, server: server, log: log, level: level,
+		added: added, clashes: map[string]bool{},
 	}
-	return d.serve(ctx)
+	d.inForce.Store(&inForce{c, plan})
+	return d.serve(ctx, hangups)
+}
+
+// firstRevision begins the revisions where those of no earlier run can be, so
+// that who watches over a restart is told to list again.
+func firstRevision(c mapping.Config) mapping.Config {
+	c.Revision = uint64(time.Now().Unix()) * 1000
+	return c
+}
+
+func setLevel(level *slog.LevelVar, c config.Log) {
+	_ = level.UnmarshalText([]byte(c.Level)) // the configuration admits slog's own names only
 }
 
 // leave takes down what was made on the host and says what stays.
@@ -116,42 +160,64 @@ func queues(c *config.Config) int {
 type daemon struct {
 	version string
 	started time.Time
-	config  *config.Config
-	plan    hostnet.Plan
+	load    func() (*config.Config, error)
 	table   *mapping.Table
+	saved   *saved
+	lost    []string // maps that were saved and are not in force
 	host    *hostnet.Host
 	device  *tun.Device
 	plane   *dataplane.Plane
 	server  *control.Server
 	log     *slog.Logger
+	level   *slog.LevelVar
+
+	inForce atomic.Pointer[inForce]
+
+	changing sync.Mutex // held by whoever changes mappings or the configuration
+	added    []sides    // of the maps added at runtime
 
 	mu      sync.Mutex
 	clashes map[string]bool // what on the host stands in natless's way now
 }
 
+// inForce is the configuration, and what it asks of the host.
+type inForce struct {
+	config *config.Config
+	plan   hostnet.Plan
+}
+
+func (d *daemon) config() *config.Config { return d.inForce.Load().config }
+
 // serve runs the workers and what goes on beside them until the context ends
 // or one of them fails. The workers end last: with them the device goes, which
-// the watcher would take for somebody's mischief.
-func (d *daemon) serve(ctx context.Context) error {
+// the watcher would take for somebody's mischief; but for the keeper, which
+// saves what they have left.
+func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	planeCtx, stopPlane := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopPlane()
-	var workers, beside sync.WaitGroup
-	var plane, watch, server error
+	keeperCtx, stopKeeper := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeeper()
+	var workers, beside, keeping sync.WaitGroup
+	var plane, watch, server, keeper error
+	keeping.Go(func() { defer cancel(); keeper = d.table.RunKeeper(keeperCtx) })
 	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
 	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
 	beside.Go(func() { d.reportRefusals(ctx) })
 	beside.Go(func() { feedWatchdog(ctx) })
 	d.becomeReady()
+	beside.Go(func() { d.reloadAt(ctx, hangups) })
 	<-ctx.Done()
 	notify(systemd.SdNotifyStopping)
 	d.server.Close()
 	beside.Wait()
 	stopPlane()
 	workers.Wait()
-	return errors.Join(plane, watch, server)
+	stopKeeper()
+	keeping.Wait()
+	return errors.Join(plane, watch, server, keeper)
 }
 
 // becomeReady says in one line what natless does from now on.
@@ -162,6 +228,7 @@ func (d *daemon) becomeReady() {
 	}
 	d.log.Info("ready: "+d.summary(), "version", d.version)
 	notify(systemd.SdNotifyReady)
+	debug.FreeOSMemory() // reading a million maps takes several times what they do
 }
 
 // problems are what the operator should know now, and whether natless cannot
@@ -174,15 +241,21 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	}
 	d.mu.Unlock()
 	slices.Sort(warnings)
-	firewalls, err := hostnet.Firewalls(d.plan)
+	firewalls, err := d.host.Firewalls()
 	if err != nil {
 		warnings = append(warnings, err.Error())
 	}
 	for _, f := range firewalls {
 		warnings = append(warnings, f.String())
 	}
-	degraded = len(warnings) > 0
-	return degraded, append(warnings, d.config.Warnings()...)
+	if problem := d.table.StoreProblem(); problem != "" {
+		warnings = append(warnings, "no lease can be made and no mapping changed: "+problem)
+	}
+	for _, m := range d.lost {
+		warnings = append(warnings, "a saved map is not in force: "+m)
+	}
+	degraded = len(warnings) > 0 || d.stateProblem() != ""
+	return degraded, slices.Concat(warnings, d.saved.problems(), d.config().Warnings())
 }
 
 func (d *daemon) onEvent(e hostnet.Event) {
@@ -198,17 +271,21 @@ func (d *daemon) onEvent(e hostnet.Event) {
 }
 
 func (d *daemon) summary() string {
+	c := d.config()
 	pref64 := "no pref64"
-	if p := d.config.Translation.Pref64; p.IsValid() {
+	if p := c.Translation.Pref64; p.IsValid() {
 		pref64 = "pref64 " + p.String()
 	}
 	said := []string{pref64}
-	for _, p := range d.config.Pools {
+	for _, p := range c.Pools {
 		said = append(said, fmt.Sprintf("pool %v %s", p.IPv4, p.Mode))
 	}
-	said = append(said, fmt.Sprintf("%d maps", len(d.config.Maps)),
+	d.changing.Lock()
+	maps := len(c.Maps) + len(d.added)
+	d.changing.Unlock()
+	said = append(said, fmt.Sprintf("%d maps", maps),
 		fmt.Sprintf("device %s mtu %d, %d queues, %v", d.device.Name(), d.host.MTU(), len(d.device.Queues()), d.device.Features()))
-	if m := d.plan.Masquerade; len(m) > 0 {
+	if m := d.inForce.Load().plan.Masquerade; len(m) > 0 {
 		said = append(said, "masquerading pool addresses")
 	}
 	return strings.Join(append(said, "refused: "+strings.Join(d.refused(), ", ")), "; ")
@@ -216,11 +293,12 @@ func (d *daemon) summary() string {
 
 // refused says what natless does not translate, with the key that changes it.
 func (d *daemon) refused() []string {
+	c := d.config()
 	said := []string{"loopback, multicast, link-local and class E addresses"}
-	if !d.config.AllowPrivate() {
-		said = append(said, fmt.Sprintf("private IPv4 addresses behind %v (translation.private_ipv4; or use 64:ff9b:1::/96)", d.config.Translation.Pref64))
+	if !c.AllowPrivate() {
+		said = append(said, fmt.Sprintf("private IPv4 addresses behind %v (translation.private_ipv4; or use 64:ff9b:1::/96)", c.Translation.Pref64))
 	}
-	if d.config.Translation.Hairpin == "off" {
+	if c.Translation.Hairpin == "off" {
 		said = append(said, "packets between clients (translation.hairpin)")
 	}
 	return said

@@ -9,10 +9,11 @@ import (
 
 // toldVerdicts are the refusals that an operator can and usually wants to
 // mend. Each is logged when it occurs, at most once a minute; the others are
-// counters only.
+// counters only, but for a full pool and a state that cannot be saved, which the
+// table's keeper tells of itself.
 var toldVerdicts = map[translate.Verdict]string{
 	translate.PrivateIPv4:        "refused private IPv4 addresses behind pref64: set translation.private_ipv4 = \"allow\", or use another translation.pref64 such as 64:ff9b:1::/96 (RFC 8215)",
-	translate.PoolFull:           "no IPv4 address left to lease: add a [[pool]], or shorten its idle",
+	translate.LeaseLimited:       "more new IPv6 clients at once than leases are made for: if it lasts, somebody may be making up source addresses",
 	translate.ClientNotPermitted: "refused IPv6 sources that no pool's clients permit: add them to clients, or give them a [[map]]",
 }
 

@@ -14,6 +14,7 @@ import (
 // The methods here are the daemon as the control socket shows it.
 
 func (d *daemon) Status() control.Status {
+	c := d.config()
 	degraded, warnings := d.problems()
 	return control.Status{
 		Version:  d.version,
@@ -22,10 +23,12 @@ func (d *daemon) Status() control.Status {
 		Offloads: d.device.Features().String(),
 		Queues:   len(d.device.Queues()),
 		MTU:      d.host.MTU(),
-		Pref64:   d.config.Translation.Pref64,
-		OwnIPv4:  d.config.OwnIPv4(),
-		OwnIPv6:  d.config.OwnIPv6(),
+		Pref64:   c.Translation.Pref64,
+		OwnIPv4:  c.OwnIPv4(),
+		OwnIPv6:  c.OwnIPv6(),
 		Pools:    d.table.Pools(),
+		Networks: d.table.Networks(),
+		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
 		Refused:  d.refused(),
 		Warnings: warnings,
@@ -44,6 +47,8 @@ func (d *daemon) Stats() control.Stats {
 		ErrorsSent:       c.ErrorsSent,
 		ErrorsSuppressed: c.ErrorsLimited,
 		WriteErrors:      c.WriteErrors,
+		Held:             c.Held,
+		DeviceDrops:      d.device.Drops(),
 	}
 	for v, n := range c.Verdicts {
 		s.Verdicts[translate.Verdict(v).String()] = n
@@ -51,23 +56,37 @@ func (d *daemon) Stats() control.Stats {
 	return s
 }
 
-func (d *daemon) Maps() iter.Seq[any] {
-	var rows []control.Row
-	for _, m := range d.table.Maps() {
-		rows = append(rows, control.Row{Rule: mapping.RuleMap, MapInfo: m})
+func (d *daemon) Maps() (uint64, iter.Seq[any]) {
+	revision, maps := d.table.MapsAt()
+	pref64 := d.config().Translation.Pref64
+	return revision, func(yield func(any) bool) {
+		for m := range maps {
+			if !yield(control.Row{Rule: mapping.RuleMap, MapInfo: m}) {
+				return
+			}
+		}
+		if pref64.IsValid() {
+			yield(control.Row{Rule: mapping.RulePref64, MapInfo: mapping.MapInfo{
+				IPv4: netip.PrefixFrom(netip.IPv4Unspecified(), 0), IPv6: pref64,
+			}})
+		}
 	}
-	if p := d.config.Translation.Pref64; p.IsValid() {
-		rows = append(rows, control.Row{Rule: mapping.RulePref64, MapInfo: mapping.MapInfo{
-			IPv4: netip.PrefixFrom(netip.IPv4Unspecified(), 0), IPv6: p,
-		}})
-	}
-	return control.Each(rows)
 }
 
-func (d *daemon) Leases() iter.Seq[any]    { return control.Each(d.table.Leases()) }
+func (d *daemon) Leases() (uint64, iter.Seq[any]) {
+	revision, leases := d.table.LeasesAt()
+	return revision, func(yield func(any) bool) {
+		for l := range leases {
+			if !yield(l) {
+				return
+			}
+		}
+	}
+}
+
 func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }
-func (d *daemon) Config() any              { return d.config }
+func (d *daemon) Config() any              { return d.config() }
 
 func (d *daemon) Trace(packet []byte) any {
-	return trace.Trace(Tracing(d.config, d.table, d.host.MTU()), packet)
+	return trace.Trace(Tracing(d.config(), d.table, d.host.MTU()), packet)
 }

@@ -14,6 +14,7 @@ type counters struct {
 	errorsSent    atomic.Uint64
 	errorsLimited atomic.Uint64
 	writeErrors   atomic.Uint64
+	held          atomic.Int32
 	_             [64]byte
 }
 
@@ -64,6 +65,7 @@ type Counters struct {
 	ErrorsSent       uint64 // ICMP errors originated
 	ErrorsLimited    uint64 // ICMP errors not sent because of the rate limit
 	WriteErrors      uint64 // packets the device did not take
+	Held             uint64 // packets held back now, which have no verdict yet
 }
 
 // Counters adds up what the workers have counted. It may run beside them.
@@ -80,6 +82,7 @@ func (p *Plane) Counters() Counters {
 		sum.ErrorsSent += w.errorsSent.Load()
 		sum.ErrorsLimited += w.errorsLimited.Load()
 		sum.WriteErrors += w.writeErrors.Load()
+		sum.Held += uint64(w.held.Load())
 	}
 	return sum
 }

@@ -3,7 +3,7 @@
 // flow, asks the mapping which flow that becomes, has the headers rewritten and
 // writes the packet back. What cannot go on is counted by its verdict and,
 // where the RFCs ask for it and the rate allows it, answered with an ICMP
-// error.
+// error. What waits for its lease is held back a moment.
 //
 // A worker owns its queue, its buffers and its counters. What workers share is
 // read-mostly: the mapping table and the tick.
@@ -45,6 +45,7 @@ type Config struct {
 type Plane struct {
 	workers []*worker
 	tick    atomic.Uint32
+	wakes   atomic.Uint32 // calls of Wake
 	expire  func(tick uint32)
 }
 
@@ -52,7 +53,7 @@ type Plane struct {
 func New(c Config) *Plane {
 	p := &Plane{expire: c.Resolver.Expire}
 	for _, q := range c.Queues {
-		p.workers = append(p.workers, newWorker(q, &c, &p.tick))
+		p.workers = append(p.workers, newWorker(q, &c, p))
 	}
 	return p
 }
@@ -68,6 +69,7 @@ func (p *Plane) Run(ctx context.Context) error {
 		wg.Go(func() {
 			// The thread spends its life in the queue's system calls.
 			runtime.LockOSThread()
+			pin(i)
 			failures[i] = w.run()
 			cancel()
 		})
@@ -94,6 +96,7 @@ func (p *Plane) keepTime(ctx context.Context) {
 			tick := uint32(now.Sub(start) / time.Second)
 			p.tick.Store(tick)
 			p.expire(tick)
+			p.Wake() // for packets held too long, where no other comes
 		}
 	}
 }
@@ -102,11 +105,14 @@ type worker struct {
 	queue      tun.Queue
 	translator *Translator
 	tick       *atomic.Uint32
+	wakes      *atomic.Uint32
+	holding    holding
 	counters
 }
 
-func newWorker(q tun.Queue, c *Config, tick *atomic.Uint32) *worker {
-	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Options, c.IPv4, c.IPv6), tick: tick}
+func newWorker(q tun.Queue, c *Config, p *Plane) *worker {
+	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Options, c.IPv4, c.IPv6), tick: &p.tick, wakes: &p.wakes}
+	w.holding.bytes = make([]byte, heldBytes)
 	w.translator.packet.ID = rand.Uint32()
 	return w
 }
@@ -115,22 +121,36 @@ func newWorker(q tun.Queue, c *Config, tick *atomic.Uint32) *worker {
 // when the queue cannot be read any more.
 func (w *worker) run() error {
 	for {
+		w.retryIfDue()
 		n, h, err := w.queue.Read(w.translator.packet.Buf, headroom)
-		if errors.Is(err, os.ErrClosed) {
+		switch {
+		case err == nil:
+			w.handle(n, &h)
+		case errors.Is(err, tun.ErrWoken):
+			w.retry()
+		case errors.Is(err, os.ErrClosed):
 			return nil
-		}
-		if err != nil {
+		default:
 			return fmt.Errorf("reading packets: %w", err)
 		}
-		w.handle(n, &h)
 	}
 }
 
 // handle takes the packet of n bytes that was read into the translator's
 // buffer through all its steps.
 func (w *worker) handle(n int, h *tun.Header) {
-	w.countIn(w.translator.packet.Buf[headroom : headroom+n])
-	w.count(w.translator.handle(n, h, w.tick.Load(), w))
+	packet := w.translator.packet.Buf[headroom : headroom+n]
+	w.countIn(packet)
+	if w.holding.holds(packet) {
+		w.hold(packet, h)
+		return
+	}
+	o := w.translator.handle(n, h, w.tick.Load(), w)
+	if o.Verdict == translate.LeasePending { // and the packet is as it came
+		w.hold(packet, h)
+		return
+	}
+	w.count(o)
 }
 
 // Put writes a packet that the translator gives. It implements Sink.

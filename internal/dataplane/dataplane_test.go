@@ -111,13 +111,17 @@ type queue struct {
 	fault  error // of Read, when in is closed
 	refuse error // of Write
 
-	mu     sync.Mutex
-	out    [][]byte
-	once   sync.Once
-	closed chan struct{}
+	mu      sync.Mutex
+	out     [][]byte
+	headers []tun.Header // of out
+	once    sync.Once
+	closed  chan struct{}
+	woken   chan struct{}
 }
 
-func newQueue() *queue { return &queue{in: make(chan []byte, 100), closed: make(chan struct{})} }
+func newQueue() *queue {
+	return &queue{in: make(chan []byte, 100), closed: make(chan struct{}), woken: make(chan struct{}, 1)}
+}
 
 func (q *queue) Read(buf []byte, off int) (int, tun.Header, error) {
 	select {
@@ -126,12 +130,14 @@ func (q *queue) Read(buf []byte, off int) (int, tun.Header, error) {
 			return 0, tun.Header{}, q.fault
 		}
 		return copy(buf[off:], b), tun.Header{}, nil
+	case <-q.woken:
+		return 0, tun.Header{}, tun.ErrWoken
 	case <-q.closed:
 		return 0, tun.Header{}, os.ErrClosed
 	}
 }
 
-func (q *queue) Write(buf []byte, off, n int, _ tun.Header) error {
+func (q *queue) Write(buf []byte, off, n int, h tun.Header) error {
 	if q.refuse != nil {
 		return q.refuse
 	}
@@ -139,7 +145,15 @@ func (q *queue) Write(buf []byte, off, n int, _ tun.Header) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.out = append(q.out, slices.Clone(buf[off:off+n]))
+	q.headers = append(q.headers, h)
 	return nil
+}
+
+func (q *queue) Wake() {
+	select {
+	case q.woken <- struct{}{}:
+	default:
+	}
 }
 
 func (q *queue) Close() error {
@@ -151,7 +165,7 @@ func (q *queue) written() [][]byte {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	out := q.out
-	q.out = nil
+	q.out, q.headers = nil, nil
 	return out
 }
 

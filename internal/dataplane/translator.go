@@ -21,7 +21,8 @@ type Resolver interface {
 	// ResolveIn answers for an ordinary packet, in place, and may lease an
 	// address to its source. tick is in seconds since the Resolver was made.
 	// What it says of the addresses depends on nothing but them and, while the
-	// revision stays, remains true to the end of the tick.
+	// revision stays, remains true to the end of the tick; but LeasePending may
+	// turn into anything else, whereupon Plane.Wake is to be called.
 	ResolveIn(f *translate.Flow, tick uint32) translate.Verdict
 	// ResolveError answers for the outer flow of an ICMP error: a source
 	// without a counterpart gets a stand-in (RFC 6791). It leases nothing.

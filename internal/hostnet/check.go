@@ -54,8 +54,9 @@ func Check(p Plan) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	running := runningHere()
-	h := &Host{plan: p, mtu: resolveMTU(p, v), rec: rec, device: v.device(p.Device)}
+	running := Running()
+	h := &Host{mtu: resolveMTU(p, v), rec: rec, device: v.device(p.Device)}
+	h.aim(p)
 	r := Report{
 		Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device},
 		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, // [] in JSON
@@ -70,10 +71,10 @@ func Check(p Plan) (Report, error) {
 		r.Conflicts = append(r.Conflicts, deviceConflicts(p, v)...)
 	}
 	r.Firewalls = append(r.Firewalls, firewalls(p.Device, v.names(v.clientLinks(p, h.device)))...)
-	clashes := conflicts(p, v)
+	clashes := h.targets.conflicts(v, h.device)
 	if p.Manage {
 		r.Conflicts = append(r.Conflicts, clashes...)
-		r.Warnings = append(r.Warnings, h.warnings(v)...)
+		r.Warnings = append(r.Warnings, h.warnings(v, p.Clients)...)
 	} else {
 		r.Warnings = append(r.Warnings, clashes...)
 	}
@@ -89,7 +90,7 @@ func Check(p Plan) (Report, error) {
 }
 
 // warnings are what is worth knowing before natless manages this host.
-func (h *Host) warnings(v *view) []string {
+func (h *Host) warnings(v *view, clients []netip.Prefix) []string {
 	var list []string
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	spec := h.tableSpec(v, forwardingPlan{})
@@ -114,14 +115,14 @@ func (h *Host) warnings(v *view) []string {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		warn("no TUN device can be opened: %v", err)
 	}
-	return append(list, h.shutOut(v)...)
+	return append(list, v.shutOut(clients)...)
 }
 
 // shutOut names the clients that will not get in because they are beyond an
 // uplink.
-func (h *Host) shutOut(v *view) []string {
+func (v *view) shutOut(clients []netip.Prefix) []string {
 	var list []string
-	for _, c := range covering(h.plan.Clients) {
+	for _, c := range covering(clients) {
 		over, inside := map[int]bool{}, false
 		for _, r := range v.towards([]netip.Prefix{c}) {
 			for _, i := range r.links {

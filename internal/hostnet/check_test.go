@@ -42,11 +42,12 @@ func TestCheckSaysWhatIsDoneThen(t *testing.T) {
 func TestCheckPrintsTheTable(t *testing.T) {
 	testHost(t)
 	h, _ := start(t, testPlan())
-	installed := nft(t, "list table inet natless")
-	nft(t, "delete table inet natless")
+	own := func() []string { return rules(nft(t, "list table ip natless") + nft(t, "list table ip6 natless")) }
+	installed := own()
+	nft(t, "delete table ip natless; delete table ip6 natless")
 	nft(t, h.table.String())
 	// nft marks the sets it makes as it sees fit
-	require.ElementsMatch(t, rules(installed), rules(nft(t, "list table inet natless")))
+	require.ElementsMatch(t, installed, own())
 }
 
 func TestConflicts(t *testing.T) {
@@ -136,11 +137,12 @@ func TestFirewallsAreNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			testHost(t)
-			found, err := Firewalls(testPlan())
+			h := managed(testPlan())
+			found, err := h.Firewalls()
 			require.NoError(t, err)
 			require.Empty(t, found)
 			nft(t, c.ruleset)
-			found, err = Firewalls(testPlan())
+			found, err = h.Firewalls()
 			require.NoError(t, err)
 			require.NotEmpty(t, found)
 			require.Equal(t, c.owner, found[0].Owner)

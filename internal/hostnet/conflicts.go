@@ -2,15 +2,28 @@ package hostnet
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// conflicts names every prefix of the plan that the host already uses for
-// something else, and what for.
+// ErrConflict is what errors of Prepare and Update wrap when the host already
+// uses for something else what the plan wants.
+var ErrConflict = errors.New("conflict with the host")
+
+// conflictError names what stands in the way, a line for each.
+type conflictError []string
+
+func (e conflictError) Error() string      { return strings.Join(e, "\n") }
+func (conflictError) Is(target error) bool { return target == ErrConflict }
+
+// conflicts names every prefix of a list from covering that the host already
+// uses for something else, and what for. Taken is all that the plan wants.
 //
 // An address of the host inside a prefix would become unreachable, and packets
 // from it are dropped on input. A foreign route inside a prefix, or equal to
@@ -20,17 +33,28 @@ import (
 // use elsewhere; for IPv6 that is the ordinary case of a pref64 cut from a
 // site's own prefix. Lying inside a default route, or inside a route that leads
 // nowhere, is no conflict.
-func conflicts(p Plan, v *view) []string {
-	device := v.device(p.Device)
-	var found []string
-	wanted := p.prefixes()
-	for _, want := range wanted {
-		culprit := v.culprit(want, device)
-		if culprit == "" {
+func conflicts(list, taken []netip.Prefix, v *view, device int) []string {
+	culprits := map[int]string{} // by place in the list
+	for _, a := range v.addrs {
+		from, to := overlapping(list, netip.PrefixFrom(a.addr, a.addr.BitLen()))
+		for i := from; i < to && culprits[i] == ""; i++ {
+			culprits[i] = v.describeAddress(a)
+		}
+	}
+	for _, r := range v.routes {
+		if isOurs(r) {
 			continue
 		}
-		text := fmt.Sprintf("%s: overlaps %s", want, culprit)
-		if free, ok := v.propose(want, wanted, device); ok {
+		for from, to := overlapping(list, r.dst); from < to; from++ {
+			if culprits[from] == "" && v.clashes(list[from], r, device) {
+				culprits[from] = v.describe(r)
+			}
+		}
+	}
+	var found []string
+	for _, i := range slices.Sorted(maps.Keys(culprits)) {
+		text := fmt.Sprintf("%s: overlaps %s", list[i], culprits[i])
+		if free, ok := v.propose(list[i], taken, device); ok {
 			text += fmt.Sprintf("; %s is free", free)
 		}
 		found = append(found, text)
@@ -58,7 +82,7 @@ func deviceConflicts(p Plan, v *view) []string {
 func (v *view) culprit(want netip.Prefix, device int) string {
 	for _, a := range v.addrs {
 		if want.Contains(a.addr) {
-			return fmt.Sprintf("address %s of %s", a.addr, v.links[a.index].name)
+			return v.describeAddress(a)
 		}
 	}
 	for _, r := range v.routes {
@@ -67,6 +91,10 @@ func (v *view) culprit(want netip.Prefix, device int) string {
 		}
 	}
 	return ""
+}
+
+func (v *view) describeAddress(a address) string {
+	return fmt.Sprintf("address %s of %s", a.addr, v.links[a.index].name)
 }
 
 func (v *view) clashes(want netip.Prefix, r route, device int) bool {

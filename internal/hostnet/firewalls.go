@@ -28,14 +28,17 @@ func (f Firewall) String() string {
 	return fmt.Sprintf("%s drops forwarded packets (%s); this lets natless's through: %s", owner, f.Chain, f.Opens)
 }
 
-// Firewalls finds what would drop packets on their way from or to the device
-// of that name. It opens nothing.
-func Firewalls(p Plan) ([]Firewall, error) {
+// Firewalls finds what would drop packets on their way from or to the device.
+// It opens nothing.
+func (h *Host) Firewalls() ([]Firewall, error) {
+	h.mu.Lock()
+	p, device := h.plan, h.device
+	h.mu.Unlock()
 	v, err := look()
 	if err != nil {
 		return nil, err
 	}
-	return firewalls(p.Device, v.names(v.clientLinks(p, v.device(p.Device)))), nil
+	return firewalls(p.Device, v.names(v.clientLinks(p, device))), nil
 }
 
 func firewalls(device string, clients []string) []Firewall {
@@ -73,7 +76,7 @@ func forwards(c *nftables.Chain) bool {
 }
 
 func isOwn(t *nftables.Table) bool {
-	return t.Name == ownTable && t.Family == nftables.TableFamilyINet
+	return t.Name == ownTable && slices.Contains(onceFamilies, t.Family)
 }
 
 // drops tells whether packets that no rule speaks of end at this chain: by its

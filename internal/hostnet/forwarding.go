@@ -128,9 +128,6 @@ func (v *view) towards(prefixes []netip.Prefix) []route {
 	return list
 }
 
-// covers tells whether all of b lies in a.
-func covers(a, b netip.Prefix) bool { return a.Bits() <= b.Bits() && a.Overlaps(b) }
-
 // deviceSettings are those of the device itself. Where it would filter by
 // reverse path strictly, it does so loosely: all its sources are routed to it,
 // but policy routing may show another way first.

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,18 +40,27 @@ type Plan struct {
 
 	Clients []netip.Prefix // IPv6 sources that are permitted
 	Local   bool           // as are the host and what it reaches over links without default route
+
+	// Added are both sides of the maps that were added while natless ran: as if
+	// in IPv4 and Inbound, and in Clients. What stands in the way of one keeps
+	// Update from adding it, and does not keep Prepare from starting; Watch
+	// tells of it. Where the other lists stay the same slices, Update looks at
+	// these alone.
+	Added []netip.Prefix
 }
 
 // Host is a network namespace that natless is at work in. Its methods may be
 // called from several goroutines.
 type Host struct {
-	mu     sync.Mutex
-	plan   Plan
-	mtu    int
-	device int // interface index, or missing
-	lock   *lock
-	rec    *record
-	closed bool
+	mu      sync.Mutex
+	basis   *basis
+	plan    Plan // merged, with what was added
+	targets *targets
+	mtu     int
+	device  int // interface index, or missing
+	lock    *lock
+	rec     *record
+	closed  bool
 
 	settled    bool      // all that the plan wants was in place once
 	table      tableSpec // as last installed
@@ -82,12 +92,14 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}
+	h.aim(p)
 	found := deviceConflicts(p, v)
 	if p.Manage {
-		found = append(found, conflicts(p, v)...)
+		found = append(found, conflicts(h.targets.named[0], h.targets.merged, v, v.device(p.Device))...)
 	}
 	if len(found) > 0 {
-		return nil, errors.Join(asErrors(found)...)
+		return nil, conflictError(found)
 	}
 	if !p.Manage { // nothing will be taken over
 		if _, _, err := undo(rec, false, tableSpec{}); err != nil {
@@ -99,7 +111,15 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err := rec.save(); err != nil {
 		return nil, err
 	}
-	return &Host{plan: p, mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}, nil
+	return h, nil
+}
+
+// aim takes a plan up, and changes nothing yet.
+func (h *Host) aim(p Plan) {
+	if h.basis == nil || !h.basis.given.equal(p) {
+		h.basis = newBasis(p)
+	}
+	h.plan, h.targets = h.basis.with(p), newTargets(h.basis, p.Added)
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
@@ -126,20 +146,43 @@ func (h *Host) Attach(device int) error {
 // for all links.
 const missing = -1
 
-// Update makes the host fit another plan, as after maps were added. The
-// device, its MTU and what happens on exit stay as they were.
+// Update makes the host fit another plan, as after maps were added, and does so
+// before it returns. The device, its MTU and what happens on exit stay as they
+// were. An error changes nothing; it is an ErrConflict where the host uses for
+// something else what the plan wants more than before.
 func (h *Host) Update(p Plan) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.closed {
+		return errors.New("natless is about to end")
+	}
 	p.Device, p.MTU, p.Keep, p.Manage = h.plan.Device, h.plan.MTU, h.plan.Keep, h.plan.Manage
+	basis, plan, targets := h.basis, h.plan, h.targets
+	h.aim(p)
+	if !p.Manage || h.plan.equal(plan) {
+		return nil
+	}
+	err := h.update(targets)
+	if err != nil {
+		h.basis, h.plan, h.targets = basis, plan, targets
+		if !h.settled {
+			err = errors.Join(err, h.settle())
+		}
+	}
+	return err
+}
+
+// update settles, unless what the plan wants beyond the targets of before is in
+// use.
+func (h *Host) update(before *targets) error {
 	v, err := look()
 	if err != nil {
 		return err
 	}
-	if found := conflicts(p, v); len(found) > 0 && p.Manage {
-		return errors.Join(asErrors(found)...)
+	if found := conflicts(h.targets.beyond(before), h.targets.merged, v, h.device); len(found) > 0 {
+		return conflictError(found)
 	}
-	h.plan, h.settled = p, false
+	h.settled = false
 	return h.settle()
 }
 
@@ -185,21 +228,17 @@ func (h *Host) make(c change) error {
 
 // changes lists what separates the host from the plan, in the order in which
 // it is safe: packets find no way into the device before the table guards it,
-// and none through the host before all of it stands.
+// and none through the host before all of it stands. Where prefixes are joined
+// or parted, no blackhole stands without a route to the device that is as long.
 func (h *Host) changes(v *view) []change {
 	list := h.deviceChanges(v)
 	if !h.plan.Manage {
 		return list
 	}
-	drop, add := h.routeChanges(v)
+	old, drop, add := h.routeChanges(v)
 	f := h.forwarding(v)
-	list = append(f.device, list...)
-	list = append(list, add.blackholes...)
-	list = append(list, h.tableChanges(v, f)...)
-	list = append(list, drop.device...)
-	list = append(list, add.device...)
-	list = append(list, f.links...)
-	return append(list, drop.blackholes...)
+	return slices.Concat(f.device, list, h.tableChanges(v, f), old, add.device, add.blackholes,
+		f.links, drop.blackholes, drop.device)
 }
 
 // Close undoes all that was done and is still as natless left it. With
@@ -275,14 +314,6 @@ func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err er
 		return done, stays, errors.Join(errs...)
 	}
 	return done, stays, rec.remove()
-}
-
-func asErrors(lines []string) []error {
-	errs := make([]error, len(lines))
-	for i, l := range lines {
-		errs[i] = errors.New(l)
-	}
-	return errs
 }
 
 // retry runs a netlink dump again when the kernel's tables changed under it.

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -55,6 +56,13 @@ func start(t *testing.T, p Plan) (*Host, func()) {
 	index, shut := openTUN(t, p.Device, false)
 	require.NoError(t, h.Attach(index))
 	return h, shut
+}
+
+// managed is a host that nothing was done to yet.
+func managed(p Plan) *Host {
+	h := &Host{device: missing}
+	h.aim(p)
+	return h
 }
 
 func TestCloseLeavesTheHostAsItWas(t *testing.T) {
@@ -196,7 +204,7 @@ func TestRestartTakesOver(t *testing.T) {
 			next(&p)
 			h, shut := start(t, p)
 			for _, r := range routesOfOurs(t) {
-				require.Contains(t, p.prefixes(), r.dst)
+				require.Contains(t, managed(p).targets.merged, r.dst)
 			}
 			_, err := h.Close()
 			require.NoError(t, err)
@@ -229,7 +237,7 @@ func TestUpdateChangesRoutes(t *testing.T) {
 	}
 	want := prefixes("169.254.64.0/20", "198.51.100.7/32", "198.51.100.8/32", "64:ff9b::/96")
 	require.ElementsMatch(t, append(want, want...), routed, "each has a route to the device and a blackhole")
-	require.Contains(t, nft(t, "list table inet natless"), "198.51.100.7-198.51.100.8")
+	require.Contains(t, nft(t, "list table ip natless"), "198.51.100.7-198.51.100.8")
 
 	good := snapshot(t)
 	p.IPv4 = append(p.IPv4, prefixes("192.0.2.0/28")...)
@@ -239,6 +247,72 @@ func TestUpdateChangesRoutes(t *testing.T) {
 	require.NoError(t, err)
 	shut()
 	require.Empty(t, difference(before, snapshot(t)))
+}
+
+// Maps that come and go join and part routes. At no moment is an address of
+// those that stay without its way to the device.
+func TestUpdateKeepsTheOthersRouted(t *testing.T) {
+	testHost(t)
+	h, _ := start(t, testPlan())
+	p := testPlan()
+	p.Added = prefixes("198.51.100.16/32", "198.51.100.18/31", "198.51.100.20/30", "2001:db8:7::/64")
+	require.NoError(t, h.Update(p))
+
+	steps := 0
+	beforeChange = func(string) {
+		steps++
+		for _, a := range []string{"198.51.100.16", "198.51.100.18", "198.51.100.23", "198.51.100.7"} {
+			found, err := netlink.RouteGet(net.ParseIP(a))
+			require.NoError(t, err, "%s is in a black hole", a)
+			require.Equal(t, h.device, found[0].LinkIndex, a)
+		}
+	}
+	t.Cleanup(func() { beforeChange = func(string) {} })
+	few := p
+	p.Added = append(p.Added, prefixes("198.51.100.17/32")...)
+	require.NoError(t, h.Update(p))
+	count := 0
+	for _, r := range routesOfOurs(t) {
+		if netip.MustParsePrefix("198.51.100.16/28").Overlaps(r.dst) {
+			require.Equal(t, netip.MustParsePrefix("198.51.100.16/29"), r.dst)
+			count++
+		}
+	}
+	require.Equal(t, 2, count, "one route to the device, one blackhole")
+	require.NoError(t, h.Update(few))
+	require.NotZero(t, steps)
+
+	steps = 0
+	few.Local, few.Clients = true, nil
+	require.NoError(t, h.Update(few))
+	steps = 0
+	require.NoError(t, h.Update(few))
+	require.Zero(t, steps, "nothing to do")
+	beforeChange = func(string) {}
+	_, err := h.Close()
+	require.NoError(t, err)
+	require.ErrorContains(t, h.Update(p), "about to end")
+}
+
+// What stands in the way of a map that was added at runtime is told, and is
+// nobody else's harm.
+func TestAddedMapsKeepNobodyFromStarting(t *testing.T) {
+	testHost(t)
+	p := testPlan()
+	p.Added = prefixes("192.0.2.2/32") // the uplink's own
+	h, _ := start(t, p)
+	p.Added = append(p.Added, prefixes("198.51.100.16/32")...)
+	require.NoError(t, h.Update(p))
+	p.Added = append(p.Added, prefixes("192.0.2.77/32")...)
+	err := h.Update(p)
+	require.ErrorIs(t, err, ErrConflict)
+	require.EqualError(t, err, "192.0.2.77/32: overlaps route 192.0.2.0/24 (over uplink, protocol kernel)")
+	_, err = h.Close()
+	require.NoError(t, err)
+
+	p.Added, p.IPv4 = nil, append(p.IPv4, prefixes("192.0.2.2/32")...)
+	_, err = Prepare(p)
+	require.ErrorIs(t, err, ErrConflict)
 }
 
 func TestKeep(t *testing.T) {

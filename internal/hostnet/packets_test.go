@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -169,7 +170,7 @@ func TestPacketsReachTheDevice(t *testing.T) {
 	p.uplink.send(udp(t, "198.51.100.1:53", "198.51.100.7:4000"))
 	require.NotNil(t, p.device(), "IPv4 from the uplink to a mapped address")
 
-	nft(t, "delete table inet natless")
+	nft(t, "delete table ip natless; delete table ip6 natless")
 	p.uplink.send(udp(t, "[2001:db8:ff::5]:4000", "[64:ff9b::c633:6401]:53"))
 	require.Nil(t, p.device(), "no IPv6 is forwarded from the uplink anyway")
 	p.uplink.send(udp(t, "198.51.100.1:53", "169.254.64.5:4000"))
@@ -187,7 +188,7 @@ func TestTheHostBecomesNoRouter(t *testing.T) {
 	require.Nil(t, other.receive(), "IPv4 from the uplink to elsewhere")
 
 	require.NoError(t, writeSysctl(sysctlPath("ipv6", "all", keyForwarding), yes))
-	require.NoError(t, p.h.Update(p.h.plan))
+	require.NoError(t, p.h.settle())
 	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[2001:db8:dead::1]:53"))
 	require.NotNil(t, p.uplink.receive(), "unless its operator makes it one")
 }
@@ -229,6 +230,39 @@ func TestMasqueradedFlowOutlivesARestart(t *testing.T) {
 	require.Equal(t, "198.51.100.7", out.NetworkLayer().(*layers.IPv4).SrcIP.String(), "a mapped address is not masqueraded")
 }
 
+func TestForgetFlows(t *testing.T) {
+	p := newPacketHost(t)
+	masqueraded := func(client string) (answer []byte) {
+		t.Helper()
+		p.emit(udp(t, client+":4000", "198.51.100.1:53"))
+		out := p.uplink.receive()
+		require.NotNil(t, out)
+		port := uint16(out.TransportLayer().(*layers.UDP).SrcPort)
+		return udp(t, "198.51.100.1:53", netip.AddrPortFrom(netip.MustParseAddr("192.0.2.2"), port).String())
+	}
+	arrives := func(answer []byte, client string) bool {
+		t.Helper()
+		p.uplink.send(answer)
+		in := p.device()
+		return in != nil && in.NetworkLayer().(*layers.IPv4).DstIP.String() == client
+	}
+	five, six, seven := masqueraded("169.254.64.5"), masqueraded("169.254.64.6"), masqueraded("169.254.64.7")
+	require.True(t, arrives(five, "169.254.64.5"))
+	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("169.254.64.5"), netip.MustParseAddr("169.254.64.6"), netip.MustParseAddr("169.254.64.99")}))
+	require.False(t, arrives(five, "169.254.64.5"), "its flow is forgotten")
+	require.False(t, arrives(six, "169.254.64.6"))
+	require.True(t, arrives(seven, "169.254.64.7"), "others are not")
+
+	// The other side of a translation counts too.
+	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("192.0.2.2")}))
+	require.False(t, arrives(seven, "169.254.64.7"))
+	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("192.0.2.2")}), "by its reply")
+	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+	require.NoError(t, err)
+	require.Empty(t, flows)
+	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("169.254.64.5")}), "where nothing is tracked")
+}
+
 func TestBlackholesKeepPacketsFromTheDefaultRoute(t *testing.T) {
 	p := newPacketHost(t)
 	kill(p.h, p.shut)
@@ -267,4 +301,21 @@ func TestBridgedPacketsPassTheGuard(t *testing.T) {
 	require.True(t, passes())
 	_, err := h.Close()
 	require.NoError(t, err)
+}
+
+// What masquerading and the telling of answers need does not make the kernel
+// track what is IPv6.
+func TestIPv6IsNotTracked(t *testing.T) {
+	p := newPacketHost(t)
+	tracked := func() string {
+		b, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
+		require.NoError(t, err)
+		return string(b)
+	}
+	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.NotNil(t, p.device())
+	p.uplink.send(udp(t, "198.51.100.1:53", "198.51.100.7:4000"))
+	require.NotNil(t, p.device())
+	require.Contains(t, tracked(), "198.51.100.7")
+	require.NotContains(t, tracked(), "ipv6")
 }

@@ -211,8 +211,9 @@ func (l *lock) release() {
 	os.Remove(runDir)
 }
 
-// runningHere is the process that holds the lock, or nil. It leaves no trace.
-func runningHere() *RunningError {
+// Running is the natless at work in this network namespace, or nil. It leaves no
+// trace.
+func Running() *RunningError {
 	key, err := namespaceKey()
 	if err != nil {
 		return nil

@@ -37,20 +37,27 @@ func isBlackhole(r route) bool {
 
 type routeSet struct{ device, blackholes []change }
 
-// routeChanges lists which of natless's routes to drop and to add.
-func (h *Host) routeChanges(v *view) (drop, add routeSet) {
-	wanted := h.plan.prefixes()
+// routeChanges lists which of natless's routes to drop and to add. Old ones
+// lead to another device of the name.
+func (h *Host) routeChanges(v *view) (old []change, drop, add routeSet) {
+	wanted := h.targets.routed(v)
 	onDevice, blackholed := map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
 	for _, r := range v.routes {
-		stale := !slices.Contains(wanted, r.dst)
+		if !isOurs(r) {
+			continue
+		}
+		_, found := slices.BinarySearchFunc(wanted, r.dst, comparePrefix)
+		stale := !found
 		switch {
 		case isBlackhole(r) && stale:
 			drop.blackholes = append(drop.blackholes, routeDrop(v, r))
 		case isBlackhole(r):
 			blackholed[r.dst] = true
-		case isDeviceRoute(r) && (stale || !slices.Equal(r.links, []int{h.device})):
+		case !slices.Equal(r.links, []int{h.device}):
+			old = append(old, routeDrop(v, r))
+		case stale:
 			drop.device = append(drop.device, routeDrop(v, r))
-		case isDeviceRoute(r):
+		default:
 			onDevice[r.dst] = true
 		}
 	}
@@ -63,12 +70,7 @@ func (h *Host) routeChanges(v *view) (drop, add routeSet) {
 			add.device = append(add.device, h.routeAdd(p, h.device, text))
 		}
 	}
-	return drop, add
-}
-
-// prefixes are all that is routed to the device.
-func (p Plan) prefixes() []netip.Prefix {
-	return append(covering(p.IPv4), covering(p.IPv6)...)
+	return old, drop, add
 }
 
 // routeAdd never replaces: a route of the same prefix and metric is another's.

@@ -16,10 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownTable is the nftables table of natless's own, of family inet.
+// ownTable is the name of the nftables tables of natless's own, one for each
+// family rather than one for both: what asks for connection tracking in a table
+// of family inet switches it on for IPv6 too, where no rule here needs it and
+// every packet would pay for it.
 const ownTable = "natless"
 
-// tableSpec is all that the table's text depends on.
+// tableSpec is all that the tables' text depends on.
 type tableSpec struct {
 	Device              string
 	Masquerade, Inbound []netip.Prefix
@@ -34,6 +37,13 @@ type ruleSpec struct {
 	exprs []expr.Any
 }
 
+// familyTable is the table of one family. Chains without rules are not made.
+type familyTable struct {
+	family               nftables.TableFamily
+	sets                 []setSpec
+	forward, postrouting []ruleSpec
+}
+
 // setSpec is a set that rules refer to by name. What is in it changes only with
 // the whole table.
 type setSpec struct {
@@ -46,8 +56,7 @@ type setSpec struct {
 
 const (
 	setUplinks = "uplinks"
-	setOpened4 = "opened4"
-	setOpened6 = "opened6"
+	setOpened  = "opened"
 	setWithin  = "within"
 	setInbound = "inbound"
 	setPools   = "masqueraded"
@@ -72,104 +81,103 @@ func without(names []string, name string) []string {
 	return slices.DeleteFunc(names, func(n string) bool { return n == name })
 }
 
-// opened are the links that forward only because natless made them.
-func (s tableSpec) opened() []string {
-	list := slices.Concat(s.Opened4, s.Opened6)
-	slices.Sort(list)
-	return slices.Compact(list)
+func (s tableSpec) tables() []familyTable { return []familyTable{s.ipv4(), s.ipv6()} }
+
+func (s tableSpec) ipv4() familyTable {
+	t := familyTable{family: nftables.TableFamilyIPv4}
+	t.guard(s.Opened4, s.Device)
+	if len(s.Uplinks) > 0 {
+		t.addLinks(setUplinks, s.Uplinks)
+		if s.Stateful {
+			t.addForward("ct state established,related accept", established(), verdict(expr.VerdictAccept))
+		}
+		if len(s.Inbound) > 0 {
+			t.addPrefixes(setInbound, s.Inbound)
+			t.addForward("ip daddr @inbound accept", address4(destination, setInbound), verdict(expr.VerdictAccept))
+		}
+		t.addForward("iifname @uplinks drop", in(setUplinks), verdict(expr.VerdictDrop))
+	}
+	if len(s.Masquerade) > 0 {
+		// Pool addresses on their way out of the host.
+		t.addPrefixes(setPools, s.Masquerade)
+		t.postrouting = []ruleSpec{{
+			fmt.Sprintf("ip saddr @masqueraded oifname != %q masquerade", s.Device),
+			slices.Concat(address4(source, setPools), notOut(s.Device), []expr.Any{&expr.Masq{}}),
+		}}
+	}
+	return t
 }
 
-// sets are those that are not empty.
-func (s tableSpec) sets() []setSpec {
-	var list []setSpec
-	links := func(name string, names []string) {
-		if len(names) == 0 {
-			return
-		}
-		set := setSpec{name: name, typ: nftables.TypeIFName, items: quoted(names)}
-		for _, n := range names {
-			set.elements = append(set.elements, nftables.SetElement{Key: ifname(n)})
-		}
-		list = append(list, set)
+func (s tableSpec) ipv6() familyTable {
+	t := familyTable{family: nftables.TableFamilyIPv6}
+	t.guard(s.Opened6, s.Device)
+	t.addForward("fib saddr . iif oif missing drop", noWayBack(), verdict(expr.VerdictDrop))
+	if len(s.Uplinks) > 0 {
+		t.addLinks(setUplinks, s.Uplinks)
+		t.addForward("iifname @uplinks drop", in(setUplinks), verdict(expr.VerdictDrop))
 	}
-	addrs := func(name string, prefixes []netip.Prefix) {
-		if len(prefixes) == 0 {
-			return
-		}
-		list = append(list, setSpec{
-			name: name, typ: nftables.TypeIPAddr, interval: true,
-			items: joined(prefixes), elements: intervals(prefixes),
-		})
-	}
-	links(setUplinks, s.Uplinks)
-	links(setOpened4, s.Opened4)
-	links(setOpened6, s.Opened6)
-	if opened := s.opened(); len(opened) > 0 {
-		set := setSpec{name: setWithin, typ: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)}
-		var pairs []string
-		for _, n := range opened {
-			set.elements = append(set.elements, nftables.SetElement{Key: append(ifname(n), ifname(n)...)})
-			pairs = append(pairs, fmt.Sprintf("%q . %q", n, n))
-		}
-		set.items = strings.Join(pairs, ", ")
-		list = append(list, set)
-	}
-	addrs(setInbound, s.Inbound)
-	addrs(setPools, s.Masquerade)
-	return list
+	return t
 }
 
-// forward are the rules of the forward chain. An accept here ends only this
-// chain: other tables still have their say.
-func (s tableSpec) forward() []ruleSpec {
-	var rules []ruleSpec
-	add := func(text string, parts ...[]expr.Any) {
-		rules = append(rules, ruleSpec{text, slices.Concat(parts...)})
+// guard is how the forward chain begins: links that forward only because
+// natless made them pass nothing else, and what does not go to the device is
+// none of the later rules' business. An accept ends only this chain: other
+// tables still have their say.
+func (t *familyTable) guard(opened []string, device string) {
+	elsewhere := notOut(device)
+	if len(opened) > 0 {
+		t.addLinks(setOpened, opened)
+		t.addPairs(setWithin, opened)
+		t.addForward(fmt.Sprintf("iifname @opened oifname != %q iifname . oifname != @within drop", device),
+			in(setOpened), elsewhere, notWithin(), verdict(expr.VerdictDrop))
 	}
-	ipv4, ipv6 := family(unix.NFPROTO_IPV4), family(unix.NFPROTO_IPV6)
-	accept, drop := verdict(expr.VerdictAccept), verdict(expr.VerdictDrop)
-	elsewhere := notOut(s.Device)
-
-	if len(s.Opened6) > 0 {
-		add(fmt.Sprintf("meta nfproto ipv6 iifname @opened6 oifname != %q iifname . oifname != @within drop", s.Device),
-			ipv6, in(setOpened6), elsewhere, notWithin(), drop)
-	}
-	if len(s.Opened4) > 0 {
-		add(fmt.Sprintf("meta nfproto ipv4 iifname @opened4 oifname != %q iifname . oifname != @within drop", s.Device),
-			ipv4, in(setOpened4), elsewhere, notWithin(), drop)
-	}
-	add(fmt.Sprintf("oifname != %q accept", s.Device), elsewhere, accept)
-	add("meta nfproto ipv6 fib saddr . iif oif missing drop", ipv6, noWayBack(), drop)
-	if len(s.Uplinks) == 0 {
-		return rules
-	}
-	add("meta nfproto ipv6 iifname @uplinks drop", ipv6, in(setUplinks), drop)
-	if s.Stateful {
-		add("meta nfproto ipv4 ct state established,related accept", ipv4, established(), accept)
-	}
-	if len(s.Inbound) > 0 {
-		add("ip daddr @inbound accept", ipv4, address4(destination, setInbound), accept)
-	}
-	add("meta nfproto ipv4 iifname @uplinks drop", ipv4, in(setUplinks), drop)
-	return rules
+	t.addForward(fmt.Sprintf("oifname != %q accept", device), elsewhere, verdict(expr.VerdictAccept))
 }
 
-// postrouting masquerades pool addresses on their way out of the host.
-func (s tableSpec) postrouting() []ruleSpec {
-	if len(s.Masquerade) == 0 {
-		return nil
-	}
-	return []ruleSpec{{
-		fmt.Sprintf("ip saddr @masqueraded oifname != %q masquerade", s.Device),
-		slices.Concat(family(unix.NFPROTO_IPV4), address4(source, setPools), notOut(s.Device), []expr.Any{&expr.Masq{}}),
-	}}
+func (t *familyTable) addForward(text string, parts ...[]expr.Any) {
+	t.forward = append(t.forward, ruleSpec{text, slices.Concat(parts...)})
 }
 
-// String is the table as nft would read it.
+func (t *familyTable) addLinks(name string, links []string) {
+	set := setSpec{name: name, typ: nftables.TypeIFName, items: quoted(links)}
+	for _, n := range links {
+		set.elements = append(set.elements, nftables.SetElement{Key: ifname(n)})
+	}
+	t.sets = append(t.sets, set)
+}
+
+// addPairs is a set of each link with itself.
+func (t *familyTable) addPairs(name string, links []string) {
+	set := setSpec{name: name, typ: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)}
+	var pairs []string
+	for _, n := range links {
+		set.elements = append(set.elements, nftables.SetElement{Key: append(ifname(n), ifname(n)...)})
+		pairs = append(pairs, fmt.Sprintf("%q . %q", n, n))
+	}
+	set.items = strings.Join(pairs, ", ")
+	t.sets = append(t.sets, set)
+}
+
+func (t *familyTable) addPrefixes(name string, prefixes []netip.Prefix) {
+	t.sets = append(t.sets, setSpec{
+		name: name, typ: nftables.TypeIPAddr, interval: true,
+		items: joined(prefixes), elements: intervals(prefixes),
+	})
+}
+
+// String is the tables as nft would read them.
 func (s tableSpec) String() string {
+	var list []string
+	for _, t := range s.tables() {
+		list = append(list, t.String())
+	}
+	return strings.Join(list, "\n")
+}
+
+func (t familyTable) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", ownTable)
-	for _, set := range s.sets() {
+	fmt.Fprintf(&b, "table %s %s {\n", familyNames[t.family], ownTable)
+	for _, set := range t.sets {
 		flags := ""
 		if set.interval {
 			flags = "flags constant, interval; "
@@ -186,19 +194,19 @@ func (s tableSpec) String() string {
 		}
 		b.WriteString("\t}\n")
 	}
-	chain("forward {\n\t\ttype filter hook forward priority filter; policy accept;", s.forward())
-	chain("postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;", s.postrouting())
+	chain("forward {\n\t\ttype filter hook forward priority filter; policy accept;", t.forward)
+	chain("postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;", t.postrouting)
 	b.WriteString("}")
 	return b.String()
 }
 
-// tableChanges replaces the table when it should differ from the one that was
-// installed, or does because others changed it.
+// tableChanges replaces the tables when they should differ from those that were
+// installed, or do because others changed them.
 func (h *Host) tableChanges(v *view, f forwardingPlan) []change {
 	spec := h.tableSpec(v, f)
 	same := h.tablePrint != "" && reflect.DeepEqual(spec, h.table)
 	if same {
-		if now, err := tablePrint(); err == nil && now == h.tablePrint {
+		if now, _, err := tablePrint(); err == nil && now == h.tablePrint {
 			return nil
 		}
 	}
@@ -207,24 +215,53 @@ func (h *Host) tableChanges(v *view, f forwardingPlan) []change {
 		if err := installTable(spec); err != nil {
 			return err
 		}
-		print, err := tablePrint()
+		print, parts, err := tablePrint()
+		if parts != spec.parts() {
+			print = "" // others were quick: the next look replaces the tables again
+		}
 		h.table, h.tablePrint = spec, print
 		return err
 	}}}
 }
 
-// tablePrint tells one state of the table from another, by the handles of its
-// rules, since a rule that others change gets a new one, and by link names.
-func tablePrint() (string, error) {
+// tablePrint tells one state of the tables from another, by the handles of their
+// rules, since a rule that others change gets a new one, and by link names. parts
+// is how many of both there are.
+func tablePrint() (print string, parts int, err error) {
 	conn, err := nftables.New()
 	if err != nil {
-		return "", err
-	}
-	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	var b strings.Builder
+	for _, f := range ownFamilies {
+		n, err := printFamily(&b, conn, f)
+		if err != nil {
+			return "", 0, err
+		}
+		parts += n
+	}
+	return b.String(), parts, nil
+}
+
+// parts is what tablePrint counts, of tables as they should be.
+func (s tableSpec) parts() (n int) {
+	for _, t := range s.tables() {
+		n += len(t.forward) + len(t.postrouting)
+		for _, set := range t.sets {
+			if !set.interval {
+				n += len(set.elements)
+			}
+		}
+	}
+	return n
+}
+
+func printFamily(b *strings.Builder, conn *nftables.Conn, f nftables.TableFamily) (parts int, err error) {
+	chains, err := conn.ListChainsOfTableFamily(f)
+	if err != nil {
+		return 0, err
+	}
+	fmt.Fprintf(b, "%s\n", familyNames[f])
 	for _, c := range chains {
 		if c.Table.Name != ownTable {
 			continue
@@ -233,19 +270,20 @@ func tablePrint() (string, error) {
 		if c.Policy != nil {
 			policy = *c.Policy
 		}
-		fmt.Fprintf(&b, "%s %d:", c.Name, policy)
+		fmt.Fprintf(b, "%s %d:", c.Name, policy)
 		rules, err := conn.GetRules(c.Table, c)
 		if err != nil {
-			return "", err
+			return 0, err
 		}
+		parts += len(rules)
 		for _, r := range rules {
-			fmt.Fprintf(&b, " %d", r.Handle)
+			fmt.Fprintf(b, " %d", r.Handle)
 		}
 		b.WriteString("\n")
 	}
-	sets, err := conn.GetSets(&nftables.Table{Name: ownTable, Family: nftables.TableFamilyINet})
+	sets, err := conn.GetSets(&nftables.Table{Name: ownTable, Family: f})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return "", err
+		return 0, err
 	}
 	for _, s := range sets {
 		if s.Constant {
@@ -253,11 +291,12 @@ func tablePrint() (string, error) {
 		}
 		elements, err := conn.GetSetElements(s)
 		if err != nil {
-			return "", err
+			return 0, err
 		}
-		fmt.Fprintf(&b, "%s %d: %q\n", s.Name, len(elements), names(elements))
+		parts += len(elements)
+		fmt.Fprintf(b, "%s %d: %q\n", s.Name, len(elements), names(elements))
 	}
-	return b.String(), nil
+	return parts, nil
 }
 
 func names(elements []nftables.SetElement) []string {
@@ -269,18 +308,36 @@ func names(elements []nftables.SetElement) []string {
 	return list
 }
 
-// installTable puts the table in place of what is there in one transaction, so
-// that masqueraded flows never find themselves without it.
+// ownFamilies are those that natless has a table in. Before it had one for both:
+// what such a natless left is known too, and goes.
+var (
+	ownFamilies  = []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
+	onceFamilies = append(slices.Clone(ownFamilies), nftables.TableFamilyINet)
+)
+
+// installTable puts the tables in place of what is there in one transaction, so
+// that masqueraded flows never find themselves without them.
 func installTable(s tableSpec) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("reaching nftables: %w", err)
 	}
-	table := &nftables.Table{Name: ownTable, Family: nftables.TableFamilyINet}
-	conn.AddTable(table) // deleting it needs it to be there
-	conn.DelTable(table)
-	conn.AddTable(table)
-	for _, set := range s.sets() {
+	for _, f := range onceFamilies {
+		old := &nftables.Table{Name: ownTable, Family: f}
+		conn.AddTable(old) // deleting it needs it to be there
+		conn.DelTable(old)
+	}
+	for _, t := range s.tables() {
+		if err := addTable(conn, t); err != nil {
+			return err
+		}
+	}
+	return conn.Flush()
+}
+
+func addTable(conn *nftables.Conn, t familyTable) error {
+	table := conn.AddTable(&nftables.Table{Name: ownTable, Family: t.family})
+	for _, set := range t.sets {
 		if err := addSet(conn, table, set); err != nil {
 			return err
 		}
@@ -289,39 +346,43 @@ func installTable(s tableSpec) error {
 	addChain(conn, table, &nftables.Chain{
 		Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
 		Priority: nftables.ChainPriorityFilter, Policy: &accept,
-	}, s.forward())
+	}, t.forward)
 	addChain(conn, table, &nftables.Chain{
 		Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting,
 		Priority: nftables.ChainPriorityNATSource, Policy: &accept,
-	}, s.postrouting())
-	return conn.Flush()
+	}, t.postrouting)
+	return nil
 }
 
-// removeTable removes natless's table if it is there.
-func removeTable() ([]string, error) {
+// removeTable removes natless's tables, those that are there.
+func removeTable() (removed []string, err error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("reaching nftables: %w", err)
 	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
-		return nil, nil // a kernel without nftables has no table either
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listing nftables tables: %w", err)
-	}
-	for _, t := range tables {
-		if t.Name != ownTable {
-			continue
+	for _, f := range onceFamilies {
+		tables, err := conn.ListTablesOfFamily(f)
+		if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
+			continue // a kernel without nftables has no table either
 		}
-		beforeChange("remove table " + ownTable)
-		conn.DelTable(t)
-		if err := conn.Flush(); err != nil {
-			return nil, fmt.Errorf("removing nftables table inet %s: %w", ownTable, err)
+		if err != nil {
+			return nil, fmt.Errorf("listing nftables tables: %w", err)
 		}
-		return []string{"removed nftables table inet " + ownTable}, nil
+		for _, t := range tables {
+			if t.Name == ownTable {
+				conn.DelTable(t)
+				removed = append(removed, fmt.Sprintf("removed nftables table %s %s", familyNames[f], ownTable))
+			}
+		}
 	}
-	return nil, nil
+	if len(removed) == 0 {
+		return nil, nil
+	}
+	beforeChange("remove tables " + ownTable)
+	if err := conn.Flush(); err != nil {
+		return nil, fmt.Errorf("removing nftables tables %s: %w", ownTable, err)
+	}
+	return removed, nil
 }
 
 func addChain(conn *nftables.Conn, table *nftables.Table, c *nftables.Chain, rules []ruleSpec) {
@@ -356,13 +417,6 @@ func addSet(conn *nftables.Conn, table *nftables.Table, spec setSpec) error {
 		}
 	}
 	return nil
-}
-
-func family(f byte) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f}},
-	}
 }
 
 func notOut(device string) []expr.Any {

@@ -73,7 +73,7 @@ func TestTableHoldsManyMaps(t *testing.T) {
 		p.Inbound = append(p.Inbound, netip.PrefixFrom(netip.AddrFrom4(a), 32))
 	}
 	h, _ := start(t, p)
-	_, elements, _ := strings.Cut(nft(t, "list set inet natless inbound"), "elements")
+	_, elements, _ := strings.Cut(nft(t, "list set ip natless inbound"), "elements")
 	require.Equal(t, len(p.Inbound), strings.Count(elements, ",")+1)
 	_, err := h.Close()
 	require.NoError(t, err)
@@ -84,7 +84,7 @@ func TestStatelessPlanTracksNoConnections(t *testing.T) {
 	p := testPlan()
 	p.IPv4, p.Masquerade = p.IPv4[:1], nil
 	h, _ := start(t, p)
-	table := nft(t, "list table inet natless")
+	table := nft(t, "list table ip natless")
 	require.NotContains(t, table, "ct state")
 	require.NotContains(t, table, "masquerade")
 	_, err := h.Close()
@@ -93,13 +93,12 @@ func TestStatelessPlanTracksNoConnections(t *testing.T) {
 
 func TestLegacyIptablesAreRead(t *testing.T) {
 	testHost(t)
-	plan := testPlan()
 	for _, family := range []struct {
 		ipv6 bool
 		name string
 	}{{false, "iptables-legacy"}, {true, "ip6tables-legacy"}} {
 		dropLegacyForward(t, family.ipv6)
-		found, err := Firewalls(plan)
+		found, err := managed(testPlan()).Firewalls()
 		require.NoError(t, err)
 		require.NotEmpty(t, found)
 		f := found[len(found)-1]
@@ -156,4 +155,24 @@ func dropLegacyForward(t *testing.T, ipv6 bool) {
 		uintptr(unsafe.Pointer(&r[0])), uintptr(len(r)), 0)
 	runtime.KeepAlive(counters)
 	require.Zero(t, errno, errno.Error())
+}
+
+// An older natless had one table for both families. Its successor and `natless
+// down` clear it.
+func TestTableOfBothFamiliesGoes(t *testing.T) {
+	testHost(t)
+	before := snapshot(t)
+	const old = "table inet natless { chain postrouting { type nat hook postrouting priority srcnat; masquerade; }; }"
+	nft(t, old)
+	h, shut := start(t, testPlan())
+	require.NotContains(t, nft(t, "list tables"), "inet natless")
+	_, err := h.Close()
+	require.NoError(t, err)
+	shut()
+
+	nft(t, old)
+	lines, err := Down()
+	require.NoError(t, err)
+	require.Contains(t, lines, "removed nftables table inet natless")
+	require.Empty(t, difference(before, snapshot(t)))
 }

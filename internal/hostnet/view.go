@@ -278,26 +278,3 @@ func tableName(table int) string {
 	}
 	return strconv.Itoa(table)
 }
-
-func comparePrefix(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-}
-
-// covering drops the prefixes that lie inside others of the list, and zero ones.
-func covering(list []netip.Prefix) []netip.Prefix {
-	var sorted []netip.Prefix
-	for _, p := range list {
-		if p.IsValid() {
-			sorted = append(sorted, p.Masked())
-		}
-	}
-	slices.SortFunc(sorted, comparePrefix)
-	var kept []netip.Prefix
-	for _, p := range sorted {
-		if n := len(kept); n > 0 && kept[n-1].Overlaps(p) {
-			continue // a covering prefix sorts before those it covers
-		}
-		kept = append(kept, p)
-	}
-	return kept
-}

@@ -183,7 +183,7 @@ func (w *watcher) tellClashes(v *view) {
 		return
 	}
 	now := map[string]bool{}
-	for _, c := range conflicts(w.host.plan, v) {
+	for _, c := range w.host.targets.conflicts(v, w.host.device) {
 		now[c] = true
 		if !w.clashes[c] {
 			w.tell(Clash, "%s", c)

@@ -122,15 +122,17 @@ func TestWatchPutsBackWhatOthersUndo(t *testing.T) {
 	w.says(t, Restored, "set link natless0 up")
 	require.NoError(t, netlink.LinkSetMTU(device, 1400))
 	w.says(t, Restored, "set link natless0 mtu 1500")
-	nft(t, "delete table inet natless")
-	w.says(t, Restored, "replace table inet natless")
+	nft(t, "delete table ip natless")
+	w.says(t, Restored, "replace table ip natless")
+	nft(t, "delete table ip6 natless")
+	w.says(t, Restored, "replace table ip natless")
 	require.NoError(t, writeSysctl(sysctlPath("ipv6", "clients", keyForceForwarding), no))
 	w.says(t, Restored, "net.ipv6.conf.clients.force_forwarding")
 	require.NoError(t, writeSysctl(sysctlPath("ipv4", "uplink", keyForwarding), no))
 	w.says(t, Restored, "net.ipv4.conf.uplink.forwarding")
 	returns(t, good)
 
-	for _, rule := range []string{"flush chain inet natless forward", "delete element inet natless uplinks { uplink }", "add rule inet natless forward accept"} {
+	for _, rule := range []string{"flush chain ip natless forward", "delete element ip6 natless uplinks { uplink }", "add rule ip6 natless forward accept"} {
 		nft(t, rule)
 		returns(t, good)
 	}
@@ -160,14 +162,14 @@ func TestWatchFollowsLinks(t *testing.T) {
 		return !slices.Contains(w.localNow(), netip.MustParsePrefix("2001:db8:2::/64"))
 	}))
 	require.True(t, within(longEnough, func() bool {
-		return strings.Contains(nft(t, "list set inet natless uplinks"), `"later"`)
+		return strings.Contains(nft(t, "list set ip6 natless uplinks"), `"later"`)
 	}))
 
 	later, err := netlink.LinkByName("later")
 	require.NoError(t, err)
 	require.NoError(t, netlink.LinkDel(later))
 	require.True(t, within(longEnough, func() bool {
-		return !strings.Contains(nft(t, "list set inet natless uplinks"), `"later"`)
+		return !strings.Contains(nft(t, "list set ip6 natless uplinks"), `"later"`)
 	}))
 	_, err = h.Close()
 	require.NoError(t, err)
@@ -206,10 +208,10 @@ func TestWatchLeavesTheGuardToGlobalForwarding(t *testing.T) {
 	testHost(t)
 	h, _ := start(t, testPlan())
 	w := watch(t, h)
-	require.Contains(t, nft(t, "list table inet natless"), "@opened4")
+	require.Contains(t, nft(t, "list table ip natless"), "@opened")
 	require.NoError(t, writeSysctl("/proc/sys/net/ipv4/ip_forward", yes))
 	w.says(t, Followed, "replace table")
-	require.NotContains(t, nft(t, "list table inet natless"), "@opened4")
+	require.NotContains(t, nft(t, "list table ip natless"), "@opened")
 
 	// What raised all links is not natless's to lower on one.
 	_, err := h.Close()

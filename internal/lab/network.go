@@ -102,6 +102,7 @@ func first(todo ...func() error) error {
 type Daemon struct {
 	*Cmd
 	Socket string        // its control socket
+	Config string        // its configuration file
 	Exited chan struct{} // closed when it has ended
 
 	binary, log string
@@ -109,7 +110,8 @@ type Daemon struct {
 }
 
 // Natless starts `natless run` in a node, with a configuration file of the
-// given text and flags after it. What it writes is in Output.
+// given text and flags after it. What it writes is in Output. Unless one of
+// them says otherwise its state is the node's: the next one there finds it.
 func (n *Node) Natless(binary, config string, flags ...string) (*Daemon, error) {
 	dir, err := os.MkdirTemp(n.lab.Dir, "natless")
 	if err != nil {
@@ -121,14 +123,21 @@ func (n *Node) Natless(binary, config string, flags ...string) (*Daemon, error) 
 		binary: binary,
 		log:    filepath.Join(dir, "log"),
 	}
-	file := filepath.Join(dir, "natless.toml")
-	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+	d.Config = filepath.Join(dir, "natless.toml")
+	if err := os.WriteFile(d.Config, []byte(config), 0o600); err != nil {
 		return nil, fmt.Errorf("write the daemon's configuration: %w", err)
 	}
-	args := append([]string{"run", "-c", file, "--socket", d.Socket, "--state-dir", ""}, flags...)
+	args := []string{"run", "-c", d.Config, "--socket", d.Socket}
+	if !strings.Contains(config, "[state]") {
+		args = append(args, "--state-dir", n.StateDir())
+	}
+	args = append(args, flags...)
 	d.Cmd = n.Command(context.Background(), binary, args...)
 	return d, nil
 }
+
+// StateDir is where the state of a node's daemons is.
+func (n *Node) StateDir() string { return filepath.Join(n.lab.Dir, "state-"+n.Name) }
 
 // Start starts the daemon. Nobody else waits for it.
 func (d *Daemon) Start() error {

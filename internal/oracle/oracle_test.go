@@ -569,7 +569,7 @@ func TestOriginate(t *testing.T) {
 	requireValid(t, got)
 
 	// RFC 7915 5.4: a source that has no IPv4 address, and all the rest.
-	for verdict, want := range map[string]string{"source_unmapped": "0105", "client_not_permitted": "0105", "private_ipv4": "0101", "pool_full": "0103"} {
+	for verdict, want := range map[string]string{"source_unmapped": "0105", "client_not_permitted": "0105", "private_ipv4": "0101", "pool_full": "0103", "state_unavailable": "0103"} {
 		assert.Equal(t, want, hex.EncodeToString(Originate(udp6(100), verdict, defaults, from6)[40:42]), verdict)
 	}
 

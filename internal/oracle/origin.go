@@ -22,6 +22,7 @@ var replies = map[string]reply{
 
 	"destination_unmapped": {3, 1, 1, 3},
 	"pool_full":            {3, 1, 1, 3},
+	"state_unavailable":    {3, 1, 1, 3},
 	"private_ipv4":         {3, 13, 1, 1},
 	"client_not_permitted": {3, 13, 1, 5},
 	"source_unmapped":      {none, none, 1, 5},

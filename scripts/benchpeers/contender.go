@@ -1,40 +1,45 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
+	"io"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"github.com/natless/natless/internal/lab"
 )
 
 // Where the client finds the server.
 const (
-	direct     = "2001:db8:2::2"
+	direct6    = "2001:db8:2::2"
 	direct4    = "203.0.113.2"
 	translated = "2001:db8:64::203.0.113.2"
 )
 
-// environment is what a contender's command may use beside DIR.
-var environment = []string{
-	"PREF64=2001:db8:64::/96",
-	"POOL=198.51.100.0/24",
-	"CLIENTS=2001:db8:1::/64",
-	"OWN4=198.51.100.1",
-	"OWN6=2001:db8:3::1",
-}
+// What a translator may use, by its environment.
+const (
+	pref64  = "2001:db8:64::/96"
+	pool    = "198.51.100.0/24"
+	clients = "2001:db8:1::/48"
+	own4    = "198.51.100.1"
+	own6    = "2001:db8:3::1"
+)
 
 // contender is one way from client to server.
 type contender struct {
 	name, target string
-	command      string   // for sh, in the host's namespace; "": the kernel alone
-	env          []string // beside environment
-	needs        string   // a program
+	command      string                // for sh, in the host; "": the kernel alone
+	env          []string              // beside what every command has
+	prepare      func(*lab.Node) error // the host; nil: nothing to do
+	needs        string                // a program
 }
 
-const tayga = `cat > $DIR/tayga.conf <<END
+const taygaCommand = `cat > $DIR/tayga.conf <<END
 tun-device nat64
 ipv4-addr $OWN4
 ipv6-addr $OWN6
@@ -46,87 +51,84 @@ tayga --mktun -c $DIR/tayga.conf >&2 &&
 ip link set nat64 up && ip route add $POOL dev nat64 && ip route add $PREF64 dev nat64 &&
 exec tayga --nodetach -c $DIR/tayga.conf`
 
-const nat44 = `nft add table ip nat && nft 'add chain ip nat post { type nat hook postrouting priority srcnat; }' &&
-nft add rule ip nat post oifname server masquerade`
-
 // An empty configuration file keeps the machine's own out.
-const natless = `: > $DIR/empty.toml
-exec "$NATLESS" run -c $DIR/empty.toml --device nl0 --pref64 $PREF64 --pool $POOL --clients $CLIENTS \
-	--masquerade off --state-dir "" --socket $DIR/natless.sock`
+const natlessCommand = `exec "$NATLESS" run -c /dev/null --device nl0 --pref64 $PREF64 --pool $POOL --clients $CLIENTS \
+	--masquerade off --state-dir "" --socket $DIR/natless.sock --queues $QUEUES --offload $OFFLOAD`
 
-// choose lists who competes and in what, and says on stderr who is missing.
-func choose(s *settings) ([]contender, []measurement, error) {
-	if os.Geteuid() != 0 {
-		return nil, nil, errors.New("make network namespaces: not root: try sudo scripts/bench-peers")
-	}
-	for _, tool := range []string{"ip", "iperf3"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return nil, nil, fmt.Errorf("find %s: not installed (packages iproute2, iperf3)", tool)
-		}
-	}
-	binary, err := filepath.Abs(s.natless)
-	if err != nil {
-		return nil, nil, err
-	}
-	all := []contender{
-		{name: "native", target: direct},
-		{name: "nat44", target: direct4, command: nat44, needs: "nft"},
-		{name: "tayga", target: translated, command: tayga, needs: "tayga"},
-	}
-	for _, v := range []struct{ name, flags string }{
-		{"natless-1q", "--offload auto --queues 1"},
-		{"natless-2q", "--offload auto --queues 2"},
-		{"natless-off-1q", "--offload off --queues 1"},
-		{"natless-off-2q", "--offload off --queues 2"},
-	} {
-		all = append(all, contender{name: v.name, target: translated, needs: binary,
-			command: natless + " " + v.flags, env: []string{"NATLESS=" + binary}})
-	}
-	all = append(all, s.peers...)
-	contenders, err := pick(all, s.Only, func(c contender) string { return c.name })
-	if err != nil {
-		return nil, nil, err
-	}
-	contenders = slices.DeleteFunc(contenders, func(c contender) bool { return missing(c.name, c.needs) })
-	measures, err := pick(measurements, s.Measure, func(m measurement) string { return m.name })
-	if err != nil {
-		return nil, nil, err
-	}
-	measures = slices.DeleteFunc(measures, func(m measurement) bool { return missing(m.name, m.needs) })
-	if len(contenders) == 0 || len(measures) == 0 {
-		return nil, nil, errors.New("nothing left to measure")
-	}
-	return contenders, measures, nil
+func natless(name, binary, queues, offload string) contender {
+	return contender{name: name, target: translated, command: natlessCommand, needs: binary,
+		env: []string{"NATLESS=" + binary, "QUEUES=" + queues, "OFFLOAD=" + offload}}
 }
 
-func missing(what, program string) bool {
-	if program == "" {
+// chooseContenders lists who competes, and says to progress who is missing.
+func chooseContenders(s *settings, progress io.Writer) ([]contender, error) {
+	binary, err := filepath.Abs(s.natless)
+	if err != nil {
+		return nil, fmt.Errorf("find natless: %w", err)
+	}
+	all := append([]contender{
+		{name: "native", target: direct6},
+		{name: "nat44", target: direct4, prepare: masquerade},
+		natless("natless1", binary, "1", "auto"),
+		natless("natless2", binary, "2", "auto"),
+		natless("natless4", binary, "4", "auto"),
+		natless("natless1-off", binary, "1", "off"),
+		natless("natless2-off", binary, "2", "off"),
+		{name: "tayga", target: translated, command: taygaCommand, needs: "tayga"},
+	}, s.peers...)
+	name := func(c contender) string { return c.name }
+	for i, c := range all {
+		if slices.ContainsFunc(all[:i], func(o contender) bool { return o.name == c.name }) {
+			return nil, fmt.Errorf("two contenders are called %q", c.name)
+		}
+	}
+	if _, err := pick("contender", all, s.Baselines, name); err != nil {
+		return nil, err
+	}
+	chosen, err := pick("contender", all, s.contenders, name)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(chosen, func(c contender) bool { return c.missing(progress) }), nil
+}
+
+func (c contender) missing(progress io.Writer) bool {
+	if c.needs == "" {
 		return false
 	}
-	if _, err := exec.LookPath(program); err == nil {
+	_, err := exec.LookPath(c.needs)
+	if err == nil {
 		return false
 	}
 	hint := ""
-	if strings.HasPrefix(what, "natless") {
+	if strings.HasPrefix(c.name, "natless") {
 		hint = " (make build)"
 	}
-	fmt.Fprintf(os.Stderr, "%s is left out: %s is not there%s\n", what, program, hint)
+	fmt.Fprintf(progress, "%s is left out: %v%s\n", c.name, err, hint)
 	return true
 }
 
-// pick keeps the named ones; no names keep all.
-func pick[T any](all []T, names []string, name func(T) string) ([]T, error) {
-	if len(names) == 0 {
-		return slices.Clone(all), nil
-	}
-	var known []string
-	for _, v := range all {
-		known = append(known, name(v))
-	}
-	for _, n := range names {
-		if !slices.Contains(known, n) {
-			return nil, fmt.Errorf("%q is not known, expected of %s", n, strings.Join(known, ", "))
+// masquerade makes the host a NAT44: what leaves for the server bears the
+// host's address.
+func masquerade(host *lab.Node) error {
+	return host.Do(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
 		}
-	}
-	return slices.DeleteFunc(slices.Clone(all), func(v T) bool { return !slices.Contains(names, name(v)) }), nil
+		table := conn.AddTable(&nftables.Table{Name: "nat", Family: nftables.TableFamilyIPv4})
+		chain := conn.AddChain(&nftables.Chain{
+			Name: "post", Table: table, Type: nftables.ChainTypeNAT,
+			Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+		})
+		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte("server\x00")},
+			&expr.Masq{},
+		}})
+		if err := conn.Flush(); err != nil {
+			return fmt.Errorf("masquerade: %w", err)
+		}
+		return nil
+	})
 }

@@ -1,203 +1,343 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os/exec"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
 
-// measurement is one thing that is measured.
+// column is one figure of a measurement.
+type column struct {
+	key, head string // in JSON and in the table
+	// compared: its spread and its ratios to the baselines are shown too.
+	compared bool
+}
+
+var (
+	gbit        = column{"gbit_per_s", "Gbit/s", true}
+	cpuMiB      = column{"cpu_us_per_mib", "CPU µs/MiB", false}
+	offered     = column{"offered_kpackets_per_s", "k/s offered", false}
+	delivered   = column{"delivered_kpackets_per_s", "k/s delivered", true}
+	loss        = column{"loss_percent", "loss %", false}
+	perCPU      = column{"kpackets_per_cpu_s", "k/CPU s", true}
+	cpuPacket   = column{"cpu_us_per_packet", "CPU µs/packet", false}
+	groGain     = column{"kpackets_per_cpu_s_to_udp1400", "×udp1400 k/CPU s", false} // see derive
+	p50         = column{"p50_us", "p50 µs", true}
+	p99         = column{"p99_us", "p99 µs", true}
+	added       = column{"added_p50_us", "p50 added µs", true} // see derive
+	unanswered  = column{"unanswered_percent", "unanswered %", false}
+	connections = column{"connections_per_s", "done/s", false}
+	failed      = column{"failed_connections", "failed", false}
+	kept        = column{"rate_kept", "rate kept", true}
+	unflooded   = column{"unflooded_gbit_per_s", "Gbit/s before", false}
+	flooded     = column{"flooded_gbit_per_s", "under flood", false}
+	flood       = column{"flood_kpackets_per_s", "flood k/s", false}
+
+	residentIdle  = column{"resident_idle_mib", "idle MiB", false}
+	residentLoad  = column{"resident_load_mib", "at load MiB", false}
+	residentEarly = column{"resident_early_mib", "at 1/5 MiB", false}
+	residentEnd   = column{"resident_end_mib", "at the end MiB", false}
+	flowWrites    = column{"flow_writes_per_s", "flows' writes/s", false}
+	growth        = column{"resident_growth", "end ÷ 1/5", true}
+)
+
+// figures are what one measurement has found, by key of column. What does not
+// apply, as the CPU time of the kernel's own forwarding, is not there.
+type figures map[string]float64
+
+// measurement is one thing that is measured. run returns at least one figure,
+// or an error.
 type measurement struct {
-	name, title, unit string
-	iperf             []string // nil: ping
-	needs             string
-	lower             bool // less is better
+	name, title string
+	columns     []column
+	run         func(context.Context, *testbed, *settings) (figures, error)
 }
 
-var measurements = []measurement{
-	{name: "tcp", title: "one TCP stream", unit: "Gbit/s", iperf: []string{}},
-	{name: "tcp-reverse", title: "one TCP stream, server to client", unit: "Gbit/s", iperf: []string{"-R"}},
-	{name: "tcp-4", title: "four TCP streams", unit: "Gbit/s", iperf: []string{"-P", "4"}},
-	{name: "udp-64", title: "UDP, 64 bytes, as many as the sender can", unit: "kpackets/s", iperf: []string{"-u", "-b", "0", "-l", "64"}},
-	{name: "udp-512", title: "UDP, 512 bytes, as many as the sender can", unit: "kpackets/s", iperf: []string{"-u", "-b", "0", "-l", "512"}},
-	{name: "udp-1400", title: "UDP, 1400 bytes, as many as the sender can", unit: "kpackets/s", iperf: []string{"-u", "-b", "0", "-l", "1400"}},
-	{name: "rtt", title: "round-trip time, p50", unit: "µs", needs: "ping", lower: true},
-}
+const thousand = 1000
 
-// result is one measurement in one round. Figures that do not apply are zero.
-type result struct {
-	Round     int      `json:"round"`
-	Contender string   `json:"contender"`
-	Measure   string   `json:"measure"`
-	Value     float64  `json:"value"` // in Unit
-	Unit      string   `json:"unit"`
-	Loss      float64  `json:"loss_percent,omitempty"`
-	P99       float64  `json:"p99_us,omitempty"`
-	CPUPacket *float64 `json:"cpu_us_per_packet,omitempty"` // of the translator's processes
-	CPUMiB    *float64 `json:"cpu_us_per_mib,omitempty"`
-	Bytes     int64    `json:"bytes,omitempty"`     // received
-	Packets   int64    `json:"packets,omitempty"`   // received
-	Forwarded int64    `json:"forwarded,omitempty"` // UDP: what left the host for the server
-	Error     string   `json:"error,omitempty"`
-}
-
-func (r result) String() string {
-	if r.Error != "" {
-		return "failed: " + r.Error
+var (
+	bulkColumns  = []column{gbit, cpuMiB}
+	udpColumns   = []column{delivered, loss, perCPU, cpuPacket, cpuMiB, offered}
+	measurements = []measurement{
+		{"tcp1", "one TCP stream, client to server", bulkColumns, tcp(1, upload)},
+		{"tcp1-reverse", "one TCP stream, server to client", bulkColumns, tcp(1, download)},
+		{"tcp4", "four TCP streams, client to server", bulkColumns, tcp(4, upload)},
+		{"http", "100 new HTTP connections per second, connect and GET of 4 KiB", []column{p50, p99, connections, failed}, http100},
+		{"udp64", "UDP of one flow, 64 bytes, all that one thread can send", udpColumns, udp(64, false)},
+		{"udp512", "the same of 512 bytes", udpColumns, udp(512, false)},
+		{"udp1400", "the same of 1400 bytes", udpColumns, udp(1400, false)},
+		{"udp1400-gro", "the same with UDP GRO on the host's link to the client, polled every 50 µs", append([]column{groGain}, udpColumns...), udp(1400, true)},
+		{"rtt", "round trip of an echo request per millisecond", []column{p50, added, p99, unanswered}, rtt},
+		{"rtt-flood", "the same while another client floods UDP of 64 bytes", []column{p50, p99, unanswered, flood}, rttFlood},
+		{"tcp1-flood", "rate of one TCP stream before and while another client floods UDP of 64 bytes", []column{kept, unflooded, flooded, flood}, tcpFlood},
 	}
-	s := fmt.Sprintf("%.4g %s", r.Value, r.Unit)
-	if strings.HasPrefix(r.Measure, "udp") {
-		s += fmt.Sprintf(", %.1f%% lost", r.Loss)
+	soak = measurement{"soak", "resident size with four TCP streams at full rate and 1,000 TCP flows of 5 to 15 seconds coming and going",
+		[]column{growth, residentEarly, residentEnd, gbit, flowWrites}, churning}
+)
+
+// describe lists measurements for the help.
+func describe(all []measurement) string {
+	var s strings.Builder
+	for _, m := range all {
+		fmt.Fprintf(&s, "  %-14s%s\n", m.name, m.title)
 	}
-	if r.P99 != 0 {
-		s += fmt.Sprintf(", p99 %.0f µs", r.P99)
-	}
-	return s
+	return s.String()
 }
 
-// measureAll builds a testbed for c and measures everything in it. A contender
-// that does not come up has failed every measurement.
-func measureAll(ctx context.Context, c contender, ms []measurement, seconds int, progress func(result)) (all []result) {
-	var t testbed
-	defer t.close()
-	broken := t.build(ctx, c)
-	for _, m := range ms {
-		if ctx.Err() != nil {
-			return all
+// use is what a testbed has done between two moments.
+type use struct {
+	took                             time.Duration
+	cpu                              time.Duration // 0: no process translates
+	received, sent, arrived, flooded int64
+}
+
+func (t *testbed) used() (u use, at time.Time, err error) {
+	u.arrived, err = t.arrived()
+	u.received, u.sent, u.flooded = t.received.Load(), t.sent.Load(), t.flooded.Load()
+	u.cpu = t.cpu()
+	return u, time.Now(), err
+}
+
+// watch says what is done in d.
+func (t *testbed) watch(ctx context.Context, d time.Duration) (use, error) {
+	a, start, err := t.used()
+	if err == nil {
+		err = pause(ctx, d)
+	}
+	if err != nil {
+		return use{}, err
+	}
+	b, end, err := t.used()
+	return use{
+		took: end.Sub(start), cpu: b.cpu - a.cpu, received: b.received - a.received,
+		sent: b.sent - a.sent, arrived: b.arrived - a.arrived, flooded: b.flooded - a.flooded,
+	}, err
+}
+
+// warmed is watch after a warm-up, half a second unless d is short. The
+// resident size in the end is among the figures.
+func (t *testbed) warmed(ctx context.Context, d time.Duration) (u use, f figures, err error) {
+	if err := pause(ctx, min(d/4, 500*time.Millisecond)); err != nil {
+		return u, nil, err
+	}
+	u, err = t.watch(ctx, d)
+	f = figures{}
+	if n := t.resident(); n > 0 {
+		f[residentLoad.key] = mib(n)
+	}
+	return u, f, err
+}
+
+func mib(n int64) float64 { return float64(n) / (1 << 20) }
+
+func (u use) gbit() float64 { return float64(8*u.received) / u.took.Seconds() / 1e9 }
+
+// perSecond is a rate in thousands.
+func (u use) perSecond(n int64) float64 { return float64(n) / u.took.Seconds() / thousand }
+
+var errNothing = errors.New("nothing arrived")
+
+func tcp(streams int, what byte) func(context.Context, *testbed, *settings) (figures, error) {
+	return func(ctx context.Context, t *testbed, s *settings) (figures, error) {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		for range streams {
+			if err := t.stream(ctx, what); err != nil {
+				return nil, err
+			}
 		}
-		r := result{Contender: c.name, Measure: m.name, Unit: m.unit}
-		err := broken
-		if err == nil {
-			err = t.measure(ctx, c, m, seconds, &r)
-		}
-		if ctx.Err() != nil {
-			return all
-		}
+		u, f, err := t.warmed(ctx, s.Time)
 		if err != nil {
-			r.Error = err.Error()
+			return nil, err
 		}
-		progress(r)
-		all = append(all, r)
+		if u.received == 0 {
+			return nil, errNothing
+		}
+		f[gbit.key] = u.gbit()
+		if u.cpu > 0 {
+			f[cpuMiB.key] = float64(u.cpu.Microseconds()) / mib(u.received)
+		}
+		return f, nil
 	}
-	return all
 }
 
-func (t *testbed) measure(ctx context.Context, c contender, m measurement, seconds int, r *result) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(seconds+8)*time.Second)
-	defer cancel()
-	if m.iperf == nil {
-		return t.ping(ctx, c.target, seconds, r)
-	}
-	spent, _ := t.cpu()
-	sent := t.sent()
-	if err := t.iperf(ctx, c.target, m.iperf, seconds, r); err != nil {
-		return err
-	}
-	now, any := t.cpu()
-	bytes := float64(r.Bytes)
-	if r.Packets > 0 {
-		// What the receiver then drops has cost the translator as much.
-		r.Forwarded = t.sent() - sent
-		bytes *= float64(r.Forwarded) / float64(r.Packets)
-	}
-	if us := float64((now - spent).Microseconds()); any && bytes > 0 {
-		r.CPUMiB = new(us / (bytes / (1 << 20)))
-		if r.Forwarded > 0 {
-			r.CPUPacket = new(us / float64(r.Forwarded))
+func udp(size int, gro bool) func(context.Context, *testbed, *settings) (figures, error) {
+	return func(ctx context.Context, t *testbed, s *settings) (figures, error) {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		if gro {
+			if err := udpGRO(t.host, "client"); err != nil {
+				return nil, err
+			}
 		}
+		if err := t.datagrams(ctx, t.client, size, 0, &t.sent); err != nil {
+			return nil, err
+		}
+		u, f, err := t.warmed(ctx, s.Time)
+		if err != nil {
+			return nil, err
+		}
+		if u.arrived == 0 || u.sent == 0 {
+			return nil, errNothing
+		}
+		f[offered.key], f[delivered.key] = u.perSecond(u.sent), u.perSecond(u.arrived)
+		// What was under way at the beginning may make it a little more than was sent.
+		f[loss.key] = max(0, 100*(1-float64(u.arrived)/float64(u.sent)))
+		if u.cpu > 0 {
+			f[perCPU.key] = float64(u.arrived) / u.cpu.Seconds() / thousand
+			f[cpuPacket.key] = float64(u.cpu.Nanoseconds()) / thousand / float64(u.arrived)
+			f[cpuMiB.key] = float64(u.cpu.Microseconds()) / mib(u.arrived*int64(size))
+		}
+		return f, nil
 	}
-	return nil
 }
 
-// iperf runs a server for one test and a client against it.
-func (t *testbed) iperf(ctx context.Context, target string, args []string, seconds int, r *result) error {
-	server := command(ctx, t.s, "iperf3", "-s", "-1")
-	if err := server.Start(); err != nil {
-		return err
+func http100(ctx context.Context, t *testbed, s *settings) (figures, error) {
+	start := time.Now()
+	ts, failures := t.web(ctx, s.Time, 100)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
-	defer kill(server)
-	time.Sleep(200 * time.Millisecond) // until it listens
-	args = append([]string{"iperf3", "-J", "-c", target, "-t", strconv.Itoa(seconds), "--connect-timeout", "3000"}, args...)
-	out, err := command(ctx, t.c, args...).Output()
-	if perr := parseIperf(out, r); perr != nil {
-		return errors.Join(perr, err)
+	if len(ts.all) == 0 {
+		return nil, fmt.Errorf("all %d connections failed: %w", ts.asked, failures[0])
 	}
-	return nil
+	f := ts.figures()
+	f[connections.key] = float64(len(ts.all)) / time.Since(start).Seconds()
+	f[failed.key] = float64(len(failures))
+	return f, nil
 }
 
-// parseIperf fills r from iperf3's JSON.
-func parseIperf(out []byte, r *result) error {
-	type sum struct {
-		Bytes   int64
-		Seconds float64
-		Bits    float64 `json:"bits_per_second"`
-		Packets int64
-		Lost    int64   `json:"lost_packets"`
-		Percent float64 `json:"lost_percent"`
+func rtt(ctx context.Context, t *testbed, s *settings) (figures, error) {
+	ts, err := t.echoes(ctx, s.Time)
+	if err != nil {
+		return nil, err
 	}
-	var v struct {
-		Error string
-		End   struct {
-			Sum      *sum
-			Received *sum `json:"sum_received"`
-		}
+	if len(ts.all) == 0 {
+		return nil, errNothing
 	}
-	if err := json.Unmarshal(out, &v); err != nil {
-		return fmt.Errorf("read iperf3's answer: %w", err)
-	}
-	switch s := v.End.Sum; {
-	case v.Error != "":
-		return fmt.Errorf("iperf3: %s", v.Error)
-	case s != nil: // UDP
-		if s.Packets == 0 || s.Seconds == 0 {
-			return errors.New("iperf3 counted no packets")
-		}
-		r.Packets, r.Loss = s.Packets-s.Lost, s.Percent
-		r.Bytes = s.Bytes / s.Packets * r.Packets
-		r.Value = float64(r.Packets) / s.Seconds / 1e3
-	case v.End.Received != nil:
-		r.Bytes, r.Value = v.End.Received.Bytes, v.End.Received.Bits/1e9
-	default:
-		return errors.New("iperf3 gave no result")
-	}
-	return nil
+	f := ts.figures()
+	f[unanswered.key] = max(0, 100*(1-float64(len(ts.all))/float64(ts.asked)))
+	return f, nil
 }
 
-// ping fills r with round-trip times on an idle path.
-func (t *testbed) ping(ctx context.Context, target string, seconds int, r *result) error {
-	cmd := command(ctx, t.c, "ping", "-i", "0.005", "-c", strconv.Itoa(seconds*200), "-w", strconv.Itoa(seconds), target)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) { // some lost is exit 1
-		return err
+func (ts times) figures() figures {
+	return figures{
+		p50.key: float64(quantile(ts.all, 0.50).Nanoseconds()) / thousand,
+		p99.key: float64(quantile(ts.all, 0.99).Nanoseconds()) / thousand,
 	}
-	times := pingTimes(out)
-	if len(times) == 0 {
-		return fmt.Errorf("ping had no answer: %s", strings.TrimSpace(stderr.String()))
-	}
-	slices.Sort(times)
-	r.Value, r.P99 = times[len(times)/2], times[len(times)*99/100]
-	r.Packets = int64(len(times))
-	return nil
 }
 
-var pingTime = regexp.MustCompile(`time=([0-9.]+) ms`)
+// floodSize is that of the flood's datagrams, in bytes.
+const floodSize = 64
 
-func pingTimes(out []byte) (us []float64) {
-	for _, m := range pingTime.FindAllSubmatch(out, -1) {
-		if ms, err := strconv.ParseFloat(string(m[1]), 64); err == nil {
-			us = append(us, ms*1000)
+func rttFlood(ctx context.Context, t *testbed, s *settings) (figures, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := t.datagrams(ctx, t.other, floodSize, s.FloodRate, &t.flooded); err != nil {
+		return nil, err
+	}
+	if err := pause(ctx, min(s.Time/4, 500*time.Millisecond)); err != nil {
+		return nil, err
+	}
+	before, start, err := t.used()
+	if err != nil {
+		return nil, err
+	}
+	f, err := rtt(ctx, t, s)
+	if err != nil {
+		return nil, err
+	}
+	after, end, err := t.used()
+	f[flood.key] = float64(after.flooded-before.flooded) / end.Sub(start).Seconds() / thousand
+	return f, err
+}
+
+// tcpFlood takes half of the time without the flood and half of it with.
+func tcpFlood(ctx context.Context, t *testbed, s *settings) (figures, error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if err := t.stream(ctx, upload); err != nil {
+		return nil, err
+	}
+	before, f, err := t.warmed(ctx, s.Time/2)
+	if err != nil {
+		return nil, err
+	}
+	if before.received == 0 {
+		return nil, errNothing
+	}
+	if err := t.datagrams(ctx, t.other, floodSize, s.FloodRate, &t.flooded); err != nil {
+		return nil, err
+	}
+	during, _, err := t.warmed(ctx, s.Time/2)
+	if err != nil {
+		return nil, err
+	}
+	f[unflooded.key], f[flooded.key] = before.gbit(), during.gbit()
+	f[kept.key] = during.gbit() / before.gbit()
+	f[flood.key] = during.perSecond(during.flooded)
+	return f, nil
+}
+
+// flows is how many there are at a time in a soak.
+const flows = 1000
+
+// churning compares the resident size after a fifth of the time, which is
+// minute 2 of 10, with that at the end. Each is the mean of ten samples in the
+// last twentieth of a time before.
+func churning(ctx context.Context, t *testbed, s *settings) (figures, error) {
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		t.churn(ctx, flows)
+		close(done)
+	}()
+	defer func() { stop(); <-done }()
+	for range 4 {
+		if err := t.stream(ctx, upload); err != nil {
+			return nil, err
 		}
 	}
-	return us
+	start := time.Now()
+	early, err := t.residentUntil(ctx, start, s.Soak/5, s.Soak/20)
+	if err != nil {
+		return nil, err
+	}
+	trickled := t.trickled.Load()
+	a, from, err := t.used()
+	if err != nil {
+		return nil, err
+	}
+	end, err := t.residentUntil(ctx, start, s.Soak, s.Soak/20)
+	if err != nil {
+		return nil, err
+	}
+	b, to, err := t.used()
+	if b.received == a.received {
+		return nil, errors.Join(errNothing, err)
+	}
+	took := to.Sub(from)
+	f := figures{
+		gbit.key:       use{took: took, received: b.received - a.received}.gbit(),
+		flowWrites.key: float64(t.trickled.Load()-trickled) / took.Seconds(),
+	}
+	if end > 0 {
+		f[residentEarly.key], f[residentEnd.key], f[growth.key] = mib(early), mib(end), float64(end)/float64(early)
+	}
+	return f, err
+}
+
+// residentUntil is the mean of ten samples in the time of length last that ends
+// at after start.
+func (t *testbed) residentUntil(ctx context.Context, start time.Time, at, last time.Duration) (mean int64, err error) {
+	const samples = 10
+	for i := range samples {
+		if err := pause(ctx, time.Until(start.Add(at-last+last*time.Duration(i)/samples))); err != nil {
+			return 0, err
+		}
+		mean += t.resident() / samples
+	}
+	return mean, nil
 }

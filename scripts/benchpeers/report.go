@@ -1,118 +1,62 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 )
 
 // report is what --json writes.
 type report struct {
-	Machine  machineInfo `json:"machine"`
-	Settings *settings   `json:"settings"`
-	Summary  []line      `json:"summary"`
-	Raw      []result    `json:"raw"`
-	measures []measurement
+	Machine  machine   `json:"machine"`
+	Settings *settings `json:"settings"`
+	Rounds   []shared  `json:"rounds"`
+	Summary  []line    `json:"summary"`
+	Raw      []result  `json:"raw"`
+
+	contenders []contender
 }
 
-type machineInfo struct {
-	CPU    string   `json:"cpu"`
-	CPUs   int      `json:"cpus"`
-	Kernel string   `json:"kernel"`
-	Load   string   `json:"load_at_start"`
-	Others []string `json:"others"` // what else used the CPUs
-	// OthersPercent counts also what came and went.
-	OthersPercent float64 `json:"others_percent"`
+// result is one measurement of one contender in one round.
+type result struct {
+	Round       int     `json:"round"`
+	Measurement string  `json:"measurement"`
+	Contender   string  `json:"contender"`
+	Figures     figures `json:"figures,omitempty"`
+	Error       string  `json:"error,omitempty"`
 }
 
-// line is one contender in one measurement, over all rounds.
+// tell is a result in a line.
+func (m measurement) tell(r result) string {
+	if r.Error != "" {
+		return "failed: " + r.Error
+	}
+	var parts []string
+	for _, c := range m.columns {
+		if v, ok := r.Figures[c.key]; ok {
+			parts = append(parts, digits(v)+" "+c.head)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// line is one figure of a contender over all rounds.
 type line struct {
-	Measure   string  `json:"measure"`
-	Contender string  `json:"contender"`
-	Rounds    int     `json:"rounds"` // that gave a figure
-	Median    float64 `json:"median"`
-	Min       float64 `json:"min"`
-	Max       float64 `json:"max"`
-	ToNative  float64 `json:"to_native,omitempty"` // ratio of medians
-	ToTayga   float64 `json:"to_tayga,omitempty"`
-	Loss      float64 `json:"loss_percent"` // median, as the following
-	P99       float64 `json:"p99_us,omitempty"`
-	CPUPacket float64 `json:"cpu_us_per_packet,omitempty"`
-	CPUMiB    float64 `json:"cpu_us_per_mib,omitempty"`
-	Error     string  `json:"error,omitempty"` // the last
-}
-
-func (r *report) summarize(contenders []contender, measures []measurement) {
-	r.measures = measures
-	for _, m := range measures {
-		first := len(r.Summary)
-		for _, c := range contenders {
-			r.Summary = append(r.Summary, r.line(m.name, c.name))
-		}
-		lines := r.Summary[first:]
-		native, tayga := medianOf(lines, "native"), medianOf(lines, "tayga")
-		for i := range lines {
-			if native > 0 {
-				lines[i].ToNative = lines[i].Median / native
-			}
-			if tayga > 0 {
-				lines[i].ToTayga = lines[i].Median / tayga
-			}
-		}
-	}
-}
-
-func medianOf(lines []line, contender string) float64 {
-	for _, l := range lines {
-		if l.Contender == contender {
-			return l.Median
-		}
-	}
-	return 0
-}
-
-func (r *report) line(measure, contender string) line {
-	l := line{Measure: measure, Contender: contender}
-	var values, loss, p99, packet, mib []float64
-	for _, v := range r.Raw {
-		if v.Measure != measure || v.Contender != contender {
-			continue
-		}
-		if v.Error != "" {
-			l.Error = v.Error
-			continue
-		}
-		values, loss, p99 = append(values, v.Value), append(loss, v.Loss), append(p99, v.P99)
-		if v.CPUPacket != nil {
-			packet = append(packet, *v.CPUPacket)
-		}
-		if v.CPUMiB != nil {
-			mib = append(mib, *v.CPUMiB)
-		}
-	}
-	if l.Rounds = len(values); l.Rounds == 0 {
-		return l
-	}
-	l.Median, l.Min, l.Max = median(values), slices.Min(values), slices.Max(values)
-	l.Loss, l.P99, l.CPUPacket, l.CPUMiB = median(loss), median(p99), median(packet), median(mib)
-	return l
-}
-
-func median(v []float64) float64 {
-	if len(v) == 0 {
-		return 0
-	}
-	v = slices.Sorted(slices.Values(v))
-	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+	Measurement string             `json:"measurement"`
+	Contender   string             `json:"contender"`
+	Figure      string             `json:"figure"`
+	Rounds      int                `json:"rounds"` // that gave it
+	Median      float64            `json:"median"`
+	Min         float64            `json:"min"`
+	Max         float64            `json:"max"`
+	Ratios      map[string]float64 `json:"ratios,omitempty"` // of the median to that of each baseline
 }
 
 func (r *report) failures() (n int) {
@@ -124,140 +68,248 @@ func (r *report) failures() (n int) {
 	return n
 }
 
+// summarize fills Summary from Raw.
+func (r *report) summarize() {
+	r.derive()
+	for _, m := range r.Settings.measurements {
+		for _, c := range slices.Concat(m.columns, []column{residentIdle, residentLoad}) {
+			first := len(r.Summary)
+			for _, who := range r.contenders {
+				if values := r.values(m.name, who.name, c.key); len(values) > 0 {
+					r.Summary = append(r.Summary, line{
+						Measurement: m.name, Contender: who.name, Figure: c.key, Rounds: len(values),
+						Median: median(values), Min: slices.Min(values), Max: slices.Max(values),
+					})
+				}
+			}
+			if c.compared {
+				compare(r.Summary[first:], r.Settings.Baselines)
+			}
+		}
+	}
+}
+
+// derive adds the figures that relate two results of the same round.
+func (r *report) derive() {
+	for _, v := range r.Raw {
+		if v.Error != "" {
+			continue
+		}
+		switch v.Measurement {
+		case "rtt":
+			if native, ok := r.figure(v.Round, "rtt", "native", p50); ok && v.Contender != "native" {
+				v.Figures[added.key] = v.Figures[p50.key] - native
+			}
+		case "udp1400-gro":
+			without, ok := r.figure(v.Round, "udp1400", v.Contender, perCPU)
+			if with := v.Figures[perCPU.key]; ok && with > 0 {
+				v.Figures[groGain.key] = with / without
+			}
+		}
+	}
+}
+
+func (r *report) figure(round int, measurement, contender string, c column) (float64, bool) {
+	for _, v := range r.Raw {
+		if v.Round == round && v.Measurement == measurement && v.Contender == contender {
+			f, ok := v.Figures[c.key]
+			return f, ok
+		}
+	}
+	return 0, false
+}
+
+func (r *report) values(measurement, contender, key string) (all []float64) {
+	for _, v := range r.Raw {
+		if f, ok := v.Figures[key]; ok && v.Measurement == measurement && v.Contender == contender {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// compare fills in the ratios of lines of one figure.
+func compare(lines []line, baselines []string) {
+	for _, name := range baselines {
+		i := slices.IndexFunc(lines, func(l line) bool { return l.Contender == name })
+		if i < 0 || lines[i].Median == 0 {
+			continue
+		}
+		for j := range lines {
+			if lines[j].Ratios == nil {
+				lines[j].Ratios = map[string]float64{}
+			}
+			lines[j].Ratios[name] = lines[j].Median / lines[i].Median
+		}
+	}
+}
+
+// median of no values is 0.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	v := slices.Sorted(slices.Values(values))
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}
+
+// quantile is the least of sorted values that at least the share q of them do
+// not exceed; 0 without any.
+func quantile[T cmp.Ordered](sorted []T, q float64) (v T) {
+	if len(sorted) == 0 {
+		return v
+	}
+	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
+}
+
+func (r *report) write(path string) error {
+	b, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o644)
+}
+
 func (r *report) print(w io.Writer) {
-	fmt.Fprintf(w, "%s, %d CPUs, Linux %s; load at start %s\n", r.Machine.CPU, r.Machine.CPUs, r.Machine.Kernel, r.Machine.Load)
-	fmt.Fprintf(w, "Client, translator and server shared the CPUs; others used %.0f%% of them: %s\n", r.Machine.OthersPercent,
-		cmp.Or(strings.Join(r.Machine.Others, ", "), "none for long"))
-	fmt.Fprintf(w, "%d rounds of %d s, interleaved; medians, ratios of medians; CPU of the translator's\nprocesses, for UDP per packet that left the host\n", r.Settings.Rounds, r.Settings.Seconds)
-	for _, m := range r.measures {
-		fmt.Fprintf(w, "\n%s\n", m.title)
-		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintf(t, "\t%s\tmin\tmax\t×native\t×tayga\tloss %%\tp99 µs\tCPU µs/packet\tCPU µs/MiB\t\n", m.unit)
-		for _, l := range r.Summary {
-			if l.Measure != m.name {
+	fmt.Fprintf(w, "%s, %d CPUs, Linux %s, %s; %s\n", r.Machine.CPU, r.Machine.CPUs, r.Machine.Kernel, r.Machine.Go,
+		cmp.Or(r.Machine.Natless, "no natless"))
+	fmt.Fprintf(w, "Rounds are interleaved; client, translator and server share the CPUs. Medians of %d rounds of %v,\n"+
+		"least–most, ratios of medians. CPU and memory are of the translator's processes.\n", r.Settings.Rounds, r.Settings.takes())
+	for _, s := range r.Rounds {
+		fmt.Fprintf(w, "Round %d: load %.2f before, %.2f after; others used %.0f%% of the CPUs: %s\n", s.Round,
+			s.LoadBefore, s.LoadAfter, s.Percent, cmp.Or(strings.Join(s.Others, ", "), "nobody for long"))
+	}
+	for _, m := range r.Settings.measurements {
+		fmt.Fprintf(w, "\n%s: %s\n", m.name, m.title)
+		r.table(m).print(w)
+		r.printFailures(w, m.name)
+	}
+	r.printMemory(w)
+}
+
+func (r *report) printFailures(w io.Writer, measurement string) {
+	for _, c := range r.contenders {
+		n, why := 0, ""
+		for _, v := range r.Raw {
+			if v.Measurement == measurement && v.Contender == c.name && v.Error != "" {
+				n, why = n+1, v.Error
+			}
+		}
+		if n > 0 {
+			fmt.Fprintf(w, "  %s failed in %d of %d rounds: %s\n", c.name, n, r.Settings.Rounds, why)
+		}
+	}
+}
+
+func (r *report) line(measurement, contender, figure string) (l line, ok bool) {
+	i := slices.IndexFunc(r.Summary, func(l line) bool {
+		return l.Measurement == measurement && l.Contender == contender && l.Figure == figure
+	})
+	if i < 0 {
+		return l, false
+	}
+	return r.Summary[i], true
+}
+
+// table is cells by row and column; the first row is the head, the first column
+// the contenders.
+type table [][]string
+
+func (r *report) table(m measurement) table {
+	head := []string{""}
+	for _, c := range m.columns {
+		head = append(head, c.head)
+		if c.compared {
+			head = append(head, "least–most")
+			for _, b := range r.Settings.Baselines {
+				head = append(head, "×"+b)
+			}
+		}
+	}
+	t := table{head}
+	for _, who := range r.contenders {
+		row := []string{who.name}
+		for _, c := range m.columns {
+			l, ok := r.line(m.name, who.name, c.key)
+			row = append(row, cell(l.Median, ok))
+			if !c.compared {
 				continue
 			}
-			if l.Rounds == 0 {
-				fmt.Fprintf(t, "%s\tfailed\t\t\t\t\t\t\t\t\t\n", l.Contender)
+			spread := ""
+			if ok {
+				spread = digits(l.Min) + "–" + digits(l.Max)
+			}
+			row = append(row, spread)
+			for _, b := range r.Settings.Baselines {
+				ratio, ok := l.Ratios[b]
+				row = append(row, cell(ratio, ok))
+			}
+		}
+		t = append(t, row)
+	}
+	return t
+}
+
+// print leaves out columns without any figure.
+func (t table) print(w io.Writer) {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	for _, row := range t {
+		for i, v := range row {
+			if i == 0 || slices.ContainsFunc(t[1:], func(r []string) bool { return r[i] != "" }) {
+				fmt.Fprint(tw, v, "\t")
+			}
+		}
+		fmt.Fprintln(tw)
+	}
+	tw.Flush()
+}
+
+// printMemory shows the resident sizes: before any traffic, and the largest
+// under any of it.
+func (r *report) printMemory(w io.Writer) {
+	t := table{{"", residentIdle.head, "most at load MiB", "by"}}
+	for _, c := range r.contenders {
+		var idle []float64
+		most, by := 0.0, ""
+		for _, v := range r.Raw {
+			if v.Contender != c.name || v.Error != "" {
 				continue
 			}
-			loss := ""
-			if strings.HasPrefix(m.name, "udp") {
-				loss = fmt.Sprintf("%.1f", l.Loss)
+			if f, ok := v.Figures[residentIdle.key]; ok {
+				idle = append(idle, f)
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n", l.Contender, figure(l.Median), figure(l.Min), figure(l.Max),
-				ratio(l.ToNative), ratio(l.ToTayga), loss, figure(l.P99), figure(l.CPUPacket), figure(l.CPUMiB))
-		}
-		t.Flush()
-		for _, l := range r.Summary {
-			if l.Measure == m.name && l.Error != "" {
-				fmt.Fprintf(w, "  %s failed in %d of %d rounds: %s\n", l.Contender, r.Settings.Rounds-l.Rounds, r.Settings.Rounds, l.Error)
+			if f := v.Figures[residentLoad.key]; f > most {
+				most, by = f, v.Measurement
 			}
 		}
+		if len(idle) > 0 {
+			t = append(t, []string{c.name, cell(median(idle), true), cell(most, most > 0), by})
+		}
+	}
+	if len(t) > 1 {
+		fmt.Fprintf(w, "\nresident size\n")
+		t.print(w)
 	}
 }
 
-// figure prints three digits, and nothing for what was not measured.
-func figure(v float64) string {
-	switch {
-	case v == 0:
-		return ""
-	case v < 10:
-		return strconv.FormatFloat(v, 'f', 2, 64)
-	case v < 100:
-		return strconv.FormatFloat(v, 'f', 1, 64)
-	}
-	return strconv.FormatFloat(v, 'f', 0, 64)
-}
-
-func ratio(v float64) string {
-	if v == 0 {
+func cell(v float64, known bool) string {
+	if !known {
 		return ""
 	}
-	return strconv.FormatFloat(v, 'f', 2, 64)
+	return digits(v)
 }
 
-func machine() machineInfo {
-	m := machineInfo{CPU: "unknown CPU", CPUs: runtime.NumCPU()}
-	cpuinfo, _ := os.ReadFile("/proc/cpuinfo")
-	for l := range bytes.Lines(cpuinfo) {
-		if k, v, ok := strings.Cut(string(l), ":"); ok && strings.TrimSpace(k) == "model name" {
-			m.CPU = strings.TrimSpace(v)
-			break
-		}
+// digits are three of them, more where they are before the point.
+func digits(v float64) string {
+	decimals := 0
+	switch a := math.Abs(v); {
+	case a == 0:
+	case a < 0.995:
+		decimals = 3
+	case a < 9.995:
+		decimals = 2
+	case a < 99.95:
+		decimals = 1
 	}
-	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	m.Kernel = strings.TrimSpace(string(kernel))
-	load, _ := os.ReadFile("/proc/loadavg")
-	m.Load = strings.Join(strings.Fields(string(load))[:1], "")
-	return m
-}
-
-// cpuUse is CPU time used so far, in ticks of 10 ms.
-type cpuUse struct {
-	total, idle, own int64 // own: this program and what it ran
-	each             map[process]int64
-}
-
-type process struct {
-	pid  int
-	name string
-}
-
-func cpuNow() cpuUse {
-	u := cpuUse{each: make(map[process]int64)}
-	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range paths {
-		b, _ := os.ReadFile(path)
-		open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
-		f := strings.Fields(string(b[end+1:]))
-		if open < 0 || len(f) < 13 {
-			continue // it has ended
-		}
-		pid, _ := strconv.Atoi(strings.TrimSpace(string(b[:open])))
-		u.each[process{pid, string(b[open+1 : end])}] = ticks(f[11]) + ticks(f[12])
-	}
-	b, _ := os.ReadFile("/proc/stat")
-	if f := strings.Fields(strings.SplitN(string(b), "\n", 2)[0]); len(f) > 8 {
-		for _, v := range f[1:9] {
-			u.total += ticks(v)
-		}
-		u.idle = ticks(f[4]) + ticks(f[5])
-		u.each[process{0, "the hypervisor (steal)"}] = ticks(f[8])
-	}
-	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
-		var r syscall.Rusage
-		syscall.Getrusage(who, &r)
-		u.own += (r.Utime.Nano() + r.Stime.Nano()) / 1e7
-	}
-	return u
-}
-
-func ticks(s string) int64 {
-	n, _ := strconv.ParseInt(s, 10, 64)
-	return n
-}
-
-// othersSince names the five that used most since then and at least a second,
-// among those that are still there, and says what share of all CPU time went to
-// anything but this program and what it ran.
-func (u cpuUse) othersSince() (top []string, percent float64) {
-	now := cpuNow()
-	type used struct {
-		p     process
-		ticks int64
-	}
-	var all []used
-	for p, t := range now.each {
-		if d := t - u.each[p]; d >= 100 && p.pid != os.Getpid() {
-			all = append(all, used{p, d})
-		}
-	}
-	slices.SortFunc(all, func(a, b used) int { return cmp.Or(cmp.Compare(b.ticks, a.ticks), cmp.Compare(a.p.pid, b.p.pid)) })
-	for _, v := range all[:min(5, len(all))] {
-		top = append(top, fmt.Sprintf("%s %d s", v.p.name, v.ticks/100))
-	}
-	total := now.total - u.total
-	others := total - (now.idle - u.idle) - (now.own - u.own)
-	return top, max(0, 100*float64(others)/float64(max(1, total)))
+	return strconv.FormatFloat(v, 'f', decimals, 64)
 }

@@ -3,208 +3,331 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/lab"
 )
 
-const prefix = "natless-bench-" // of namespace names, before the process id and c, h or s
+// The server's ports.
+const (
+	httpPort = "80"
+	tcpPort  = "5201"
+	udpPort  = "5202" // bound, never read: the kernel counts what arrives
+)
 
-// testbed is three namespaces and what runs in them.
+// testbed is four namespaces, the load in three of them and the contender in
+// the fourth.
 type testbed struct {
-	dir        string
-	c, h, s    string // names of client, host, server
-	translator *exec.Cmd
-	log        bytes.Buffer
+	lab                         *lab.Lab
+	client, other, host, server *lab.Node
+	contender
+
+	hostNS     uint64 // the inode of the host's namespace
+	translator *lab.Cmd
+	exited     chan struct{} // closed when the contender's command has ended
+	log        string        // the file that it writes to
+
+	received atomic.Int64 // TCP payload, either direction, in bytes
+	sent     atomic.Int64 // UDP datagrams of the client
+	flooded  atomic.Int64 // UDP datagrams of the other client
+	trickled atomic.Int64 // writes of the flows that come and go
 }
 
-// command runs in a namespace, in a process group of its own that a cancelled
-// context ends: Ctrl-C reaches this program only, which then cleans up.
-func command(ctx context.Context, namespace string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", namespace}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = 5 * time.Second
-	return cmd
+// build makes the namespaces, starts the contender and waits until the server
+// answers through it. The caller closes what it returns.
+func build(ctx context.Context, c contender) (*testbed, error) {
+	l, err := lab.New()
+	if err != nil {
+		return nil, err
+	}
+	t := &testbed{lab: l, contender: c, exited: make(chan struct{}), log: filepath.Join(l.Dir, "log")}
+	if err := t.build(ctx); err != nil {
+		return nil, errors.Join(err, t.close())
+	}
+	return t, nil
 }
 
-// build makes the namespaces and starts the contender, and waits until the
-// server answers through it. close is due in any case.
-func (t *testbed) build(ctx context.Context, c contender) error {
-	sweep()
-	name := prefix + strconv.Itoa(os.Getpid())
-	t.c, t.h, t.s = name+"c", name+"h", name+"s"
-	var err error
-	if t.dir, err = os.MkdirTemp("", name+"-"); err != nil {
-		return err
-	}
-	setup := exec.CommandContext(ctx, "sh", "-ec", `
-		for n in $C $H $S; do ip netns add $n; ip -n $n link set lo up; done
-		ip -n $C link add up0 type veth peer name client netns $H
-		ip -n $S link add up0 type veth peer name server netns $H
-		ip -n $C link set up0 up; ip -n $S link set up0 up; ip -n $H link set client up; ip -n $H link set server up
-		ip -n $C addr add 2001:db8:1::2/64 dev up0 nodad; ip -n $H addr add 2001:db8:1::1/64 dev client nodad
-		ip -n $S addr add 2001:db8:2::2/64 dev up0 nodad; ip -n $H addr add 2001:db8:2::1/64 dev server nodad
-		ip -n $C addr add 192.0.2.2/24 dev up0; ip -n $H addr add 192.0.2.1/24 dev client
-		ip -n $S addr add 203.0.113.2/24 dev up0; ip -n $H addr add 203.0.113.1/24 dev server
-		ip -n $C route add default via 2001:db8:1::1; ip -n $C route add default via 192.0.2.1
-		ip -n $S route add default via 2001:db8:2::1; ip -n $S route add default via 203.0.113.1
-		ip netns exec $H sh -ec '
-			echo 1 > /proc/sys/net/ipv6/conf/all/forwarding; echo 1 > /proc/sys/net/ipv4/ip_forward'`)
-	setup.Env = append(os.Environ(), "C="+t.c, "H="+t.h, "S="+t.s)
-	if out, err := setup.CombinedOutput(); err != nil {
-		return fmt.Errorf("make namespaces: %w: %s", err, lastLines(string(out), 2))
-	}
-	exited := make(chan struct{}) // and t.log is complete
-	if c.command != "" {
-		t.translator = command(context.WithoutCancel(ctx), t.h, "sh", "-c", c.command)
-		t.translator.Env = append(append(append(os.Environ(), environment...), c.env...), "DIR="+t.dir)
-		t.translator.Stdout, t.translator.Stderr = &t.log, &t.log
-		if err := t.translator.Start(); err != nil {
+func (t *testbed) build(ctx context.Context) error {
+	for name, node := range map[string]**lab.Node{"client": &t.client, "other": &t.other, "host": &t.host, "server": &t.server} {
+		var err error
+		if *node, err = t.lab.Node(name); err != nil {
 			return err
 		}
-		go func() { t.translator.Wait(); close(exited) }()
 	}
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && ctx.Err() == nil; {
-		if t.answers(ctx, c.target) {
-			return nil
+	if err := t.wire(); err != nil {
+		return err
+	}
+	if err := t.serve(); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	if err := t.start(); err != nil {
+		return fmt.Errorf("start %s: %w", t.name, err)
+	}
+	return t.ready(ctx)
+}
+
+// wire joins the namespaces, and has the host forward both families.
+func (t *testbed) wire() error {
+	for _, w := range []struct {
+		node               *lab.Node
+		link               string // the host's
+		host6, node6       string
+		host4, node4, bits string
+	}{
+		{t.client, "client", "2001:db8:1:1::1", "2001:db8:1:1::2", "192.0.2.1", "192.0.2.2", "/25"},
+		{t.other, "other", "2001:db8:1:2::1", "2001:db8:1:2::2", "192.0.2.129", "192.0.2.130", "/25"},
+		{t.server, "server", "2001:db8:2::1", direct6, "203.0.113.1", direct4, "/24"},
+	} {
+		if err := lab.Wire(t.host, w.link, w.node, "up", 0); err != nil {
+			return err
 		}
-		select {
-		case <-exited: // well, and all is in the kernel, or not
-			if !t.translator.ProcessState.Success() {
-				return fmt.Errorf("run %s: %s: %s", c.name, t.translator.ProcessState, lastLines(t.log.String(), 3))
-			}
-		default:
-		}
-	}
-	if t.translator != nil {
-		end(t.translator)
-		<-exited
-	}
-	return fmt.Errorf("reach the server through %s: no answer: %s", c.name, lastLines(t.log.String(), 3))
-}
-
-// answers says whether the server can be reached: by TCP and not by ping, which
-// may not be installed.
-func (t *testbed) answers(ctx context.Context, target string) bool {
-	server := command(ctx, t.s, "iperf3", "-s", "-1", "-p", "5200")
-	if server.Start() != nil {
-		return false
-	}
-	defer kill(server)
-	time.Sleep(100 * time.Millisecond) // until it listens
-	return command(ctx, t.c, "iperf3", "-c", target, "-p", "5200", "-n", "1", "--connect-timeout", "500").Run() == nil
-}
-
-// kill ends a process group that has nothing to put back.
-func kill(cmd *exec.Cmd) {
-	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-	cmd.Wait()
-}
-
-func lastLines(s string, n int) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], " / ")
-}
-
-// end asks a process group to stop, and kills it when it has not in 5 seconds.
-func end(cmd *exec.Cmd) {
-	group := -cmd.Process.Pid
-	err := syscall.Kill(group, syscall.SIGTERM)
-	for i := 0; err == nil && i < 100; i++ {
-		time.Sleep(50 * time.Millisecond)
-		err = syscall.Kill(group, 0)
-	}
-	if err == nil {
-		syscall.Kill(group, syscall.SIGKILL)
-	}
-}
-
-func (t *testbed) close() {
-	if t.translator != nil && t.translator.Process != nil {
-		end(t.translator)
-	}
-	for _, n := range []string{t.c, t.h, t.s} {
-		remove(n)
-	}
-	os.RemoveAll(t.dir)
-}
-
-// remove ends what still runs in a namespace and deletes it.
-func remove(namespace string) {
-	if namespace == "" {
-		return
-	}
-	for _, pid := range processesIn(namespace) {
-		syscall.Kill(pid, syscall.SIGKILL)
-	}
-	exec.Command("ip", "netns", "del", namespace).Run() // it may not exist
-}
-
-// sweep removes what a killed run left behind.
-func sweep() {
-	names, _ := filepath.Glob("/run/netns/" + prefix + "*")
-	for _, path := range names {
-		name := filepath.Base(path)
-		pid, err := strconv.Atoi(strings.TrimRight(strings.TrimPrefix(name, prefix), "chs"))
-		if err == nil && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
-			remove(name)
-			scratch, _ := filepath.Glob(filepath.Join(os.TempDir(), prefix+strconv.Itoa(pid)+"-*"))
-			for _, dir := range scratch {
-				os.RemoveAll(dir)
+		for _, err := range []error{
+			t.host.Address(w.link, w.host6+"/64"), t.host.Address(w.link, w.host4+w.bits),
+			w.node.Address("up", w.node6+"/64"), w.node.Address("up", w.node4+w.bits),
+			w.node.Route("::/0", w.host6, ""), w.node.Route("0.0.0.0/0", w.host4, ""),
+			w.node.SetSysctl("net/ipv4/ping_group_range", "0 0"),
+		} {
+			if err != nil {
+				return err
 			}
 		}
 	}
+	return errors.Join(t.host.SetSysctl("net/ipv6/conf/all/forwarding", "1"), t.host.SetSysctl("net/ipv4/ip_forward", "1"))
 }
 
-// processesIn lists the processes in a namespace.
-func processesIn(namespace string) (pids []int) {
-	var ns, own syscall.Stat_t
-	if syscall.Stat("/run/netns/"+namespace, &ns) != nil {
+// serve opens the server's ports.
+func (t *testbed) serve() error {
+	web, err := t.server.Listen("tcp", ":"+httpPort)
+	if err != nil {
+		return err
+	}
+	t.lab.Cleanup(web.Close)
+	go lab.Serve(web)
+	bulk, err := t.server.Listen("tcp", ":"+tcpPort)
+	if err != nil {
+		return err
+	}
+	t.lab.Cleanup(bulk.Close)
+	go t.serveTCP(bulk)
+	sink, err := t.server.ListenPacket("udp", ":"+udpPort)
+	if err != nil {
+		return err
+	}
+	t.lab.Cleanup(sink.Close)
+	// Enough for a few datagrams: what is not read need not be kept.
+	return sink.(*net.UDPConn).SetReadBuffer(4096)
+}
+
+// start runs the contender's command in a process group of its own.
+func (t *testbed) start() (err error) {
+	var st unix.Stat_t
+	if err := t.host.Do(func() error { return unix.Stat("/proc/thread-self/ns/net", &st) }); err != nil {
+		return err
+	}
+	t.hostNS = st.Ino
+	if t.prepare != nil {
+		if err := t.prepare(t.host); err != nil {
+			return err
+		}
+	}
+	if t.command == "" {
 		return nil
 	}
+	log, err := os.Create(t.log)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	dir := filepath.Join(t.lab.Dir, "translator")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	cmd := t.host.Command(context.Background(), "sh", "-c", t.command)
+	cmd.Env = append(os.Environ(), "PREF64="+pref64, "POOL="+pool, "CLIENTS="+clients, "OWN4="+own4, "OWN6="+own6, "DIR="+dir)
+	cmd.Env = append(cmd.Env, t.env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	t.translator = cmd
+	go func() {
+		_ = cmd.Wait() // ProcessState tells
+		close(t.exited)
+	}()
+	return nil
+}
+
+// ready waits until the server answers through the contender.
+func (t *testbed) ready(ctx context.Context) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for time.Now().Before(deadline) && ctx.Err() == nil {
+		attempt, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
+		conn, err := t.client.Dial(attempt, "tcp", net.JoinHostPort(t.target, httpPort))
+		cancel()
+		if err == nil {
+			return conn.Close()
+		}
+		if err := t.died(); err != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("reach the server through %s: no answer: %s", t.name, t.lastWords())
+}
+
+// died is an error when the translator has ended by itself. A command that has
+// done its work in the kernel may end well.
+func (t *testbed) died() error {
+	if t.translator == nil {
+		return nil
+	}
+	select {
+	case <-t.exited:
+		if !t.translator.ProcessState.Success() {
+			return fmt.Errorf("%s ended: %s: %s", t.name, t.translator.ProcessState, t.lastWords())
+		}
+	default:
+	}
+	return nil
+}
+
+// lastWords are the end of what the contender's command wrote.
+func (t *testbed) lastWords() string {
+	b, err := os.ReadFile(t.log)
+	if err != nil {
+		return "it wrote nothing"
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.Join(lines[max(0, len(lines)-3):], " / ")
+}
+
+// close ends the contender, with all that it has started, and the namespaces.
+func (t *testbed) close() error {
+	if t.translator != nil {
+		_ = syscall.Kill(-t.translator.Process.Pid, syscall.SIGTERM) // it may have ended
+		for range 100 {
+			if len(t.processes()) == 0 {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		for _, pid := range t.processes() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	return t.lab.Close()
+}
+
+// processes are those in the host's namespace: the translator's. This one has
+// threads there, but does not count.
+func (t *testbed) processes() (pids []int) {
 	paths, _ := filepath.Glob("/proc/[0-9]*/ns/net")
 	for _, path := range paths {
-		if syscall.Stat(path, &own) == nil && own.Ino == ns.Ino && own.Dev == ns.Dev {
-			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
+		var st unix.Stat_t
+		pid, err := strconv.Atoi(strings.Split(path, "/")[2])
+		if err == nil && pid != os.Getpid() && unix.Stat(path, &st) == nil && st.Ino == t.hostNS {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
 }
 
-// cpu is the time that the processes in the host's namespace, all of them the
-// translator's, have spent on a CPU. The kernel's part of their system calls is
-// in it, and so is the forwarding of what they write.
-func (t *testbed) cpu() (total time.Duration, any bool) {
-	for _, pid := range processesIn(t.h) {
-		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-		for _, path := range threads {
-			b, _ := os.ReadFile(path)
-			ns, _, _ := strings.Cut(string(b), " ")
-			n, err := strconv.ParseInt(ns, 10, 64)
-			any = any || err == nil
-			total += time.Duration(n)
+// cpu is the CPU time that the translator's processes have used. The kernel's
+// part of their system calls is in it, and so is the forwarding of what they
+// write.
+func (t *testbed) cpu() (total time.Duration) {
+	for _, pid := range t.processes() {
+		var ts unix.Timespec
+		// The clock of a process, see clock_getcpuclockid(3).
+		if unix.ClockGettime(int32(^pid<<3|2), &ts) == nil {
+			total += time.Duration(ts.Nano())
 		}
 	}
-	return total, any
+	return total
 }
 
-// sent counts the packets that the host has sent to the server.
-func (t *testbed) sent() int64 {
-	out, _ := exec.Command("ip", "-n", t.h, "-j", "-s", "link", "show", "dev", "server").Output()
-	var links []struct {
-		Stats struct{ TX struct{ Packets int64 } } `json:"stats64"`
+// resident is the memory of the translator's processes in bytes; 0 without any.
+func (t *testbed) resident() (total int64) {
+	for _, pid := range t.processes() {
+		// Not VmRSS, which the kernel keeps only roughly.
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		for line := range bytes.Lines(b) {
+			if f := strings.Fields(string(line)); f[0] == "Rss:" {
+				kib, _ := strconv.ParseInt(f[1], 10, 64)
+				total += kib << 10
+			}
+		}
 	}
-	if json.Unmarshal(out, &links) != nil || len(links) == 0 {
-		return 0
+	return total
+}
+
+// arrived counts the UDP datagrams that have reached the server's socket,
+// whether or not it had room for them.
+func (t *testbed) arrived() (n int64, err error) {
+	err = t.server.Do(func() error {
+		four, err := os.ReadFile("/proc/thread-self/net/snmp")
+		if err != nil {
+			return err
+		}
+		six, err := os.ReadFile("/proc/thread-self/net/snmp6")
+		n = datagrams4(string(four)) + datagrams6(string(six))
+		return err
+	})
+	return n, err
+}
+
+// udpCounters together are what arrived at sockets: delivered, and dropped for
+// want of room or of memory.
+var udpCounters = []string{"InDatagrams", "RcvbufErrors", "MemErrors"}
+
+// datagrams4 reads /proc/net/snmp, where a line of names precedes one of
+// values.
+func datagrams4(snmp string) (n int64) {
+	var names []string
+	for line := range strings.Lines(snmp) {
+		f := strings.Fields(line)
+		if len(f) == 0 || f[0] != "Udp:" {
+			continue
+		}
+		if names == nil {
+			names = f
+			continue
+		}
+		for i, name := range names[:min(len(names), len(f))] {
+			n += counted(name, f[i])
+		}
 	}
-	return links[0].Stats.TX.Packets
+	return n
+}
+
+// datagrams6 reads /proc/net/snmp6, a name and a value per line.
+func datagrams6(snmp6 string) (n int64) {
+	for line := range strings.Lines(snmp6) {
+		name, value, _ := strings.Cut(line, " ")
+		if name, ok := strings.CutPrefix(strings.TrimSpace(name), "Udp6"); ok {
+			n += counted(name, strings.TrimSpace(value))
+		}
+	}
+	return n
+}
+
+func counted(name, value string) int64 {
+	for _, c := range udpCounters {
+		if c == name {
+			v, _ := strconv.ParseInt(value, 10, 64)
+			return v
+		}
+	}
+	return 0
 }

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/mapping"
+)
+
+func leaseCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lease",
+		Short: "Addresses lent from pools",
+		RunE:  wantsCommand,
+	}
+	cmd.AddCommand(leaseListCommand(), leaseReleaseCommand())
+	return cmd
+}
+
+func leaseListCommand() *cobra.Command {
+	var ask asking
+	var within sides
+	var at pastTime
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List what is lent now, or was at a time",
+		Long: `Lists what is lent from the pools. With --at it asks the history, which goes back
+as far as state.history: who had which address at that time.
+
+With --watch the list is followed by what changes until it is interrupted: in
+place on a terminal, otherwise as a line for each change.`,
+		Example: `  natless lease ls --client 2001:db8:1::/64
+  natless lease ls --at "2026-01-31 14:05" --pool 169.254.64.7
+  natless lease ls --at 90m`,
+		Args: cobra.NoArgs,
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			if !at.IsZero() {
+				return pastListing(at.Time, &within).list(&ask, cmd.OutOrStdout())
+			}
+			return leaseListing(&within, watch).run(cmd, &ask, watch)
+		}),
+	}
+	ask.register(cmd)
+	within.register(cmd)
+	cmd.Flags().Var(&at, "at", "what was lent at this `TIME`: 2026-01-31T14:05:00Z, \"2026-01-31 14:05\" by the local clock, or so long ago: 90m, 2d")
+	cmd.Flags().BoolVar(&watch, "watch", false, "go on with what changes")
+	cmd.MarkFlagsMutuallyExclusive("at", "watch")
+	return cmd
+}
+
+// leaseListing is the leases now. Idle times are of the moment: a list that
+// goes on is without them.
+func leaseListing(within *sides, watch bool) *listing[mapping.Lease] {
+	l := &listing[mapping.Lease]{
+		name: "lease ls",
+		ask:  func(ctx context.Context, c *control.Client) (control.Listing, error) { return c.ListLeases(ctx) },
+		head: []any{"IPV4", "IPV6", "POOL", "SINCE"},
+		cells: func(l mapping.Lease) []any {
+			return []any{l.IPv4, l.IPv6, l.Pool, local(l.Since)}
+		},
+		admit:   func(l mapping.Lease) bool { return within.admit(single(l.IPv4), single(l.IPv6)) },
+		compare: func(a, b mapping.Lease) int { return a.IPv4.Compare(b.IPv4) },
+		event: func(e mapping.Event) (l mapping.Lease, there, is bool) {
+			if e.Lease == nil {
+				return l, false, false
+			}
+			return *e.Lease, e.Op == mapping.OpLeaseMade, true
+		},
+	}
+	if !watch {
+		cells := l.cells
+		l.head = append(l.head, "IDLE")
+		l.cells = func(l mapping.Lease) []any { return append(cells(l), time.Duration(l.Idle)*time.Second) }
+	}
+	return l
+}
+
+// pastLease is a lease as the history has it.
+type pastLease struct {
+	IPv4  netip.Addr `json:"ipv4"`
+	IPv6  netip.Addr `json:"ipv6"`
+	Since time.Time  `json:"since"`
+	Until time.Time  `json:"until"` // the zero time: still lent
+}
+
+func pastListing(at time.Time, within *sides) *listing[pastLease] {
+	return &listing[pastLease]{
+		ask: func(ctx context.Context, c *control.Client) (control.Listing, error) {
+			return control.Listing{Rows: c.LeasesAt(ctx, at)}, nil
+		},
+		head: []any{"IPV4", "IPV6", "SINCE", "UNTIL"},
+		cells: func(l pastLease) []any {
+			until := "-"
+			if !l.Until.IsZero() {
+				until = local(l.Until)
+			}
+			return []any{l.IPv4, l.IPv6, local(l.Since), until}
+		},
+		admit: func(l pastLease) bool { return within.admit(single(l.IPv4), single(l.IPv6)) },
+	}
+}
+
+func local(t time.Time) string { return t.Local().Format(time.DateTime) }
+
+// pastTime is a flag: a time that is over.
+type pastTime struct{ time.Time }
+
+func (t *pastTime) Type() string { return "time" }
+
+func (t *pastTime) String() string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Format(time.RFC3339)
+}
+
+func (t *pastTime) Set(s string) error {
+	now := time.Now()
+	at, err := parseTime(s, now)
+	if err == nil && at.After(now) {
+		err = fmt.Errorf("%s is to come: expected a time that is over", at.Format(time.RFC3339))
+	}
+	t.Time = at
+	return err
+}
+
+// parseTime reads a time as people write it, or how long ago it was.
+func parseTime(s string, now time.Time) (time.Time, error) {
+	if ago, err := config.ParseDuration(s); err == nil {
+		return now.Add(-ago), nil
+	}
+	if t, err := time.Parse(time.RFC3339, s); err == nil {
+		return t, nil
+	}
+	for _, layout := range []string{time.DateTime, "2006-01-02 15:04"} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, errors.New(`expected a time such as 2026-01-31T14:05:00Z or "2026-01-31 14:05", or how long ago, such as 90m or 2d`)
+}
+
+func leaseReleaseCommand() *cobra.Command {
+	var ask asking
+	cmd := &cobra.Command{
+		Use:   "release ADDR",
+		Short: "End the lease of an address of either family",
+		Long: `Ends a lease, by its IPv4 or its IPv6 address. A client that is still there
+leases an address with its next packet: the same one, as long as nobody else
+has it.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := address(args[0])
+			if err != nil {
+				return fmt.Errorf("releasing %w", err)
+			}
+			return does(func(cmd *cobra.Command, _ []string) error {
+				ctx, stop := background()
+				defer stop()
+				l, err := ask.client().Release(ctx, a)
+				if err != nil {
+					return err
+				}
+				return ask.line(cmd.OutOrStdout(), l, "released %v, which %v had since %s", l.IPv4, l.IPv6, local(l.Since))
+			})(cmd, args)
+		},
+	}
+	ask.register(cmd)
+	cmd.ValidArgsFunction = completeRows(&ask, leaseListing(&sides{}, false),
+		func(l mapping.Lease) string { return l.IPv4.String() + "\t" + l.IPv6.String() })
+	return cmd
+}
+
+// completeRows completes an argument by the rows of a listing; silently by
+// none when the daemon cannot be asked.
+func completeRows[T any](ask *asking, l *listing[T], text func(T) string) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		var found []cobra.Completion
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, stop := context.WithTimeout(context.Background(), time.Second)
+		defer stop()
+		if list, err := l.ask(ctx, ask.client()); err == nil {
+			for raw := range list.Rows {
+				var row T
+				if json.Unmarshal(raw, &row) == nil && l.admit(row) {
+					found = append(found, text(row))
+				}
+			}
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
+}

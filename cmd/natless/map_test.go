@@ -1,0 +1,244 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/daemon"
+	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/translate"
+)
+
+func TestMapAddAndRemove(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	assert.Equal(t, "added 192.0.2.7 = 2001:db8::7, revision 8\n", mustSay(t, "map add 192.0.2.7 2001:db8::7 --label x"))
+	assert.Equal(t, "x", f.maps[2].Label)
+	assert.JSONEq(t, `{"ipv4": "203.0.113.0/24", "ipv6": "2001:db8:2::/120", "revision": 9}`,
+		mustSay(t, "map add 203.0.113.0/24 2001:db8:2::/120 -o json"))
+	assert.Equal(t, "removed 192.0.2.7, revision 10\n", mustSay(t, "map rm 192.0.2.7"))
+	assert.JSONEq(t, `{"prefix": "2001:db8:2::/120", "revision": 11}`, mustSay(t, "map rm 2001:db8:2::/120 -o json"))
+	require.Len(t, f.maps, 2)
+
+	for args, want := range map[string]string{
+		"map add 192.0.2.1 2001:db8::7": "asking the daemon at $: conflict: 192.0.2.1/32 is mapped",
+		"map rm 192.0.2.9":              "asking the daemon at $: 192.0.2.9/32: no such entry",
+	} {
+		_, _, err := says(t, "", strings.Fields(args)...)
+		assert.EqualError(t, err, strings.ReplaceAll(want, "$", os.Getenv("NATLESS_SOCKET")), args)
+		assert.False(t, usage(err), args)
+	}
+}
+
+// TestCareless holds what somebody is told who mistook something, and that the
+// daemon is not asked then.
+func TestCareless(t *testing.T) {
+	t.Setenv("NATLESS_SOCKET", "/nowhere/natless.sock")
+	for args, want := range map[string]string{
+		"map add 2001:db8::7 192.0.2.7":               "adding a mapping: expected the IPv4 side first: natless map add 192.0.2.7 2001:db8::7",
+		"map add 192.0.2.7/24 2001:db8::7":            "adding a mapping: V4: 192.0.2.7/24: bits are set behind the prefix: expected 192.0.2.0/24",
+		"map add 192.0.2.7 2001:db8::7 --label a\x01": `adding a mapping: --label: "a\x01": expected printable characters only`,
+		"map add 192.0.2.7":                           "accepts 2 arg(s), received 1",
+		"map add 192.0.2.0/24 2001:db8::7":            "adding a mapping: V6: 2001:db8::7/128: too small for 192.0.2.0/24: expected a prefix length of at most 120",
+		"map rm web":                                  `removing "web": expected an IPv4 or IPv6 prefix, such as 192.0.2.0/24 or 2001:db8::/64`,
+		"map rm 192.0.2.7/24":                         `removing "192.0.2.7/24": bits are set behind the prefix: expected 192.0.2.0/24`,
+		"map get 192.0.2.0/24":                        `looking up "192.0.2.0/24": expected an IPv4 or IPv6 address`,
+		"map get ::ffff:192.0.2.1":                    `looking up "::ffff:192.0.2.1": expected an IPv4 or IPv6 address as packets carry it: neither IPv4-mapped nor with a zone`,
+		"map ls --client 192.0.2.0/24":                `invalid argument "192.0.2.0/24" for "--client" flag: an IPv4 prefix where an IPv6 prefix belongs`,
+		"map ls --pool 192.0.2.1/24":                  `invalid argument "192.0.2.1/24" for "--pool" flag: bits are set behind the prefix: expected 192.0.2.0/24`,
+		"map ls --label [":                            `--label "[": expected a label, or a pattern such as web*`,
+		"map import":                                  "accepts 1 arg(s), received 0",
+		"lease release web":                           `releasing "web": expected an IPv4 or IPv6 address`,
+		"lease ls --label web":                        "unknown flag: --label",
+		"lease ls --at yesterday":                     `invalid argument "yesterday" for "--at" flag: expected a time such as 2026-01-31T14:05:00Z or "2026-01-31 14:05", or how long ago, such as 90m or 2d`,
+		"lease ls --at 2999-01-01T00:00:00Z":          `invalid argument "2999-01-01T00:00:00Z" for "--at" flag: 2999-01-01T00:00:00Z is to come: expected a time that is over`,
+		"lease ls --at 5m --watch":                    "if any flags in the group [at watch] are set none of the others can be; [at watch] were all set",
+		"status --wait --watch":                       "if any flags in the group [wait watch] are set none of the others can be; [wait watch] were all set",
+		"reload now":                                  `unknown command "now" for "natless reload"`,
+	} {
+		_, _, err := says(t, "", strings.Split(args, " ")...)
+		assert.EqualError(t, err, want, args)
+		assert.True(t, usage(err), args)
+	}
+	for _, args := range []string{"map add 192.0.2.7 2001:db8::7", "map rm 192.0.2.7", "map ls", "map ls --watch", "map export", "lease ls", "lease ls --at 5m", "lease ls --watch", "lease release 192.0.2.7", "status --watch", "stats --watch", "reload"} {
+		_, _, err := says(t, "", strings.Fields(args)...)
+		assert.ErrorContains(t, err, "/nowhere/natless.sock: no such file or directory: is natless running?", args)
+		assert.False(t, usage(err), args)
+	}
+}
+
+func TestListings(t *testing.T) {
+	newFake().serve(t)
+	at := began.Local().Format(time.DateTime)
+	assert.Equal(t, `RULE    IPV4             IPV6              LABEL  ORIGIN
+map     192.0.2.1/32     2001:db8::1/128   web 1  natless.toml:3
+map     198.51.100.0/24  2001:db8:1::/120  db     added then by somebody
+pref64  0.0.0.0/0        64:ff9b::/96      -      -
+`, mustSay(t, "map ls"))
+	assert.Equal(t, "IPV4          IPV6           POOL             SINCE                IDLE\n"+
+		"169.254.64.2  2001:db8:c::5  169.254.64.0/20  "+at+"  3s\n"+
+		"169.254.65.9  2001:db8:d::5  169.254.64.0/20  "+at+"  1m10s\n", mustSay(t, "lease ls"))
+
+	for args, want := range map[string][]string{
+		"map ls --label db":                               {"198.51.100.0/24"},
+		"map ls --label w*1":                              {"192.0.2.1/32"},
+		"map ls --label nobody":                           nil,
+		"map ls --client 2001:db8::/32":                   {"192.0.2.1/32", "198.51.100.0/24"},
+		"map ls --client 2001:db8:1::5":                   nil, // it is not the prefix that is inside
+		"map ls --pool 198.51.0.0/16":                     {"198.51.100.0/24"},
+		"map ls --pool 192.0.2.1":                         {"192.0.2.1/32"},
+		"map ls --pool 198.51.0.0/16 --label web*":        nil,
+		"lease ls --client 2001:db8:d::/48":               {"169.254.65.9"},
+		"lease ls --pool 169.254.64.0/24":                 {"169.254.64.2"},
+		"lease ls --pool 169.254.64.0/20":                 {"169.254.64.2", "169.254.65.9"},
+		"lease ls --at 5m --client 2001:db8:c::6":         {"169.254.64.3"},
+		"lease ls --at 5m --pool 169.254.64.2":            {"169.254.64.2"},
+		"lease ls --client ::/0 --pool 169.254.64.2":      {"169.254.64.2"},
+		"lease ls --client 64:ff9b::/96 --pool 0.0.0.0/0": nil,
+	} {
+		var got []string
+		for line := range strings.Lines(mustSay(t, args+" -o json")) {
+			_, v4, _ := strings.Cut(line, `"ipv4":"`)
+			v4, _, _ = strings.Cut(v4, `"`)
+			got = append(got, v4)
+		}
+		assert.Equal(t, want, got, args)
+	}
+}
+
+func TestLeaseAt(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	since, until := began.Local().Format(time.DateTime), began.Add(time.Hour).Local().Format(time.DateTime)
+	out, _, err := says(t, "", "lease", "ls", "--at", "2026-01-31T16:05:00+01:00")
+	require.NoError(t, err)
+	assert.True(t, f.asked.Equal(began.Add(time.Hour)), f.asked)
+	assert.Equal(t, "IPV4          IPV6           SINCE                UNTIL\n"+
+		"169.254.64.2  2001:db8:c::5  "+since+"  -\n"+
+		"169.254.64.3  2001:db8:c::6  "+since+"  "+until+"\n", out)
+
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for s, want := range map[string]time.Time{
+		"90m":                       now.Add(-90 * time.Minute),
+		"2d":                        now.Add(-48 * time.Hour),
+		"1d12h":                     now.Add(-36 * time.Hour),
+		"0":                         now,
+		"2026-01-31T14:05:00Z":      began,
+		"2026-01-31T15:05:00+01:00": began,
+		"2026-01-31 14:05":          time.Date(2026, 1, 31, 14, 5, 0, 0, time.Local),
+		"2026-01-31 14:05:59":       time.Date(2026, 1, 31, 14, 5, 59, 0, time.Local),
+	} {
+		got, err := parseTime(s, now)
+		require.NoError(t, err, s)
+		assert.True(t, got.Equal(want), "%s: %v", s, got)
+	}
+}
+
+func TestLeaseRelease(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	assert.Equal(t, "released 169.254.64.2, which 2001:db8:c::5 had since "+began.Local().Format(time.DateTime)+"\n", mustSay(t, "lease release 169.254.64.2"))
+	assert.Contains(t, mustSay(t, "lease release 2001:db8:d::5 -o json"), `"ipv4":"169.254.65.9"`)
+	assert.Empty(t, f.leases)
+	_, _, err := says(t, "", "lease", "release", "169.254.64.2")
+	assert.ErrorContains(t, err, "asking the daemon at ")
+	assert.ErrorContains(t, err, ": 169.254.64.2: no such entry")
+}
+
+func TestReload(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	f.reload = func() ([]string, error) { return []string{"map added", "pool changed"}, nil }
+	assert.Equal(t, "map added\npool changed\n", mustSay(t, "reload"))
+	f.reload = func() ([]string, error) { return nil, nil }
+	assert.Equal(t, "nothing changed\n", mustSay(t, "reload"))
+	f.reload = func() ([]string, error) { return nil, assert.AnError }
+	_, _, err := says(t, "", "reload")
+	assert.ErrorContains(t, err, assert.AnError.Error())
+	assert.False(t, usage(err))
+}
+
+func TestCheckDiff(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	t.Chdir(t.TempDir())
+	running := config.Default()
+	running.Control.Socket = os.Getenv("NATLESS_SOCKET")
+	f.config = running
+	require.NoError(t, os.WriteFile("natless.toml", []byte("[device]\nmtu = 1400\n[translation]\nhairpin = \"off\"\n"), 0o600))
+	assert.Equal(t, `- device.mtu = 0  # needs a restart
++ device.mtu = 1400  # needs a restart
+- translation.hairpin = "intrinsic"
++ translation.hairpin = "off"
+`, mustSay(t, "check --diff -c natless.toml"))
+}
+
+func TestCompletion(t *testing.T) {
+	newFake().serve(t)
+	out, _, err := says(t, "", "__complete", "map", "rm", "")
+	require.NoError(t, err)
+	assert.Equal(t, "198.51.100.0/24\t2001:db8:1::/120 db\n:4\n", out)
+	out, _, err = says(t, "", "__complete", "lease", "release", "")
+	require.NoError(t, err)
+	assert.Equal(t, "169.254.64.2\t2001:db8:c::5\n169.254.65.9\t2001:db8:d::5\n:4\n", out)
+	t.Setenv("NATLESS_SOCKET", "/nowhere")
+	out, _, err = says(t, "", "__complete", "map", "rm", "")
+	require.NoError(t, err)
+	assert.Equal(t, ":4\n", out)
+}
+
+// live is a daemon with a real table.
+type live struct {
+	control.Source
+	table *mapping.Table
+}
+
+func (l live) Explain(a netip.Addr) any { return l.table.Explain(a) }
+
+func (l live) Change(changes []mapping.Change, _ string) (uint64, error) {
+	return l.table.Apply(changes, "uid 0 (root), pid 4321")
+}
+
+// TestMapGetAsDocumented holds that docs/cli.md shows what the commands print,
+// by a table made from the configuration there in which 2001:db8::5 has a
+// lease.
+func TestMapGetAsDocumented(t *testing.T) {
+	session := documented(t, "natless map get")
+	require.Len(t, session, 8)
+	t.Chdir(t.TempDir())
+	require.Equal(t, "cat natless.toml", session[0][0])
+	require.NoError(t, os.WriteFile("natless.toml", []byte(session[0][1]), 0o600))
+	c, err := config.Load("natless.toml")
+	require.NoError(t, err)
+	settings := daemon.Mapping(c)
+	settings.Now = func() time.Time { return began }
+	settings.Revision = uint64(began.Unix()) * 1000
+	table, err := mapping.New(settings)
+	require.NoError(t, err)
+	out := translate.Flow{Src: netip.MustParseAddr("2001:db8::5"), Dst: netip.MustParseAddr("2001:db8:64::203.0.113.9"), Proto: 17}
+	reply, verdict := table.Resolve(out, 1)
+	require.Equal(t, translate.OK, verdict)
+	_, verdict = table.Resolve(reply.Reversed(), 1)
+	require.Equal(t, translate.OK, verdict)
+
+	path := filepath.Join(t.TempDir(), "natless.sock")
+	t.Setenv("NATLESS_SOCKET", path)
+	serveAt(t, path, live{table: table})
+	for _, s := range session[1:] {
+		got, _, err := says(t, "", strings.Fields(s[0])[1:]...)
+		if err != nil {
+			assert.True(t, usage(err))
+			got += "natless: " + err.Error() + "\n"
+		}
+		assert.Equal(t, s[1], got, s[0])
+	}
+}

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/control"
+)
+
+func reloadCommand() *cobra.Command {
+	var socket config.Flags
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the running natless read its configuration again",
+		Long: `The running natless reads its configuration again, as it does at SIGHUP, and
+changes to it: all of it or, where something in it is wrong or cannot change
+while it runs, nothing. Prints what changed; flows of mappings that did not
+change go on. "natless check --diff" tells beforehand.`,
+		Args: cobra.NoArgs,
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := background()
+			defer stop()
+			changes, err := control.NewClient(socket.Socket()).Reload(ctx)
+			if err != nil {
+				return err
+			}
+			for _, line := range changes {
+				fmt.Fprintln(cmd.OutOrStdout(), line)
+			}
+			if len(changes) == 0 {
+				fmt.Fprintln(cmd.OutOrStdout(), "nothing changed")
+			}
+			return nil
+		}),
+	}
+	socket.RegisterSocket(cmd.Flags())
+	return cmd
+}

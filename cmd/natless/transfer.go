@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/mapping"
+)
+
+func mapExportCommand() *cobra.Command {
+	var socket config.Flags
+	var runtime bool
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Print the explicit mappings as a configuration has them",
+		Long: `Prints the explicit mappings as [[map]] tables, by IPv4 address: what "natless
+map import" reads, and what may be put into a configuration.`,
+		Args: cobra.NoArgs,
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := background()
+			defer stop()
+			_, inForce, err := explicit(ctx, control.NewClient(socket.Socket()))
+			if err != nil {
+				return err
+			}
+			var list []config.Map
+			for _, m := range inForce {
+				if m.Runtime || !runtime {
+					list = append(list, config.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label})
+				}
+			}
+			slices.SortFunc(list, func(a, b config.Map) int { return a.IPv4.Compare(b.IPv4) })
+			return config.WriteMaps(cmd.OutOrStdout(), list)
+		}),
+	}
+	socket.RegisterSocket(cmd.Flags())
+	cmd.Flags().BoolVar(&runtime, "runtime", false, "only those added while natless ran, which no file has")
+	return cmd
+}
+
+// explicit is the mappings in force without pref64, and their revision.
+func explicit(ctx context.Context, c *control.Client) (revision uint64, list []mapping.MapInfo, err error) {
+	l, err := c.ListMaps(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	for row, err := range control.Decoded[control.Row](l.Rows) {
+		if err != nil {
+			return 0, nil, err
+		}
+		if row.Rule == mapping.RuleMap {
+			list = append(list, row.MapInfo)
+		}
+	}
+	return l.Revision, list, nil
+}
+
+func mapImportCommand() *cobra.Command {
+	var ask asking
+	var tayga, dryRun bool
+	cmd := &cobra.Command{
+		Use:   "import FILE",
+		Short: "Add the explicit mappings of a file while natless runs",
+		Long: `Adds the [[map]] tables of a file, which must hold nothing else; with - it reads
+standard input. All of them come into force at once, or none. Those that are in
+force already, exactly as they stand there, are passed over.
+
+With --tayga the file is a configuration of TAYGA, of which the lines with map
+are taken. What else stands there is listed, and what to use instead.`,
+		Example: `  natless map export | ssh other natless map import -
+  natless map import --tayga /etc/tayga.conf --dry-run`,
+		Args: cobra.ExactArgs(1),
+		RunE: does(func(cmd *cobra.Command, args []string) error {
+			maps, left, err := readMaps(args[0], tayga, cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			ctx, stop := background()
+			defer stop()
+			r, err := importMaps(ctx, ask.client(), maps, dryRun)
+			if err != nil {
+				return fmt.Errorf("importing %s: %w", args[0], err)
+			}
+			r.Left = left
+			return r.print(cmd, &ask)
+		}),
+	}
+	ask.register(cmd)
+	cmd.Flags().BoolVar(&tayga, "tayga", false, "the file is a configuration of TAYGA")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what would be added")
+	return cmd
+}
+
+func readMaps(name string, tayga bool, stdin io.Reader) (maps []config.Map, left []config.Left, err error) {
+	in := stdin
+	if name == "-" {
+		name = "standard input"
+	} else {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading maps: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	if !tayga {
+		maps, err = config.ReadMaps(in, name)
+		return maps, nil, err
+	}
+	t, err := config.ReadTayga(in, name)
+	return t.Maps, t.Left, err
+}
+
+// imported is what became of an import, or would become of it.
+type imported struct {
+	Added    []mapping.MapInfo `json:"added"`
+	InForce  int               `json:"in_force"` // before
+	Revision uint64            `json:"revision"` // since which all of it is in force
+	DryRun   bool              `json:"dry_run,omitempty"`
+	Left     []config.Left     `json:"not_imported,omitempty"`
+}
+
+func importMaps(ctx context.Context, c *control.Client, maps []config.Map, dryRun bool) (imported, error) {
+	r := imported{Added: []mapping.MapInfo{}, DryRun: dryRun}
+	revision, inForce, err := explicit(ctx, c)
+	if err != nil {
+		return r, err
+	}
+	known := make(map[config.Map]bool, len(inForce))
+	for _, m := range inForce {
+		known[config.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}] = true
+	}
+	var batch []mapping.Change
+	for _, m := range maps {
+		if known[config.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}] {
+			r.InForce++
+			continue
+		}
+		r.Added = append(r.Added, mapping.MapInfo{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label})
+		batch = append(batch, mapping.Change{Add: &mapping.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}})
+	}
+	r.Revision = revision
+	if len(batch) > 0 && !dryRun {
+		r.Revision, err = c.Batch(ctx, batch)
+	}
+	return r, err
+}
+
+// print says in words, or as JSON, what was added; and on stderr what a
+// configuration of TAYGA has that is not imported.
+func (r *imported) print(cmd *cobra.Command, ask *asking) error {
+	if ask.json() {
+		return ask.line(cmd.OutOrStdout(), r, "")
+	}
+	for _, l := range r.Left {
+		fmt.Fprintf(cmd.ErrOrStderr(), "line %d: not imported: %s: %s\n", l.Line, l.Directive, l.Instead)
+	}
+	out := cmd.OutOrStdout()
+	if !r.DryRun {
+		fmt.Fprintf(out, "added %d, in force already %d, revision %d\n", len(r.Added), r.InForce, r.Revision)
+		return nil
+	}
+	for _, m := range r.Added {
+		label := ""
+		if m.Label != "" {
+			label = " (" + m.Label + ")"
+		}
+		fmt.Fprintf(out, "would add %s = %s%s\n", config.Short(m.IPv4), config.Short(m.IPv6), label)
+	}
+	fmt.Fprintf(out, "would add %d, in force already %d\n", len(r.Added), r.InForce)
+	return nil
+}

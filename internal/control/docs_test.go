@@ -1,0 +1,54 @@
+package control
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// TestPathsAreDocumented holds docs/api.md to the paths and limits there are.
+func TestPathsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/api.md")
+	require.NoError(t, err)
+	name := regexp.MustCompile(`\{.*\}`)
+	var there, told []string
+	for _, r := range routes {
+		there = append(there, name.ReplaceAllString(r.method+" "+r.pattern, "{}"))
+		if r.query != "" {
+			assert.Contains(t, string(page), r.pattern+"?"+r.query+"=")
+		}
+	}
+	for _, m := range regexp.MustCompile("(?m)^### `(.*)`$").FindAllStringSubmatch(string(page), -1) {
+		told = append(told, name.ReplaceAllString(m[1], "{}"))
+	}
+	slices.Sort(there)
+	slices.Sort(told)
+	assert.Equal(t, there, told)
+
+	l := defaultLimits
+	for what, most := range map[string]string{
+		"body of `POST /v1/map`, and a line of a batch": fmt.Sprint(maxBody, " bytes"),
+		"body of `POST /v1/batch`":                      fmt.Sprint(maxBatch, " bytes"),
+		"body of `POST /v1/trace`":                      fmt.Sprint(maxPacket, " bytes"),
+		"headers of a request":                          fmt.Sprint(l.header, " bytes"),
+		"time for a request to come in":                 fmt.Sprintf("%g s", l.read.Seconds()),
+		"the same for a batch, and for its turn":        fmt.Sprintf("%g s", l.batch.Seconds()),
+		"batches at once; others wait for their turn":   fmt.Sprint(l.batches),
+		"watches at once":                               fmt.Sprint(l.watches),
+		"other connections at once; others wait":        fmt.Sprint(l.connections),
+		"time between two requests of a connection":     fmt.Sprintf("%g s", l.idle.Seconds()),
+		"time without a reader taking anything":         fmt.Sprintf("%g s", l.stall.Seconds()),
+	} {
+		assert.Contains(t, string(page), "| "+what+" | "+most+" |\n")
+	}
+	assert.Contains(t, string(page), fmt.Sprintf("after each %g seconds of silence", l.keepAlive.Seconds()))
+	assert.Contains(t, string(page), fmt.Sprintf("no line for %g seconds", silence.Seconds()))
+	for _, r := range reasons {
+		assert.Contains(t, string(page), fmt.Sprintf("| %d | `%s` |", r.code, r.name))
+	}
+}

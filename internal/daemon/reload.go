@@ -1,0 +1,91 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/natless/natless/internal/config"
+)
+
+// reloadAt reads the configuration again at every SIGHUP.
+func (d *daemon) reloadAt(ctx context.Context, hangups <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		}
+		if _, err := d.Reload("SIGHUP"); err != nil {
+			d.log.Error("the configuration stays as it was", "error", err)
+		}
+	}
+}
+
+// Reload reads the configuration again and puts it in force, all or nothing.
+// It returns what changed, in words.
+func (d *daemon) Reload(by string) ([]string, error) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
+	defer notify(systemd.SdNotifyReady)
+	next, err := d.load()
+	if err != nil {
+		return nil, fmt.Errorf("reloading: %w", err)
+	}
+	running := d.config()
+	keeps := next.KeepOwn(running)
+	changes, err := running.CheckReload(next)
+	if err := errors.Join(keeps, err); err != nil {
+		return nil, fmt.Errorf("reloading: %w", err)
+	}
+	if err := d.putInForce(next, by); err != nil {
+		return nil, fmt.Errorf("reloading: %w", err)
+	}
+	d.logReload(changes, by)
+	return changes, nil
+}
+
+// putInForce has the host, then the table, then the rest be as the
+// configuration says. What cannot fail comes last.
+func (d *daemon) putInForce(c *config.Config, by string) error {
+	rules := Mapping(c)
+	if err := d.table.CheckReload(rules); err != nil {
+		return err
+	}
+	before, next := d.inForce.Load(), &inForce{c, Plan(c)}
+	if err := d.host.Update(withAdded(next.plan, d.added)); err != nil {
+		return refusedByHost(err)
+	}
+	if _, err := d.table.Reload(rules, by); err != nil {
+		return errors.Join(err, d.host.Update(withAdded(before.plan, d.added)))
+	}
+	d.added = runtimeSides(d.table) // what the configuration has now is no more of them
+	if err := d.host.Update(withAdded(next.plan, d.added)); err != nil {
+		d.log.Warn("the host's routes are behind the configuration", "error", err)
+	}
+	setLevel(d.level, c.Log)
+	if s := d.saved.store; s != nil {
+		s.SetHistory(c.State.History)
+	}
+	d.inForce.Store(next)
+	debug.FreeOSMemory() // reading a million maps takes several times what they do
+	return nil
+}
+
+// logged is how many changes of a reload get a line of their own.
+const logged = 20
+
+func (d *daemon) logReload(changes []string, by string) {
+	for _, line := range changes[:min(logged, len(changes))] {
+		d.log.Info("reload: " + line)
+	}
+	if more := len(changes) - logged; more > 0 {
+		d.log.Info(fmt.Sprintf("reload: and %d changes more", more))
+	}
+	d.log.Info(fmt.Sprintf("reloaded: %d changes", len(changes)), "by", by, "revision", d.table.Revision())
+}

@@ -1,0 +1,252 @@
+package mapping
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/natless/natless/translate"
+)
+
+// listing is what somebody sees who lists once and then follows the events.
+type listing map[string]string
+
+func (l listing) apply(e Event) {
+	switch e.Op {
+	case OpMapAdded, OpMapRemoved:
+		l.enter(e.Op == OpMapAdded, e.Map.IPv4.String(), fmt.Sprint(e.Map.IPv6, e.Map.Label, e.Map.Runtime))
+	case OpLeaseMade, OpLeaseEnded:
+		l.enter(e.Op == OpLeaseMade, e.Lease.IPv4.String(), fmt.Sprint(e.Lease.IPv6, e.Lease.Since.Unix()))
+	}
+}
+
+func (l listing) enter(there bool, key, value string) {
+	if there {
+		l[key] = value
+	} else {
+		delete(l, key)
+	}
+}
+
+func list(x *Table) (uint64, listing) {
+	l := listing{}
+	revision, all := x.MapsAt()
+	same, leases := x.LeasesAt()
+	if revision != same { // something changed in between
+		return list(x)
+	}
+	for m := range all {
+		l.apply(Event{Op: OpMapAdded, Map: &m})
+	}
+	for m := range leases {
+		l.apply(Event{Op: OpLeaseMade, Lease: &m})
+	}
+	return revision, l
+}
+
+// durable is a table in use, and what is known of it from outside.
+type durable struct {
+	*rig
+	store    *memory
+	configs  []Config
+	seen     uint64             // the revision up to which events were looked at
+	listings map[uint64]listing // at revisions of before
+	last     map[netip.Addr]end // of leases that ended
+}
+
+// end is how a lease ended.
+type end struct {
+	client netip.Addr
+	at     time.Time
+	proven bool
+}
+
+// check holds the table against all that must be so at any time.
+func (d *durable) check(t *rapid.T) {
+	revision, now := list(d.x)
+	events, err := d.x.Events(d.seen, 1<<20)
+	require.NoError(t, err)
+	next := d.seen
+	for _, e := range events {
+		require.True(t, e.Revision == next || e.Revision == next+1, "no gap")
+		next = e.Revision
+		switch e.Op {
+		case OpLeaseEnded:
+			d.last[e.Lease.IPv4] = end{e.Lease.IPv6, e.Time, e.Lease.Proven}
+		case OpLeaseMade:
+			if was, ok := d.last[e.Lease.IPv4]; ok && was.proven && was.client != e.Lease.IPv6 {
+				require.GreaterOrEqual(t, e.Time.Sub(was.at), d.config.Pools[0].Quarantine, "%v in quarantine", e.Lease.IPv4)
+			}
+		}
+	}
+	require.Equal(t, revision, next)
+	d.seen = revision
+	for before, l := range d.listings {
+		l = maps.Clone(l)
+		events, err := d.x.Events(before, 1<<20)
+		require.NoError(t, err)
+		for _, e := range events {
+			l.apply(e)
+		}
+		require.Equal(t, now, l, "from revision %d", before)
+	}
+	d.listings[revision] = now
+
+	clients := map[netip.Addr]bool{}
+	lent := map[netip.Prefix]uint32{}
+	for _, l := range d.x.Leases() {
+		require.False(t, clients[l.IPv6], "two addresses")
+		clients[l.IPv6] = true
+		lent[l.Pool]++
+		require.True(t, l.Pool.Contains(l.IPv4))
+		saved := d.store.leases[l.IPv4]
+		require.Equal(t, l.IPv6, saved.IPv6, "in force and not saved")
+		require.True(t, saved.Until.IsZero() && saved.Since.Equal(l.Since))
+		require.Equal(t, l.IPv4, d.x.Explain(l.IPv6).Other)
+		require.Equal(t, l.IPv6, d.x.Explain(l.IPv4).Other)
+	}
+	for _, p := range d.x.Pools() {
+		require.Equal(t, lent[p.IPv4], p.Lent)
+		require.Equal(t, p.Usable, p.Lent+p.Quarantined+p.Free)
+		require.LessOrEqual(t, p.Free, p.Usable)
+	}
+	sum := 0
+	for _, n := range d.x.Networks() {
+		sum += n.Leases
+	}
+	require.Equal(t, len(clients), sum)
+}
+
+// restart kills the process, and holds what comes back against what was.
+func (d *durable) restart(t *rapid.T) {
+	d.store.before, d.store.after = nil, nil
+	was := d.lent()
+	revision := d.x.Revision()
+	d.now = d.now.Add(time.Second)
+	problems := d.start()
+	require.Empty(t, problems)
+	require.Greater(t, d.x.Revision(), revision)
+	require.Subset(t, d.lent(), was, "a lease in force is lost")
+	for _, l := range d.x.Leases() {
+		delete(d.last, l.IPv4)
+	}
+	d.seen = d.x.Revision()
+	d.listings = map[uint64]listing{}
+}
+
+func TestDurableLaw(t *testing.T) {
+	configs := func() []Config {
+		c := Config{Pref64: pfx("64:ff9b::/96"), OwnIPv4: addr("192.0.2.1"), OwnIPv6: addr("fd00::1"), Hairpin: true}
+		c.Pools = []Pool{poolOf("192.0.2.0/29")}
+		a, b, e, f := c, c, c, c
+		b.Pools = []Pool{poolOf("192.0.2.0/28"), poolOf("198.51.100.0/31")}
+		b.Pools[1].Quarantine = b.Pools[0].Quarantine
+		e.Pools = []Pool{poolOf("192.0.2.0/30")}
+		e.Pools[0].Idle, e.Pools[0].MaxLife, e.Pools[0].Quarantine = 40*time.Second, 120*time.Second, 20*time.Second
+		f.Maps = []Map{{IPv4: pfx("192.0.2.3/32"), IPv6: netip.PrefixFrom(lessee(3), 128)}, {IPv4: pfx("198.18.0.0/24"), IPv6: pfx("2001:db9::/120")}}
+		return []Config{a, b, e, f}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		store := newMemory()
+		d := &durable{store: store, configs: configs(), listings: map[uint64]listing{}, last: map[netip.Addr]end{}}
+		d.rig = newRig(t, store, d.configs[0])
+		d.seen = d.x.Revision()
+		address := func() netip.Addr { return addr4(0xc000_0200 + rapid.Uint32Range(0, 15).Draw(t, "address")) }
+		client := func() int { return rapid.IntRange(1, 12).Draw(t, "client") }
+		t.Repeat(map[string]func(*rapid.T){
+			"packet out": func(t *rapid.T) { d.send(client()) },
+			"packets out": func(t *rapid.T) {
+				for i := range 6 {
+					send(d.x, lessee(i*2+1), d.tick)
+				}
+				d.x.keeper.step()
+			},
+			"packet in": func(t *rapid.T) { d.answer(address().String()) },
+			"packets in": func(t *rapid.T) {
+				for _, l := range d.x.Leases() {
+					d.answer(l.IPv4.String())
+				}
+			},
+			"time": func(t *rapid.T) { d.pass(rapid.SampledFrom([]int{1, 3, 30, 61}).Draw(t, "seconds")) },
+			"add": func(t *rapid.T) {
+				bits := rapid.SampledFrom([]int{30, 31, 32}).Draw(t, "bits")
+				d.x.Apply([]Change{{Add: &Map{
+					IPv4: netip.PrefixFrom(address(), bits).Masked(),
+					IPv6: netip.PrefixFrom(lessee(client()), 96+bits).Masked(),
+				}}}, "me")
+			},
+			"remove": func(t *rapid.T) {
+				for _, m := range d.x.RuntimeMaps() {
+					if rapid.Bool().Draw(t, "this") {
+						_, err := d.x.Apply([]Change{{Remove: m.IPv4}}, "me")
+						require.Equal(t, d.store.before == nil, err == nil)
+					}
+				}
+			},
+			"release": func(t *rapid.T) { d.x.Release(address(), "me") },
+			"reload": func(t *rapid.T) {
+				c := rapid.SampledFrom(d.configs).Draw(t, "config")
+				revision := d.x.Revision()
+				c.Now = d.config.Now
+				diff, err := d.x.Reload(c, "me")
+				if err != nil {
+					require.Equal(t, revision, d.x.Revision())
+					return
+				}
+				require.Equal(t, revision+1, diff.Revision)
+				d.config = c
+				d.check(t)
+			},
+			"disk full": func(t *rapid.T) { d.store.before = disk },
+			"disk free": func(t *rapid.T) { d.store.before = nil },
+			"crash":     func(t *rapid.T) { d.restart(t) },
+			"crash before Save": func(t *rapid.T) {
+				d.store.before = func(Batch) error { panic("killed") }
+				d.send(client())
+				d.restart(t)
+			},
+			"crash after Save": func(t *rapid.T) {
+				d.store.before, d.store.after = nil, func() { panic("killed") }
+				d.send(client())
+				was := d.lent()
+				d.restart(t)
+				require.Subset(t, d.lent(), was)
+			},
+			"stop": func(t *rapid.T) {
+				d.store.before = nil
+				require.NoError(t, d.x.keeper.flush())
+				d.restart(t)
+			},
+			"": d.check,
+		})
+
+		// No address is lost to a pool for good.
+		d.store.before = nil
+		for range 2 { // leases end, and so does quarantine
+			d.now = d.now.Add(10000 * time.Second)
+			d.tick += 10000
+			d.pass(3)
+		}
+		d.check(t)
+		require.Empty(t, d.x.Leases())
+		usable := 0
+		for _, p := range d.x.Pools() {
+			usable += int(p.Usable)
+		}
+		var got []netip.Addr
+		for i := range usable {
+			a, v := d.send(1000 + i)
+			require.Equal(t, translate.OK.String(), v.String(), "%d of %d", i, usable)
+			got = append(got, a)
+		}
+		slices.SortFunc(got, netip.Addr.Compare)
+		require.Len(t, slices.Compact(got), usable)
+		d.stopped(2000, translate.PoolFull)
+	})
+}

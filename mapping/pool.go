@@ -1,0 +1,402 @@
+package mapping
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/gaissmai/bart"
+)
+
+// What a pool does with its addresses. Nothing here depends on the size of a
+// pool. Addresses never lent are handed out in ascending order by a cursor.
+// Those that came back stand in one of two queues: what nobody ever answered
+// is lent again first, without quarantine and at once, so that a flood of made
+// up clients uses the same few addresses over and over; the rest waits for its
+// quarantine and, as long as there are others, for its former client.
+
+// remembered is how many returned addresses a pool keeps for their former
+// clients before it prefers them to addresses never lent. It bounds the memory
+// that clients who never come back cost.
+const remembered = 1 << 16
+
+// pool is a Pool at work.
+type pool struct {
+	Pool
+	permitted atomic.Pointer[bart.Lite] // clients, with what is local resolved
+	entry     *entry                    // of its addresses while they are not lent
+	size      uint32                    // addresses
+	first     uint32                    // that may be lent, counted from the start
+	stranger  bool                      // what was lent from it before this process is not known
+
+	usable   uint32 // addresses that can be lent
+	next     uint32 // the first that may never have been lent
+	lent     uint32
+	due      leaseHeap
+	rested   returnedQueue // proven leases', and what maps took
+	spare    returnedQueue // of leases that nobody answered
+	returned map[uint32]*returned
+	wide     *bart.Fast[*returned]    // those of rested that are more than one address
+	former   map[netip.Addr]*returned // those in rested, by client
+
+	refusals map[netip.Addr]uint32 // clients that it had no address for, and the tick
+}
+
+func (p *pool) permits(client netip.Addr) bool { return p.permitted.Load().Contains(client) }
+
+// permits reports whether any pool lends to a client. It takes no lock.
+func (s *policy) permits(client netip.Addr) bool {
+	return slices.ContainsFunc(s.pools, func(p *pool) bool { return p.permits(client) })
+}
+
+// permit sets who may lease.
+func (p *pool) permit(local []netip.Prefix) {
+	permitted := new(bart.Lite)
+	for _, x := range p.Clients {
+		permitted.Insert(x)
+	}
+	if p.Local {
+		for _, x := range local {
+			permitted.Insert(x)
+		}
+	}
+	p.permitted.Store(permitted)
+}
+
+// returned is an address that came back, or several that a map took once.
+type returned struct {
+	prefix     netip.Prefix
+	client     netip.Addr // who had it last; invalid: a map, or unknown
+	kept       bool       // for client
+	at         uint32     // tick of its return
+	spare      bool       // without quarantine: nobody answered its client
+	prev, next *returned
+}
+
+func (r *returned) addr() netip.Addr { return r.prefix.Addr() }
+
+// offer is an address that a client would be lent, and where it comes from.
+type offer struct {
+	pool *pool // nil: none is left
+	addr netip.Addr
+	from *returned // nil: the cursor
+}
+
+// offer is the address that a client would be lent now: the one the client had
+// before wherever that is, else one of the first pool with any left.
+func (t *Table) offer(s *snapshot, client netip.Addr, tick uint32) offer {
+	for _, p := range s.pools {
+		if r := p.former[client]; r != nil && p.permits(client) {
+			return offer{p, r.addr(), r}
+		}
+	}
+	for _, p := range s.pools {
+		if !p.permits(client) {
+			continue
+		}
+		if a, r := p.choose(s, tick); a.IsValid() {
+			return offer{p, a, r}
+		}
+	}
+	return offer{}
+}
+
+// take takes what was offered out of its pool.
+func (o offer) take() {
+	if r := o.from; r != nil {
+		o.pool.queue(r).remove(r) // it stays in returned, so that the cursor does not find it before it is in force
+		o.pool.disown(r)
+		return
+	}
+	o.pool.next = number4(o.addr) - number4(o.pool.IPv4.Addr()) + 1
+}
+
+// putBack undoes take. What was taken since must have been put back.
+func (o offer) putBack() {
+	if r := o.from; r != nil {
+		o.pool.queue(r).restore(r)
+		o.pool.index(r)
+		return
+	}
+	o.pool.next = number4(o.addr) - number4(o.pool.IPv4.Addr())
+}
+
+// choose is an address that nobody has, invalid if there is none, and its
+// place in a queue if it was lent before.
+func (p *pool) choose(s *snapshot, tick uint32) (netip.Addr, *returned) {
+	if r := p.spare.first; r != nil {
+		return r.addr(), r
+	}
+	oldest := p.rested.first
+	if oldest != nil && p.rests(oldest, tick) {
+		oldest = nil
+	}
+	if oldest == nil || p.rested.len < remembered {
+		if a := p.fresh(s); a.IsValid() {
+			return a, nil
+		}
+	}
+	if oldest == nil {
+		return netip.Addr{}, nil
+	}
+	return oldest.addr(), oldest
+}
+
+// rests reports whether an address is in quarantine.
+func (p *pool) rests(r *returned, tick uint32) bool {
+	return !r.spare && !reached(tick, r.at+ticks(p.Quarantine))
+}
+
+// quarantined counts the addresses that are in quarantine.
+func (p *pool) quarantined(v4 *bart.Fast[*entry], tick uint32) (n uint32) {
+	for r := p.rested.last; r != nil && p.rests(r, tick); r = r.prev {
+		if r.prefix.Bits() == 32 {
+			n++
+		}
+	}
+	var last netip.Prefix
+	for x, r := range p.wide.AllSorted4() {
+		if p.rests(r, tick) && !(last.IsValid() && last.Overlaps(x)) {
+			last = x
+			n += p.unlent(v4, x) - uint32(len(p.within(x)))
+		}
+	}
+	return n
+}
+
+// fresh is the next address that was not lent before, as far as is known, and
+// invalid when all were: the one that next then counts to. What a map, natless
+// itself or a client has is stepped over, and so is what came back.
+func (p *pool) fresh(s *snapshot) netip.Addr {
+	start := number4(p.IPv4.Addr())
+	for p.next < p.size {
+		if r := p.returned[p.next]; r != nil {
+			p.next++
+			continue
+		}
+		a := addr4(start + p.next)
+		taken, e, _ := s.v4.LookupPrefixLPM(netip.PrefixFrom(a, 32))
+		if e == p.entry {
+			r, _ := p.wide.Lookup(a)
+			if r == nil {
+				return a
+			}
+			taken = r.prefix
+		}
+		p.next = number4(last4(taken)) - start + 1
+	}
+	return netip.Addr{}
+}
+
+// wake sends the cursor back to prefixes that maps took and whose quarantine
+// is over. It finds there what nobody has. It must not be called between take
+// and what follows.
+func (p *pool) wake(tick uint32) {
+	var over []*returned
+	for _, r := range p.wide.All4() {
+		if !p.rests(r, tick) {
+			over = append(over, r)
+		}
+	}
+	for _, r := range over {
+		p.forget(r)
+		p.stranger = true
+		p.next = min(p.next, p.number(r.addr()))
+	}
+}
+
+func (s *policy) wake(tick uint32) {
+	for _, p := range s.pools {
+		p.wake(tick)
+	}
+}
+
+func (p *pool) number(a netip.Addr) uint32 {
+	return max(p.first, number4(a)-number4(p.IPv4.Addr()))
+}
+
+// givenBack is the address of a lease that ended. Its client finds it again,
+// unless the lease came to its maximum age: an active client would have it
+// back at once, and max_life would mean nothing.
+func givenBack(l *lease, tick uint32, answered bool) *returned {
+	return &returned{
+		prefix: netip.PrefixFrom(l.v4, 32), client: l.v6, at: tick,
+		kept: answered && !l.aged(l.pool.Load(), tick), spare: !answered,
+	}
+}
+
+// keep enters what came back in its queue.
+func (p *pool) keep(r *returned) {
+	p.queue(r).add(r)
+	p.index(r)
+}
+
+func (p *pool) queue(r *returned) *returnedQueue {
+	if r.spare {
+		return &p.spare
+	}
+	return &p.rested
+}
+
+func (p *pool) index(r *returned) {
+	if r.prefix.Bits() < 32 {
+		p.wide.Insert(r.prefix, r)
+		return
+	}
+	p.returned[number4(r.addr())-number4(p.IPv4.Addr())] = r
+	if r.kept {
+		p.former[r.client] = r
+	}
+}
+
+// forget takes an address out of its queue.
+func (p *pool) forget(r *returned) {
+	p.queue(r).remove(r)
+	p.disown(r)
+	if r.prefix.Bits() < 32 {
+		p.wide.Delete(r.prefix)
+		return
+	}
+	delete(p.returned, number4(r.addr())-number4(p.IPv4.Addr()))
+}
+
+// at is what came back of that very prefix; nil if nothing did.
+func (p *pool) at(x netip.Prefix) *returned {
+	if x.Bits() < 32 {
+		r, _ := p.wide.Get(x)
+		return r
+	}
+	return p.returned[number4(x.Addr())-number4(p.IPv4.Addr())]
+}
+
+// disown has an address no longer kept for its client.
+func (p *pool) disown(r *returned) {
+	if p.former[r.client] == r {
+		delete(p.former, r.client)
+	}
+}
+
+// lendable counts the addresses under x that are p's to lend, lent or not.
+func (p *pool) lendable(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
+	return p.count(v4, x, func(e *entry) bool { return e.kind == kindLease })
+}
+
+// unlent counts the addresses under x that are p's and not lent.
+func (p *pool) unlent(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
+	return p.count(v4, x, func(*entry) bool { return false })
+}
+
+// count counts the addresses under x that are p's or of entries that count as
+// p's, without what looks like the network.
+func (p *pool) count(v4 *bart.Fast[*entry], x netip.Prefix, counts func(*entry) bool) uint32 {
+	if e, _ := v4.LookupPrefix(x); e != p.entry && !counts(e) {
+		return 0
+	}
+	n := uint32(size4(x))
+	if x.Addr() == p.IPv4.Addr() {
+		n -= p.first
+	}
+	var last netip.Prefix
+	for y, e := range v4.Subnets(x) {
+		if e == p.entry || counts(e) || last.IsValid() && last.Contains(y.Addr()) {
+			continue
+		}
+		last = y
+		n -= uint32(size4(y))
+		if y.Addr() == p.IPv4.Addr() {
+			n += p.first
+		}
+	}
+	return n
+}
+
+// within lists the single addresses under x that came back.
+func (p *pool) within(x netip.Prefix) (list []*returned) {
+	start, size := number4(x.Addr())-number4(p.IPv4.Addr()), uint32(size4(x))
+	if int(size) > len(p.returned) {
+		for i, r := range p.returned {
+			if i-start < size {
+				list = append(list, r)
+			}
+		}
+		return list
+	}
+	for i := range size {
+		if r := p.returned[start+i]; r != nil {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// lose takes the addresses of a new map out of the pool, n of them.
+func (p *pool) lose(x netip.Prefix, n uint32) {
+	p.usable -= n
+	for _, r := range p.within(x) {
+		p.forget(r)
+	}
+	var wide []*returned
+	for _, r := range p.wide.Subnets(x) {
+		wide = append(wide, r)
+	}
+	for _, r := range wide {
+		p.forget(r)
+	}
+}
+
+// regain gives the pool the addresses of a map that is gone, n of them. They
+// rest like those of leases: whoever spoke with them still may.
+func (p *pool) regain(x netip.Prefix, n, tick uint32) {
+	p.usable += n
+	if n > 0 {
+		p.keep(&returned{prefix: x, at: tick})
+	}
+}
+
+// ticks is a duration in whole seconds, rounded up.
+func ticks(d time.Duration) uint32 { return uint32((d + time.Second - 1) / time.Second) }
+
+// reached reports whether tick is at or after t. Ticks wrap around.
+func reached(tick, t uint32) bool { return int32(tick-t) >= 0 }
+
+// returnedQueue is a list in the order of return, which is the order in which
+// quarantine ends as well, since a pool has one.
+type returnedQueue struct {
+	first, last *returned
+	len         int
+}
+
+func (q *returnedQueue) add(r *returned) {
+	r.prev, r.next = q.last, nil
+	q.restore(r)
+}
+
+// restore enters r between the two that it was removed from.
+func (q *returnedQueue) restore(r *returned) {
+	if r.prev == nil {
+		q.first = r
+	} else {
+		r.prev.next = r
+	}
+	if r.next == nil {
+		q.last = r
+	} else {
+		r.next.prev = r
+	}
+	q.len++
+}
+
+func (q *returnedQueue) remove(r *returned) {
+	if r.prev == nil {
+		q.first = r.next
+	} else {
+		r.prev.next = r.next
+	}
+	if r.next == nil {
+		q.last = r.prev
+	} else {
+		r.next.prev = r.prev
+	}
+	q.len--
+}

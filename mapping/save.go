@@ -1,0 +1,203 @@
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+const (
+	// Ends of leases and proofs wait so long to be saved with others. After a
+	// crash a lease whose end was not saved goes on, and one whose proof was not
+	// is proven by what next comes for it.
+	saveEnds   = time.Second
+	saveProofs = 5 * time.Second
+
+	saveAgain = time.Second // after what could not be saved
+	logAgain  = time.Minute // that it still cannot
+)
+
+// unsaved is what was not saved yet. The table's mu guards it; leases are
+// added and taken only while writing is held too.
+type unsaved struct {
+	leases []SavedLease // in order
+	by     time.Time    // when they must be
+
+	problem string    // why nothing can be saved; "": it can
+	retry   time.Time // not to be tried before
+	logged  time.Time
+	told    bool // of this problem
+}
+
+// note has leases saved by and by. k may be nil.
+func (k *keeper) note(in time.Duration, leases ...SavedLease) {
+	if k == nil || k.Store == nil || len(leases) == 0 {
+		return
+	}
+	u := &k.unsaved
+	if by := k.clock().Add(in); len(u.leases) == 0 || by.Before(u.by) {
+		u.by = by
+	}
+	u.leases = append(u.leases, leases...)
+}
+
+// noteProof has it saved that a lease is proven, if it is. k may be nil.
+func (k *keeper) noteProof(l *lease) {
+	if k != nil && !l.noted && l.proven.Load() {
+		l.noted = true
+		k.note(saveProofs, l.saved(time.Time{}))
+	}
+}
+
+// failing reports whether saving failed a moment ago.
+func (k *keeper) failing() bool {
+	t := k.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return k.unsaved.problem != "" && k.clock().Before(k.unsaved.retry)
+}
+
+// StoreProblem says why nothing can be saved now; "" if it can, as far as is
+// known.
+func (t *Table) StoreProblem() string {
+	if t.keeper == nil {
+		return ""
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.keeper.unsaved.problem
+}
+
+// save makes durable what was noted, in its order, and then the batch. writing
+// must be held, mu must not. An error is ErrUnavailable, and nothing is saved.
+func (t *Table) save(b Batch) error {
+	k := t.keeper
+	if k == nil || k.Store == nil {
+		return nil
+	}
+	t.mu.Lock()
+	b.Leases = append(k.unsaved.leases[:len(k.unsaved.leases):len(k.unsaved.leases)], b.Leases...)
+	t.mu.Unlock()
+	if len(b.Leases)+len(b.PutMaps)+len(b.RemoveMaps) == 0 {
+		return nil
+	}
+	err := k.write(b)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	k.result(err)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	k.unsaved.leases = nil
+	return nil
+}
+
+// write is Save, and read is Load, but a panic is an error: the dataplane goes
+// on.
+func (k *keeper) write(b Batch) (err error) {
+	defer caught(&err)
+	k.Log.Debug("saving", "leases", len(b.Leases), "maps", len(b.PutMaps)+len(b.RemoveMaps))
+	if err = k.Store.Save(b); err == nil {
+		k.Log.Debug("saved")
+	}
+	return err
+}
+
+func (k *keeper) read() (s Saved, err error) {
+	defer caught(&err)
+	return k.Store.Load()
+}
+
+func caught(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("panic: %v", r)
+	}
+}
+
+// result notes how saving went.
+func (k *keeper) result(err error) {
+	u, now := &k.unsaved, k.clock()
+	if err == nil {
+		if u.told {
+			k.Log.Info("state is saved again")
+		}
+		u.problem, u.told = "", false
+		return
+	}
+	u.problem, u.retry = err.Error(), now.Add(saveAgain)
+	if u.logged.IsZero() || now.Sub(u.logged) >= logAgain {
+		u.logged, u.told = now, true
+		k.Log.Error("cannot save state: leases go on, new ones are refused until it can be saved", "error", err)
+	}
+}
+
+// save saves what was noted when it is time, or tries whether saving works
+// again, and says how long until then.
+func (k *keeper) save() time.Duration {
+	t := k.table
+	now := k.clock()
+	t.mu.Lock()
+	u := k.unsaved
+	t.mu.Unlock()
+	var wait time.Duration
+	switch {
+	case u.problem != "":
+		wait = u.retry.Sub(now)
+	case len(u.leases) > 0:
+		wait = u.by.Sub(now)
+	default:
+		return time.Hour
+	}
+	if wait = max(wait, k.pause()); wait > 0 {
+		return wait
+	}
+	k.commits.take()
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	var b Batch
+	if u.problem != "" {
+		b.RemoveMaps = []netip.Prefix{noMap}
+	}
+	if err := t.save(b); err != nil {
+		return saveAgain
+	}
+	return time.Hour
+}
+
+// noMap is the IPv4 side of no map. Removing it shows whether the store can
+// be written.
+var noMap = netip.MustParsePrefix("0.0.0.0/32")
+
+// flush saves all that was noted.
+func (k *keeper) flush() error {
+	t := k.table
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	return t.save(Batch{})
+}
+
+// History calls yield with every lease that was in force at a time, as far as
+// it is remembered, by IPv4 address, until yield returns false.
+func (t *Table) History(at time.Time, yield func(SavedLease) bool) error {
+	if t.keeper == nil || t.keeper.Store == nil {
+		return errors.New("no history: state is kept in memory only")
+	}
+	k := t.keeper
+	ended := map[SavedLease]bool{} // before that time, and the store does not know yet
+	t.mu.Lock()
+	for _, l := range k.unsaved.leases {
+		if until := l.Until; !until.IsZero() && !until.After(at) {
+			ended[span(l)] = true
+		}
+	}
+	t.mu.Unlock()
+	return k.Store.History(at, func(l SavedLease) bool {
+		return ended[span(l)] || yield(l)
+	})
+}
+
+// span is what tells a lease from all others.
+func span(l SavedLease) SavedLease {
+	return SavedLease{IPv4: l.IPv4, IPv6: l.IPv6, Since: time.Unix(0, l.Since.UnixNano())}
+}

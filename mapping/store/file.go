@@ -1,0 +1,426 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	boltErrors "go.etcd.io/bbolt/errors"
+)
+
+const (
+	fileName = "natless.db"
+	lockWait = time.Second // for another natless that is about to end
+)
+
+// open finds, checks and, where there is none, makes the file.
+func (s *Store) open(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	s.dir, s.path = dir, filepath.Join(dir, fileName)
+	if err := s.enter(); err != nil {
+		return err
+	}
+	err = s.attach()
+	if isDamage(err) {
+		if err := s.setAside(err); err != nil {
+			return err
+		}
+		err = fs.ErrNotExist
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = s.create(); err == nil {
+			err = s.attach()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.path, err)
+	}
+	return s.connect()
+}
+
+// enter makes the directory and locks it. bbolt locks the file, but only once
+// it has it: the lock of the directory also covers checking, setting aside and
+// making one.
+func (s *Store) enter() error {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return err
+	}
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockWait / 20) {
+		err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			s.unlock()
+			s.lock = d
+			return nil
+		case errors.Is(err, syscall.EINTR):
+		case !errors.Is(err, syscall.EWOULDBLOCK):
+			d.Close()
+			return fmt.Errorf("lock %s: %w", s.dir, err)
+		case time.Now().After(end):
+			d.Close()
+			return fmt.Errorf("another natless uses %s", s.dir)
+		}
+	}
+}
+
+func (s *Store) unlock() {
+	if s.lock != nil {
+		s.lock.Close()
+		s.lock = nil
+	}
+}
+
+// attach opens and checks the file that is there: fs.ErrNotExist if there is
+// none.
+func (s *Store) attach() error {
+	info, err := os.Stat(s.path) // through a symbolic link, which may be wanted
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Lstat(s.path); err == nil {
+			return damaged("a symbolic link to nothing")
+		}
+		return fs.ErrNotExist
+	case errors.Is(err, syscall.ELOOP):
+		return damaged("a symbolic link that leads nowhere")
+	case err != nil:
+		return err
+	case !info.Mode().IsRegular():
+		return damaged("not a regular file")
+	}
+	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	var readOnly error
+	if errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
+		readOnly = err
+		f, err = os.Open(s.path)
+	}
+	if err != nil {
+		return err
+	}
+	c, err := read(f, nil)
+	if err != nil {
+		f.Close()
+		return err
+	}
+	s.file, s.contents = f, c
+	if readOnly != nil {
+		s.readOnly.Store(&readOnly)
+		s.log.Warn("the state can be read but not written: no lease can be made", "file", s.path, "error", readOnly)
+	}
+	return nil
+}
+
+// setAside gives what is in the place of the file another name.
+func (s *Store) setAside(why error) error {
+	name := s.path + ".set-aside-" + time.Now().UTC().Format("20060102T150405Z")
+	to := name
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
+			break
+		} else if err != nil {
+			return err
+		}
+		to = fmt.Sprintf("%s-%d", name, i)
+	}
+	if err := os.Rename(s.path, to); err != nil {
+		return fmt.Errorf("%s is damaged or not natless's (%w) and cannot be set aside: %w", s.path, why, err)
+	}
+	s.aside = fmt.Sprintf("%s was damaged or not natless's (%v): it is set aside as %s, and a new one begun without its leases and mappings",
+		s.path, why, to)
+	s.log.Error("the state was damaged or not natless's: it is set aside, and a new one begun without its leases and mappings",
+		"file", s.path, "reason", why, "aside", to)
+	return syncDir(s.dir)
+}
+
+// create makes a new file. It gets its name when it is complete, so that one
+// that is not whole is always one that was damaged.
+func (s *Store) create() error {
+	name := s.path + ".new"
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := initialize(name); err != nil {
+		_ = os.Remove(name)
+		return err
+	}
+	return s.place(name)
+}
+
+// initialize makes a database with everything but records.
+func initialize(name string) error {
+	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: lockWait})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range dataBuckets {
+			if _, err := tx.CreateBucket([]byte(b)); err != nil {
+				return err
+			}
+		}
+		meta, err := tx.CreateBucket([]byte(bucketMeta))
+		if err != nil {
+			return err
+		}
+		for key, payload := range map[string][]byte{
+			keySchema: binary.BigEndian.AppendUint32(nil, schema),
+			keyTotal:  total{}.encode(),
+		} {
+			if err := meta.Put([]byte(key), seal(bucketMeta, []byte(key), payload)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return errors.Join(err, db.Close())
+}
+
+// place gives a complete new file its name, in whose place there must be
+// nothing.
+func (s *Store) place(name string) error {
+	_, err := os.Lstat(s.path)
+	switch {
+	case err == nil:
+		err = fmt.Errorf("%s is in the way of a new file", s.path)
+	case errors.Is(err, fs.ErrNotExist):
+		err = os.Rename(name, s.path)
+	}
+	if err != nil {
+		_ = os.Remove(name)
+		return err
+	}
+	return errors.Join(syncDir(s.dir), syncDir(filepath.Dir(s.dir)))
+}
+
+func syncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// ready makes the file and bbolt usable again after whatever went wrong the
+// last time.
+func (s *Store) ready(toWrite bool) error {
+	if s.file == nil {
+		return errClosed
+	}
+	if toWrite {
+		if err := s.present(); err != nil {
+			return err
+		}
+		if err := s.writable(); err != nil {
+			return err
+		}
+	}
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if s.doubtful {
+		if _, err := read(s.file, nil); err != nil {
+			return fmt.Errorf("the file was damaged while in use: %w", err)
+		}
+		s.doubtful = false
+	}
+	if s.db != nil {
+		return nil
+	}
+	return s.connect()
+}
+
+// present makes sure that what is saved will be found at the next start. What
+// another put in the place of the file is left alone, and a file that was
+// moved, or is on a file system that was taken away, may come back: to go on
+// in another would make two states of one. Only a file that was deleted for
+// good is written anew, of the one that is still open.
+func (s *Store) present() error {
+	ours, err := s.file.Stat()
+	if err != nil {
+		return err
+	}
+	there, err := os.Stat(s.path)
+	switch {
+	case err == nil && os.SameFile(there, ours):
+		return nil
+	case err == nil:
+		return errors.New("it was replaced while in use: put the former file back, or restart natless to use the one that is there")
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case ours.Sys().(*syscall.Stat_t).Nlink > 0:
+		return errors.New("it was moved away or its file system taken away: expected it back")
+	}
+	return s.rewrite(ours.Size())
+}
+
+// rewrite makes a file again that was deleted while in use.
+func (s *Store) rewrite(size int64) error {
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if locked, err := s.lock.Stat(); err != nil {
+		return err
+	} else if there, err := os.Stat(s.dir); err != nil || !os.SameFile(there, locked) {
+		if err := s.enter(); err != nil { // the directory was deleted, too
+			return err
+		}
+	}
+	name := s.path + ".new"
+	if err := s.copyTo(name, size); err != nil {
+		return err
+	}
+	if err := s.place(name); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(s.disconnect(), s.file.Close())
+	s.file = f
+	s.log.Warn("the state was deleted while in use: it is written anew, with all that was in it", "file", s.path)
+	return err
+}
+
+// copyTo copies the open file, which has to be whole.
+func (s *Store) copyTo(name string, size int64) error {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, io.NewSectionReader(s.file, 0, size))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		_, err = read(f, nil)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(name)
+	}
+	return err
+}
+
+// writable tries again to open the file for writing if it could not be.
+func (s *Store) writable() error {
+	if s.readOnly.Load() == nil {
+		return nil
+	}
+	f, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(s.disconnect(), s.file.Close())
+	s.file = f
+	s.readOnly.Store(nil)
+	s.log.Info("the state can be written again", "file", s.path)
+	return err
+}
+
+// connect has bbolt open the file, which was checked.
+func (s *Store) connect() error {
+	err := s.guard(func() (err error) {
+		s.db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{
+			Timeout:      lockWait,
+			ReadOnly:     s.readOnly.Load() != nil,
+			FreelistType: bbolt.FreelistMapType, // the other is slow in a large file
+			NoStatistics: true,
+			OpenFile:     s.openAgain,
+		})
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	s.db, s.handle = nil, nil
+	if errors.Is(err, boltErrors.ErrTimeout) {
+		return fmt.Errorf("another process uses %s", s.path)
+	}
+	return err
+}
+
+// openAgain opens the file for bbolt, which never is to make one nor to open
+// another than was checked.
+func (s *Store) openAgain(name string, flag int, mode os.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
+	if err != nil {
+		return nil, err
+	}
+	ours, err := s.file.Stat()
+	if err == nil {
+		var there os.FileInfo
+		if there, err = f.Stat(); err == nil && !os.SameFile(ours, there) {
+			err = fmt.Errorf("%s was replaced while in use", name)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	s.handle = f
+	return f, nil
+}
+
+// disconnect ends bbolt's use of the file. It is opened again when needed.
+func (s *Store) disconnect() error {
+	if s.db == nil {
+		return nil
+	}
+	err := s.guard(s.db.Close)
+	s.db, s.handle = nil, nil
+	return err
+}
+
+// abandon leaves bbolt as it is after a panic, which may have left its locks
+// held, so that it cannot be closed. Its map stays in memory, and with it its
+// lock of the file unless that is given up here.
+func (s *Store) abandon() {
+	s.doubtful = true
+	if s.handle != nil {
+		_ = syscall.Flock(int(s.handle.Fd()), syscall.LOCK_UN)
+		_ = s.handle.Close()
+	}
+	s.db, s.handle = nil, nil
+}
+
+// heads are the parts of the two head pages that say what is saved.
+type heads [2][headerSize + metaSize]byte
+
+func (s *Store) heads() (h heads, err error) {
+	for i := range h {
+		if err := readAt(s.file, h[i][:], int64(i)*s.pageSize); err != nil {
+			return h, err
+		}
+	}
+	return h, nil
+}
+
+// settle makes a Save that failed halfway one that did nothing. Until it
+// succeeds the file is not used.
+func (s *Store) settle() error {
+	if s.undo == nil {
+		return nil
+	}
+	for i := range s.undo {
+		if _, err := s.file.WriteAt(s.undo[i][:], int64(i)*s.pageSize); err != nil {
+			return err
+		}
+	}
+	if err := syscall.Fdatasync(int(s.file.Fd())); err != nil {
+		return err
+	}
+	s.undo = nil
+	return nil
+}

@@ -1,0 +1,229 @@
+package store
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/natless/natless/mapping"
+)
+
+// The buckets of the database and their records. All numbers are big-endian,
+// all times nanoseconds since 1970, with the sign bit turned over in keys so
+// that they sort.
+//
+//	meta     "schema"                    version of all this, 4 bytes
+//	         "total"                     count and sum of checksums of all records in the other buckets
+//	maps     IPv4 address, its bits      IPv6 address, its bits, label, origin
+//	leases   IPv4 address                IPv6 address, since, until, flags
+//	history  IPv4 address, until         IPv6 address, since
+//	ended    until, IPv4 address         nothing: the history by time
+//
+// Each value is a version byte, what the table says, and a CRC-32C of bucket,
+// key and value. A lost or stale page of whole records is found by the total.
+const (
+	bucketMeta    = "meta"
+	bucketMaps    = "maps"
+	bucketLeases  = "leases"
+	bucketHistory = "history"
+	bucketEnded   = "ended"
+
+	keySchema = "schema"
+	keyTotal  = "total"
+
+	recordVersion = 1
+	sumSize       = 4
+
+	flagProven = 1
+	flagEnded  = 2
+)
+
+var (
+	dataBuckets = []string{bucketMaps, bucketLeases, bucketHistory, bucketEnded}
+	castagnoli  = crc32.MakeTable(crc32.Castagnoli)
+)
+
+func checksum(bucket string, key, value []byte) uint32 {
+	c := crc32.Update(0, castagnoli, []byte(bucket))
+	c = crc32.Update(c, castagnoli, key)
+	return crc32.Update(c, castagnoli, value)
+}
+
+// seal makes a record of what it is to hold.
+func seal(bucket string, key, payload []byte) []byte {
+	v := append([]byte{recordVersion}, payload...)
+	return binary.BigEndian.AppendUint32(v, checksum(bucket, key, v))
+}
+
+// sumOf is the checksum that a record carries.
+func sumOf(record []byte) uint64 {
+	return uint64(binary.BigEndian.Uint32(record[len(record)-sumSize:]))
+}
+
+// unseal is what a record holds. It is valid as long as the record.
+func unseal(bucket string, key, record []byte) ([]byte, error) {
+	if len(record) < 1+sumSize {
+		return nil, damaged("a record in bucket %q is cut off", bucket)
+	}
+	body := record[:len(record)-sumSize]
+	switch {
+	case uint64(checksum(bucket, key, body)) != sumOf(record):
+		return nil, damaged("the checksum of a record in bucket %q is wrong", bucket)
+	case body[0] != recordVersion:
+		return nil, damaged("a record in bucket %q is of version %d", bucket, body[0])
+	}
+	return body[1:], nil
+}
+
+// malformed is for records with a good checksum and a content that is not of
+// this schema.
+func malformed(bucket string) error { return damaged("a record in bucket %q is malformed", bucket) }
+
+// nanos is a time as records have it.
+func nanos(t time.Time) (uint64, error) {
+	if t.Before(time.Unix(0, math.MinInt64)) || t.After(time.Unix(0, math.MaxInt64)) {
+		return 0, fmt.Errorf("time %v cannot be kept", t)
+	}
+	return sortable(t.UnixNano()), nil
+}
+
+func sortable(n int64) uint64 { return uint64(n) ^ 1<<63 }
+
+func timeOf(n uint64) time.Time { return time.Unix(0, int64(n^1<<63)).UTC() }
+
+func mapKey(p netip.Prefix) []byte {
+	a := p.Addr().As4()
+	return append(a[:], byte(p.Bits()))
+}
+
+func checkIPv4(p netip.Prefix) error {
+	if !p.IsValid() || !p.Addr().Is4() {
+		return fmt.Errorf("%v is not an IPv4 prefix", p)
+	}
+	return nil
+}
+
+func encodeMap(m mapping.Map) (key, payload []byte, err error) {
+	if err := checkIPv4(m.IPv4); err != nil {
+		return nil, nil, err
+	}
+	if !m.IPv6.IsValid() || !m.IPv6.Addr().Is6() {
+		return nil, nil, fmt.Errorf("%v is not an IPv6 prefix", m.IPv6)
+	}
+	a := m.IPv6.Addr().As16()
+	payload = append(a[:], byte(m.IPv6.Bits()))
+	for _, s := range []string{m.Label, m.Origin} {
+		payload = append(binary.AppendUvarint(payload, uint64(len(s))), s...)
+	}
+	return mapKey(m.IPv4), payload, nil
+}
+
+func decodeMap(key, payload []byte) (m mapping.Map, err error) {
+	if len(key) != 5 || len(payload) < 17 {
+		return m, malformed(bucketMaps)
+	}
+	m.IPv4 = netip.PrefixFrom(netip.AddrFrom4([4]byte(key)), int(key[4]))
+	m.IPv6 = netip.PrefixFrom(netip.AddrFrom16([16]byte(payload)), int(payload[16]))
+	rest := payload[17:]
+	for _, s := range []*string{&m.Label, &m.Origin} {
+		n, size := binary.Uvarint(rest)
+		if size <= 0 || n > uint64(len(rest)-size) {
+			return m, malformed(bucketMaps)
+		}
+		*s, rest = string(rest[size:size+int(n)]), rest[size+int(n):]
+	}
+	if !m.IPv4.IsValid() || !m.IPv6.IsValid() || len(rest) > 0 {
+		return m, malformed(bucketMaps)
+	}
+	return m, nil
+}
+
+const leaseSize = 16 + 8 + 8 + 1
+
+func encodeLease(l mapping.SavedLease) (key, payload []byte, err error) {
+	if !l.IPv4.Is4() {
+		return nil, nil, fmt.Errorf("%v is not an IPv4 address", l.IPv4)
+	}
+	if !l.IPv6.Is6() || l.IPv6.Zone() != "" {
+		return nil, nil, fmt.Errorf("%v is not an IPv6 address without a zone", l.IPv6)
+	}
+	since, err := nanos(l.Since)
+	if err != nil {
+		return nil, nil, err
+	}
+	var until uint64
+	var flags byte
+	if l.Proven {
+		flags |= flagProven
+	}
+	if !l.Until.IsZero() {
+		flags |= flagEnded
+		if until, err = nanos(l.Until); err != nil {
+			return nil, nil, err
+		}
+	}
+	a, client := l.IPv4.As4(), l.IPv6.As16()
+	payload = binary.BigEndian.AppendUint64(client[:], since)
+	payload = binary.BigEndian.AppendUint64(payload, until)
+	return a[:], append(payload, flags), nil
+}
+
+func decodeLease(key, payload []byte) (l mapping.SavedLease, err error) {
+	if len(key) != 4 || len(payload) != leaseSize || payload[leaseSize-1] > flagProven|flagEnded {
+		return l, malformed(bucketLeases)
+	}
+	flags := payload[leaseSize-1]
+	l = mapping.SavedLease{
+		IPv4:   netip.AddrFrom4([4]byte(key)),
+		IPv6:   netip.AddrFrom16([16]byte(payload)),
+		Since:  timeOf(binary.BigEndian.Uint64(payload[16:])),
+		Proven: flags&flagProven != 0,
+	}
+	if flags&flagEnded != 0 {
+		l.Until = timeOf(binary.BigEndian.Uint64(payload[24:]))
+	}
+	return l, nil
+}
+
+// pastKeys are the keys of an ended lease in the history and by time, made of
+// its record among the leases.
+func pastKeys(key, payload []byte) (history, ended, past []byte) {
+	until := payload[24:32]
+	history = append(append(history, key...), until...)
+	ended = append(append(ended, until...), key...)
+	return history, ended, payload[:24]
+}
+
+func decodePast(key, payload []byte) (l mapping.SavedLease, err error) {
+	if len(key) != 12 || len(payload) != 24 {
+		return l, malformed(bucketHistory)
+	}
+	return mapping.SavedLease{
+		IPv4:   netip.AddrFrom4([4]byte(key)),
+		IPv6:   netip.AddrFrom16([16]byte(payload)),
+		Since:  timeOf(binary.BigEndian.Uint64(payload[16:])),
+		Until:  timeOf(binary.BigEndian.Uint64(key[4:])),
+		Proven: true,
+	}, nil
+}
+
+// total is the count and the sum of checksums of all records but those of
+// bucketMeta.
+type total struct{ count, sum uint64 }
+
+func (t *total) add(record []byte)  { t.count++; t.sum += sumOf(record) }
+func (t *total) drop(record []byte) { t.count--; t.sum -= sumOf(record) }
+
+func (t total) encode() []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, t.count), t.sum)
+}
+
+func decodeTotal(b []byte) (total, error) {
+	if len(b) != 16 {
+		return total{}, malformed(bucketMeta)
+	}
+	return total{binary.BigEndian.Uint64(b), binary.BigEndian.Uint64(b[8:])}, nil
+}
