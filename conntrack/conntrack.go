@@ -18,6 +18,9 @@
 //     holds them until it comes; then they are PeekOut or PeekIn.
 //   - End when a lease ends or its range becomes another. Expire every second.
 //
+// Nothing calls it yet: the configuration refuses pools of mode port-range,
+// which need it, until all that goes with them is there.
+//
 // # Sessions
 //
 // A mapping ties a client's port (or echo identifier) of a protocol to an
