@@ -165,6 +165,56 @@ func TestOpenAndClose(t *testing.T) {
 	})
 }
 
+// A queue of several rings gives what is in one by turns with what is in the
+// others, and what is in one in order. What one has no room for costs the others
+// nothing.
+func TestRingsTakeTurns(t *testing.T) {
+	inNamespace(t, func() {
+		d := open(t, Config{Name: "nl0", Queues: 1, Rings: 4, Offload: true})
+		if !d.Features().Steering {
+			assert.Equal(t, 1, d.Features().Rings)
+			testenv.Skip(t, "no program can be attached to a TUN device here")
+		}
+		assert.Equal(t, 4, d.Features().Rings)
+		assert.Len(t, d.Queues(), 1)
+		up(t, d, "192.0.2.1/24")
+		_, err := Open(Config{Name: "nl0", Queues: 1, Rings: 4, Offload: true})
+		assert.ErrorIs(t, err, errHeld)
+
+		flood, other := connected(t), connected(t) // two ports
+		require.NoError(t, unix.Connect(other, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{192, 0, 2, 3}}))
+		for i := range 600 {
+			_, err := unix.Write(flood, []byte{byte(i), byte(i >> 8)})
+			require.NoError(t, err)
+		}
+		for i := range 40 {
+			_, err := unix.Write(other, []byte{byte(i), byte(i >> 8)})
+			require.NoError(t, err)
+		}
+		assert.EqualValues(t, 100, d.Drops())
+		q, buf, next := d.Queues()[0], make([]byte, off+MaxPacket), [4]int{}
+		for next[3] < 40 {
+			_, _, err := q.Read(buf, off)
+			require.NoError(t, err)
+			client := buf[off+19]
+			require.EqualValues(t, next[client], binary.LittleEndian.Uint16(buf[off+28:]), "order")
+			next[client]++
+		}
+		assert.LessOrEqual(t, next[2], 40+turn, "packets of the flood that came before the last of the others")
+		for next[2] < 500 {
+			_, _, err := q.Read(buf, off)
+			require.NoError(t, err)
+			next[2]++
+		}
+		q.Wake()
+		_, _, err = q.Read(buf, off)
+		assert.Equal(t, ErrWoken, err, "and then there is no more")
+		require.NoError(t, d.Close())
+		_, err = netlink.LinkByName("nl0")
+		assert.ErrorAs(t, err, &netlink.LinkNotFoundError{})
+	})
+}
+
 // A UDP socket that sends with UDP_SEGMENT: what leaves it in one piece arrives
 // in one piece.
 func TestReadsUDPSuperPacket(t *testing.T) {
@@ -241,7 +291,7 @@ func TestCloseWakesReaders(t *testing.T) {
 		for _, offload := range []bool{true, false} {
 			d := open(t, Config{Name: "nl0", Queues: 2, Offload: offload})
 			errs := make(chan error)
-			for _, q := range append(d.Queues(), d.Queues()...) {
+			for _, q := range d.Queues() {
 				go func() {
 					_, _, err := q.Read(make([]byte, off+MaxPacket), off)
 					errs <- err
@@ -250,7 +300,7 @@ func TestCloseWakesReaders(t *testing.T) {
 			time.Sleep(20 * time.Millisecond) // until they block
 			go d.Close()
 			require.NoError(t, d.Close())
-			for range 4 {
+			for range 2 {
 				assert.Equal(t, os.ErrClosed, <-errs)
 			}
 		}
@@ -321,26 +371,24 @@ func TestWakeUnderTraffic(t *testing.T) {
 			s, q := connected(t), d.Queues()[0]
 			woken, done := make(chan struct{}, 1), make(chan struct{})
 			var readers, wakers sync.WaitGroup
-			for range 2 {
-				readers.Go(func() {
-					buf := make([]byte, off+MaxPacket)
-					for {
-						_, _, err := q.Read(buf, off)
-						switch {
-						case errors.Is(err, os.ErrClosed):
-							return
-						case errors.Is(err, ErrWoken):
-							select {
-							case woken <- struct{}{}:
-							default:
-							}
-						case err != nil:
-							t.Error(err)
-							return
+			readers.Go(func() {
+				buf := make([]byte, off+MaxPacket)
+				for {
+					_, _, err := q.Read(buf, off)
+					switch {
+					case errors.Is(err, os.ErrClosed):
+						return
+					case errors.Is(err, ErrWoken):
+						select {
+						case woken <- struct{}{}:
+						default:
 						}
+					case err != nil:
+						t.Error(err)
+						return
 					}
-				})
-			}
+				}
+			})
 			wakers.Go(func() { // traffic, with pauses in which Read waits
 				for i := 0; ; i++ {
 					select {
@@ -469,7 +517,7 @@ func TestShortBufferIsAnError(t *testing.T) {
 func TestWithoutOffload(t *testing.T) {
 	inNamespace(t, func() {
 		d := open(t, Config{Name: "nl0", Queues: 2})
-		assert.Equal(t, Features{MultiQueue: true, Steering: d.Features().Steering}, d.Features())
+		assert.Equal(t, Features{MultiQueue: true, Rings: 1, Steering: d.Features().Steering}, d.Features())
 		require.Len(t, d.Queues(), 2)
 		require.NoError(t, d.Queues()[1].Close()) // the kernel sends everything through the other one
 		up(t, d, "192.0.2.1/24")
@@ -546,10 +594,11 @@ func TestPersistentDeviceIsAdoptedAndLeft(t *testing.T) {
 			link, err := netlink.LinkByName("nl0")
 			require.NoError(t, err)
 
-			d := open(t, Config{Name: "nl0", Queues: 2, Offload: true})
+			d := open(t, Config{Name: "nl0", Queues: 2, Rings: 3, Offload: true})
 			f := d.Features()
 			assert.True(t, f.Adopted && f.TSO && f.MultiQueue == multi, "%+v", f)
 			assert.Len(t, d.Queues(), queues)
+			assert.Equal(t, multi && f.Steering, f.Rings == 3, "%+v", f)
 			assert.Equal(t, link.Attrs().Index, d.Index())
 			require.NoError(t, d.Close())
 			assertLeft(t)
@@ -563,7 +612,7 @@ func TestPersistentDeviceIsAdoptedAndLeft(t *testing.T) {
 			require.True(t, active["tx-tcp-segmentation"])
 
 			d = open(t, Config{Name: "nl0", Queues: 2})
-			assert.Equal(t, Features{MultiQueue: multi, Adopted: true}, d.Features())
+			assert.Equal(t, Features{Rings: 1, MultiQueue: multi, Adopted: true}, d.Features())
 			require.NoError(t, d.Close())
 			assertLeft(t)
 			require.NoError(t, netlink.LinkDel(link))

@@ -58,24 +58,37 @@ func kernelFlags() (uint16, error) {
 // that the kernel took.
 func (d *Device) openOffload(p plan) (offloads uint, err error) {
 	s := &shared{adopted: p.adopted}
-	for i := range p.queues {
-		flags := p.flags
-		if i == 0 && !p.adopted {
-			flags |= unix.IFF_TUN_EXCL // somebody made it since we looked: EBUSY
-		}
-		q, err := newRawQueue(p.name, flags, s)
+	flags := p.flags
+	if !p.adopted {
+		flags |= unix.IFF_TUN_EXCL // somebody made it since we looked: EBUSY
+	}
+	first, err := newRawQueue(p.name, flags, s)
+	if err != nil {
+		return 0, err
+	}
+	d.queues = append(d.queues, first)
+	if offloads, err = setUp(first.rings[0]); err != nil {
+		return 0, err
+	}
+	d.features.Steering = p.queues*p.rings > 1 && steer(first.rings[0], p.queues, p.rings) == nil
+	if !d.features.Steering {
+		p.rings = 1 // the kernel would move flows from ring to ring
+	}
+	for range p.queues - 1 {
+		q, err := newRawQueue(p.name, p.flags, s)
 		if err != nil {
 			return 0, err
 		}
 		d.queues = append(d.queues, q)
-		if i > 0 {
-			continue
-		}
-		if offloads, err = setUp(q.fd); err != nil {
-			return 0, err
-		}
-		d.features.Steering = p.queues > 1 && steer(q.fd) == nil
 	}
+	for range p.rings - 1 {
+		for _, q := range d.queues {
+			if err := q.(*rawQueue).addRing(p.name, p.flags); err != nil {
+				return 0, err
+			}
+		}
+	}
+	d.features.Rings = p.rings
 	return offloads, nil
 }
 

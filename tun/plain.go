@@ -17,8 +17,9 @@ type plainQueue struct {
 	woken atomic.Bool // and the deadline for reading has passed or is about to
 }
 
-// openPlain attaches queues without offloads.
+// openPlain attaches queues without offloads, of one ring each.
 func (d *Device) openPlain(p plan) error {
+	d.features.Rings = 1
 	for i := range p.queues {
 		q, err := newPlainQueue(p)
 		if err != nil {
@@ -37,7 +38,7 @@ func (d *Device) openPlain(p plan) error {
 			_ = q.control(unsteer) // and its program, which refers to nothing of ours
 			continue
 		}
-		d.features.Steering = p.queues > 1 && q.control(steer) == nil
+		d.features.Steering = p.queues > 1 && q.control(func(fd int) error { return steer(fd, p.queues, 1) }) == nil
 	}
 	return nil
 }

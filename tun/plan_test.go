@@ -25,18 +25,29 @@ func TestMakePlan(t *testing.T) {
 		existing *netlink.Tuntap
 		queues   int
 		flags    uint16
+		rings    int // 0 is 1
 	}{
-		{"everything", Config{Queues: 2, Offload: true}, all, nil, 2, all},
-		{"one queue is exclusive", Config{Queues: 1, Offload: true}, all, nil, 1, base | vnet},
-		{"no number of queues is one", Config{}, all, nil, 1, base},
-		{"without offload", Config{Queues: 4}, all, nil, 4, base | multi},
-		{"kernel without headers", Config{Queues: 2, Offload: true}, base | multi, nil, 2, base | multi},
-		{"kernel without queues", Config{Queues: 2, Offload: true}, base | vnet, nil, 1, base | vnet},
-		{"operator's device of one queue", Config{Queues: 2, Offload: true}, all, single, 1, base | vnet},
-		{"operator's device of several", Config{Queues: 2, Offload: true}, all, several, 2, all},
-		{"its flag must match for one queue too", Config{Queues: 1}, all, several, 1, base | multi},
+		{"everything", Config{Queues: 2, Offload: true}, all, nil, 2, all, 0},
+		{"one queue is exclusive", Config{Queues: 1, Offload: true}, all, nil, 1, base | vnet, 0},
+		{"no number of queues is one", Config{}, all, nil, 1, base, 0},
+		{"without offload", Config{Queues: 4}, all, nil, 4, base | multi, 0},
+		{"kernel without headers", Config{Queues: 2, Offload: true}, base | multi, nil, 2, base | multi, 0},
+		{"kernel without queues", Config{Queues: 2, Offload: true}, base | vnet, nil, 1, base | vnet, 0},
+		{"operator's device of one queue", Config{Queues: 2, Offload: true}, all, single, 1, base | vnet, 0},
+		{"operator's device of several", Config{Queues: 2, Offload: true}, all, several, 2, all, 0},
+		{"rings", Config{Queues: 2, Rings: 8, Offload: true}, all, nil, 2, all, 8},
+		{"rings of one queue", Config{Queues: 1, Rings: 8, Offload: true}, all, nil, 1, all, 8},
+		{"as many as the kernel has", Config{Queues: 100, Rings: 8, Offload: true}, all, nil, 100, all, 2},
+		{"more queues than the kernel has", Config{Queues: 300, Rings: 8, Offload: true}, all, nil, 300, all, 1},
+		{"no rings without offload", Config{Queues: 1, Rings: 8}, all, nil, 1, base, 1},
+		{"nor on a device of one queue", Config{Queues: 2, Rings: 8, Offload: true}, all, single, 1, base | vnet, 1},
+		{"its flag must match for one queue too", Config{Queues: 1}, all, several, 1, base | multi, 0},
 	} {
+		if c.rings == 0 {
+			c.rings = 1
+		}
 		p := makePlan(c.config, c.kernel, c.existing)
+		assert.Equal(t, c.rings, p.rings, c.name)
 		assert.Equal(t, c.queues, p.queues, c.name)
 		assert.Equal(t, c.flags, p.flags, c.name)
 		assert.Equal(t, c.existing != nil, p.adopted, c.name)

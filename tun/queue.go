@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -15,14 +16,21 @@ import (
 // rawQueue reads and writes with one system call per packet, past the runtime's
 // poller: a worker has a thread of its own, and while packets are there it has
 // nothing to wait for. When the kernel has none it lingers a little if many come,
-// then it polls, on the device and on an eventfd by which Close and Wake wake it.
+// then it polls, on its rings and on an eventfd by which Close and Wake wake it.
 type rawQueue struct {
-	fd, wake int
-	shared   *shared
-	state    atomic.Int64  // calls in progress, plus closing and dead
-	bulk     atomic.Int32  // reads until a bulk transfer counts as over
-	closed   chan struct{} // closed with fd
-	_        [64]byte      // another queue's state lies on another cache line
+	rings  []int // descriptors; packets are written to the first
+	wake   int
+	shared *shared
+	state  atomic.Int64  // calls in progress, plus closing and dead
+	closed chan struct{} // closed with the descriptors
+
+	// The reader's own.
+	polled []unix.PollFd // the rings, then wake; with events where packets may be
+	at     int           // the ring whose turn it is
+	left   int           // of its turn
+	bulk   int           // reads until a bulk transfer counts as over
+
+	_ [64]byte // another queue's state lies on another cache line
 }
 
 // shared is what the queues of one device have in common.
@@ -38,33 +46,45 @@ const (
 )
 
 func newRawQueue(name string, flags uint16, s *shared) (*rawQueue, error) {
-	fd, err := openControl()
+	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("eventfd", err)
 	}
-	wake, err := attach(fd, name, flags)
-	if err != nil {
-		unix.Close(fd)
+	q := &rawQueue{wake: wake, shared: s, closed: make(chan struct{})}
+	q.polled = []unix.PollFd{{Fd: int32(wake), Events: unix.POLLIN}}
+	if err := q.addRing(name, flags); err != nil {
+		unix.Close(wake)
 		return nil, err
 	}
 	s.open.Add(1)
-	return &rawQueue{fd: fd, wake: wake, shared: s, closed: make(chan struct{})}, nil
+	return q, nil
 }
 
-func attach(fd int, name string, flags uint16) (wake int, err error) {
+// addRing attaches one more ring. Nobody may read yet.
+func (q *rawQueue) addRing(name string, flags uint16) error {
+	fd, err := attach(name, flags)
+	if err != nil {
+		return err
+	}
+	q.rings = append(q.rings, fd)
+	q.polled = slices.Insert(q.polled, len(q.polled)-1, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	return nil
+}
+
+func attach(name string, flags uint16) (fd int, err error) {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return -1, err
 	}
+	if fd, err = openControl(); err != nil {
+		return -1, err
+	}
 	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		unix.Close(fd)
 		return -1, fmt.Errorf("TUNSETIFF: %w", explain(err))
 	}
-	wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
-		return -1, os.NewSyscallError("eventfd", err)
-	}
-	return wake, nil
+	return fd, nil
 }
 
 // enter begins a call that uses the descriptors; leave ends it. The last to
@@ -89,10 +109,12 @@ func (q *rawQueue) destroy() {
 		// Offloads and steering outlive a reader on a persistent device, and
 		// the next one may not know what a super-packet is. A device that is
 		// gone refuses.
-		_ = setOffload(q.fd)(0)
-		_ = unsteer(q.fd)
+		_ = setOffload(q.rings[0])(0)
+		_ = unsteer(q.rings[0])
 	}
-	unix.Close(q.fd)
+	for _, fd := range q.rings {
+		unix.Close(fd)
+	}
 	unix.Close(q.wake)
 	close(q.closed)
 }
@@ -136,9 +158,12 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 	}
 	defer q.leave()
 	b := buf[off-HeaderLen:]
-	var lingered time.Time // until when Read lingers, once it does
 	for {
-		n, errno := transfer(unix.SYS_READ, q.fd, b)
+		ring, err := q.next()
+		if err != nil {
+			return 0, Header{}, err
+		}
+		n, errno := transfer(unix.SYS_READ, q.rings[ring], b)
 		switch {
 		case errno == 0 && n >= len(b):
 			return 0, Header{}, errTooBig // cut off by the kernel without a word
@@ -146,15 +171,39 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 			return 0, Header{}, readError(unix.EBADMSG)
 		case errno == 0:
 			h := decode((*[HeaderLen]byte)(b))
+			q.left--
 			q.observe(h.GSOType != unix.VIRTIO_NET_HDR_GSO_NONE)
 			return n - HeaderLen, h, nil
-		case errno == unix.EAGAIN && q.linger(&lingered):
 		case errno == unix.EAGAIN:
-			if err := q.wait(); err != nil {
-				return 0, Header{}, err
-			}
+			q.left = 0
+			q.polled[ring].Revents = 0
 		case errno != unix.EINTR:
 			return 0, Header{}, readError(errno)
+		}
+	}
+}
+
+// turn is how many packets a ring may give before the others have theirs: few
+// enough to wait for, and enough to be worth the question which rings have any.
+// Packets count alike, so that whoever sends large ones moves more in a turn,
+// and they are not what a flood is made of.
+const turn = 16
+
+// next is the ring to read from. Where none has packets it waits.
+func (q *rawQueue) next() (ring int, err error) {
+	if q.left > 0 {
+		return q.at, nil
+	}
+	for {
+		for q.at++; q.at < len(q.rings); q.at++ {
+			if q.polled[q.at].Revents != 0 {
+				q.left = turn
+				return q.at, nil
+			}
+		}
+		q.at = -1
+		if err := q.look(); err != nil {
+			return 0, err
 		}
 	}
 }
@@ -181,51 +230,58 @@ const (
 
 // observe notes whether a bulk transfer runs.
 func (q *rawQueue) observe(super bool) {
-	left := q.bulk.Load()
 	switch {
-	case super && left != bulkReads:
-		q.bulk.Store(bulkReads)
-	case !super && left > 0:
-		q.bulk.Store(left - 1)
+	case super:
+		q.bulk = bulkReads
+	case q.bulk > 0:
+		q.bulk--
 	}
 }
 
-// linger reports whether to read again at once, and offers the CPU to others
-// before. until is its own, and zero at first.
-func (q *rawQueue) linger(until *time.Time) bool {
-	if q.bulk.Load() == 0 {
-		return false
+// look returns when a ring may have packets, or with os.ErrClosed or ErrWoken.
+func (q *rawQueue) look() error {
+	if !q.linger() {
+		if _, err := unix.Poll(q.polled, -1); err != nil && err != unix.EINTR {
+			return failed[readError](err)
+		}
 	}
-	now := time.Now()
-	if until.IsZero() {
-		*until = now.Add(lingerFor)
-	}
-	if now.After(*until) {
-		return false
-	}
-	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
-	return true
-}
-
-// wait returns when the device may have a packet, or with os.ErrClosed or
-// ErrWoken.
-func (q *rawQueue) wait() error {
-	fds := [2]unix.PollFd{
-		{Fd: int32(q.fd), Events: unix.POLLIN},
-		{Fd: int32(q.wake), Events: unix.POLLIN},
-	}
-	if _, err := unix.Poll(fds[:], -1); err != nil && err != unix.EINTR {
-		return failed[readError](err)
-	}
-	woken := fds[1].Revents != 0 && q.unsignal()
+	woken := q.polled[len(q.rings)].Revents != 0 && q.unsignal()
 	if q.state.Load() >= closing {
-		q.signal() // it may have been meant for others that wait
 		return os.ErrClosed
 	}
 	if woken {
 		return ErrWoken
 	}
 	return nil
+}
+
+// linger reports whether there is something new, within a short time in which it
+// offers the CPU to others.
+func (q *rawQueue) linger() bool {
+	if q.bulk == 0 {
+		return false
+	}
+	var until time.Time
+	for !q.any() {
+		now := time.Now()
+		if until.IsZero() {
+			until = now.Add(lingerFor)
+		}
+		if now.After(until) {
+			return false
+		}
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	}
+	return true
+}
+
+// any reports whether there is something new, without waiting and so, as
+// transfer, without telling the runtime.
+func (q *rawQueue) any() bool {
+	var now unix.Timespec
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(q.polled))), uintptr(len(q.polled)),
+		uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return errno == 0 && n > 0
 }
 
 // Write implements Queue.
@@ -237,7 +293,7 @@ func (q *rawQueue) Write(buf []byte, off, n int, h Header) error {
 	b := buf[off-HeaderLen : off+n]
 	encode((*[HeaderLen]byte)(b), h)
 	for {
-		w, errno := transfer(unix.SYS_WRITE, q.fd, b)
+		w, errno := transfer(unix.SYS_WRITE, q.rings[0], b)
 		switch {
 		case errno == 0 && w != len(b):
 			return io.ErrShortWrite

@@ -33,22 +33,32 @@ func parse(t *testing.T, packet string) []byte {
 	return b
 }
 
-func TestSteering(t *testing.T) {
+// load loads a steering program, or skips.
+func load(t *testing.T, queues, rings int) *ebpf.Program {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "loading a program into the kernel needs root")
 	}
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "Apache-2.0", Instructions: steering()})
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "Apache-2.0", Instructions: steering(queues, rings)})
 	if errors.Is(err, unix.EPERM) {
 		testenv.Skip(t, "no program can be loaded: "+err.Error())
 	}
 	require.NoError(t, err)
-	defer program.Close()
-	queue := func(packet string) uint32 {
-		ethernet := make([]byte, 14) // taken off before the program runs
-		n, _, err := program.Test(append(ethernet, parse(t, packet)...))
-		require.NoError(t, err)
-		return n
-	}
+	t.Cleanup(func() { program.Close() })
+	return program
+}
+
+// result is what a program says of a packet.
+func result(t *testing.T, program *ebpf.Program, packet []byte) uint32 {
+	t.Helper()
+	n, _, err := program.Test(append(make([]byte, 14), packet...)) // an Ethernet header, taken off before it runs
+	require.NoError(t, err)
+	return n
+}
+
+func TestSteering(t *testing.T) {
+	program := load(t, 4, 1)
+	queue := func(packet string) uint32 { return result(t, program, parse(t, packet)) }
 
 	want := queue(connection["IPv6 out"])
 	for name, packet := range connection {
@@ -58,7 +68,9 @@ func TestSteering(t *testing.T) {
 	// A datagram's fragments stay together, whichever has the ports.
 	first := queue("45000028 0001 2000 3f 06 0000 c6336405 cb007102 9c40 01bb 0000000000000000")
 	assert.Equal(t, first, queue("45000028 0001 00b9 3f 06 0000 c6336405 cb007102 ffff ffff 0000000000000000"))
-	assert.Equal(t, first, queue("45000028 0002 4000 3f 01 0000 cb007102 c6336405 0800 0000 0000000000000000"), "ICMP")
+	assert.Equal(t, first, queue("45000028 0002 4000 3f 01 0000 c6336405 cb007102 0000 0000 0000000000000000"), "ICMP")
+	assert.Equal(t, queue("45000028 0002 4000 3f 01 0000 cb007102 c6336405 0000 0000 0000000000000000"),
+		queue("60000000 0014 3a 40 20010db8000100000000000000000002 20010db80064000000000000cb007102 8000 0000 0000000000000000"), "ICMP and its answer")
 	const fragment6 = "60000000 0014 2c 40 20010db8000100000000000000000002 20010db80064000000000000cb007102 0600 "
 	assert.Equal(t, queue(fragment6+"0001 00000001 9c40 01bb 00000000"), queue(fragment6+"00b9 00000001 ffff ffff 00000000"))
 
@@ -68,14 +80,68 @@ func TestSteering(t *testing.T) {
 	for port := range 1000 {
 		packet := parse(t, connection["IPv4 out"])
 		packet[20], packet[21] = byte((32768+2*port)>>8), byte(2*port)
-		n, _, err := program.Test(append(make([]byte, 14), packet...))
-		require.NoError(t, err)
-		used[n%4]++
+		used[result(t, program, packet)]++
 	}
 	for _, n := range used {
 		assert.InDelta(t, 250, n, 50, "%v", used)
 	}
 	assert.Zero(t, queue("45"), "too short to have a flow")
+}
+
+// A client's packets of one family share a ring whatever their ports, and
+// the queue goes by the ports alone as it does without rings. Clients whose
+// addresses follow each other have rings of their own.
+func TestRingsGoByTheClient(t *testing.T) {
+	const queues, rings = 2, 8
+	one, all := load(t, queues, 1), load(t, queues, rings)
+	for name, port := range map[string]int{"IPv6 out": 40, "IPv4 back": 22} {
+		packet := parse(t, connection[name])
+		last := 23 // of the client's address
+		if name == "IPv4 back" {
+			last = 19
+		}
+		var clients [rings]int
+		for client := range 256 {
+			packet[last] = byte(client)
+			var own uint32
+			for p := range 32 {
+				packet[port] = byte(p)
+				n := result(t, all, packet)
+				require.Equal(t, result(t, one, packet), n%queues, "queue")
+				if p == 0 {
+					own = n / queues
+					clients[own]++
+				}
+				require.Equal(t, own, n/queues, "ring of client %d by port %d", client, p)
+			}
+			before := parse(t, connection[name])
+			before[last] = byte(client - 1)
+			if client > 0 {
+				require.NotEqual(t, own, result(t, all, before)/queues, "neighbours %d", client)
+			}
+		}
+		for _, n := range clients {
+			assert.InDelta(t, 256/rings, n, 8, "%s: %v", name, clients)
+		}
+	}
+	fragment := parse(t, "45000028 0001 2000 3f 11 0000 cb007102 c6336405 9c40 01bb 0000000000000000")
+	later := parse(t, "45000028 0001 00b9 3f 11 0000 cb007102 c6336405 ffff ffff 0000000000000000")
+	assert.Equal(t, result(t, all, fragment), result(t, all, later))
+	whole := parse(t, connection["IPv4 back"])
+	copy(whole[12:], parse(t, "cb007102 c6336405"))
+	assert.Equal(t, result(t, all, fragment)/queues, result(t, all, whole)/queues, "a fragment has its client's ring")
+	// Neighbours have rings of their own also where the subnet's number counts
+	// up, alone or with the host's.
+	for host := range 2 {
+		var before uint32
+		for k := range 100 {
+			packet := parse(t, connection["IPv6 out"])
+			packet[15], packet[23] = byte(k), byte(k*host)
+			ring := result(t, all, packet) / queues
+			require.False(t, k > 0 && ring == before, "subnet %d", k)
+			before = ring
+		}
+	}
 }
 
 // However the answers are written, a flow stays on its queue. Without steering
@@ -119,7 +185,7 @@ func readable(t *testing.T, d *Device) Queue {
 	for _, q := range d.Queues() {
 		switch q := q.(type) {
 		case *rawQueue:
-			fds = append(fds, unix.PollFd{Fd: int32(q.fd), Events: unix.POLLIN})
+			fds = append(fds, unix.PollFd{Fd: int32(q.rings[0]), Events: unix.POLLIN})
 		case *plainQueue:
 			require.NoError(t, q.control(func(fd int) error {
 				fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})

@@ -36,6 +36,7 @@ const devicePath = "/dev/net/tun"
 type Config struct {
 	Name    string // 1 to 15 bytes
 	Queues  int    // 0 is 1
+	Rings   int    // of each queue; 0 is 1. Without offload, or without Features.Steering, it is 1
 	Offload bool   // with virtio headers, checksum and segmentation offload
 }
 
@@ -48,10 +49,16 @@ type Device struct {
 	dropped  uint64 // by the device before Open
 }
 
-// Queue is one file descriptor of a device. With Features.Steering all packets
-// of a connection come from one queue; without it, packets of one flow do as
-// long as their answers are written to it. All methods may be called at the
-// same time; buffers are borrowed for the time of a call.
+// Queue is what one worker reads of a device: one file descriptor, or one for
+// each of its rings. With Features.Steering all packets of a connection come
+// from one queue; without it, packets of one flow do as long as their answers
+// are written to it. All methods may be called at the same time, Read by one
+// caller; buffers are borrowed for the time of a call.
+//
+// A ring is where the kernel keeps the packets until they are read, 500 at most.
+// A queue of several takes from them by turns, and a client's packets of one
+// family are all in one, so that a flood costs those of other rings no more than
+// their turns.
 type Queue interface {
 	// Read waits for a packet and puts it at buf[off:off+n]; off is at least
 	// HeaderLen, and buf[off:] has room for MaxPacket bytes. The HeaderLen
@@ -86,6 +93,7 @@ type Features struct {
 	Checksum   bool // packets may come with an unfinished checksum
 	TSO        bool // packets may be TCP super-packets, of both families
 	USO        bool // packets may be UDP super-packets (Linux 6.2)
+	Rings      int  // of each queue; they are the kernel's queues
 	MultiQueue bool // the device can have several queues
 	Steering   bool // a connection's packets all come from one queue, whatever is written where
 	Adopted    bool // it is the operator's persistent device
@@ -180,25 +188,30 @@ func Open(c Config) (*Device, error) {
 type plan struct {
 	name    string
 	queues  int
+	rings   int    // of each queue, at most
 	flags   uint16 // for TUNSETIFF
 	adopted bool
 }
 
+// maxRings is how many queues the kernel lets a device have (MAX_TAP_QUEUES).
+const maxRings = 256
+
 // makePlan lays out how to attach. kernel are the flags that the kernel knows;
 // existing is the operator's device or nil.
 func makePlan(c Config, kernel uint16, existing *netlink.Tuntap) plan {
-	p := plan{name: c.Name, queues: max(c.Queues, 1), flags: unix.IFF_TUN | unix.IFF_NO_PI, adopted: existing != nil}
-	multi := p.queues > 1 // a device of one queue cannot be joined by another opener
+	p := plan{name: c.Name, queues: max(c.Queues, 1), rings: 1, flags: unix.IFF_TUN | unix.IFF_NO_PI, adopted: existing != nil}
+	if c.Offload && kernel&unix.IFF_VNET_HDR != 0 {
+		p.flags |= unix.IFF_VNET_HDR
+		p.rings = min(max(c.Rings, 1), max(maxRings/p.queues, 1))
+	}
+	multi := p.queues*p.rings > 1 // a device of one queue cannot be joined by another opener
 	if p.adopted {
 		multi = existing.Flags&netlink.TUNTAP_MULTI_QUEUE != 0 // must match, or EINVAL
 	}
 	if multi && kernel&unix.IFF_MULTI_QUEUE != 0 {
 		p.flags |= unix.IFF_MULTI_QUEUE
 	} else {
-		p.queues = 1
-	}
-	if c.Offload && kernel&unix.IFF_VNET_HDR != 0 {
-		p.flags |= unix.IFF_VNET_HDR
+		p.queues, p.rings = 1, 1
 	}
 	return p
 }
@@ -214,7 +227,7 @@ func (d *Device) inspect(p plan, offloads uint) error {
 	if t == nil {
 		return errors.New("it vanished while being opened")
 	}
-	if t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0 && t.Queues+t.DisabledQueues != len(d.queues) {
+	if t.Flags&netlink.TUNTAP_MULTI_QUEUE != 0 && t.Queues+t.DisabledQueues != len(d.queues)*d.features.Rings {
 		return errHeld
 	}
 	d.index = t.Index
