@@ -75,7 +75,7 @@ func askStatus(ctx context.Context, c *control.Client, wait bool) (control.Statu
 func tabulateStatus(r *rows, s control.Status) {
 	r.add("version", s.Version)
 	r.add("uptime", time.Duration(s.Uptime)*time.Second)
-	r.add("device", fmt.Sprintf("%s, mtu %d, %d queues", s.Device, s.MTU, s.Queues))
+	r.add("device", fmt.Sprintf("%s, mtu %d, queues %d, of %d rings each", s.Device, s.MTU, s.Queues, s.Rings))
 	r.add("offloads", s.Offloads)
 	pref64 := "none"
 	if s.Pref64.IsValid() {

@@ -101,6 +101,7 @@ type Status struct {
 	Device   string             `json:"device"`
 	Offloads string             `json:"offloads"` // those in force, in words
 	Queues   int                `json:"queues"`
+	Rings    int                `json:"rings"`  // of each queue, in which the kernel keeps packets
 	MTU      int                `json:"mtu"`    // bytes
 	Pref64   netip.Prefix       `json:"pref64"` // "" for explicit mappings only
 	OwnIPv4  netip.Addr         `json:"own_ipv4"`

@@ -75,7 +75,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	}
 	defer func() { err = errors.Join(err, leave(host, log)) }()
 
-	device, err := tun.Open(tun.Config{Name: c.Device.Name, Queues: queues(c), Offload: c.Device.Offload == "auto"})
+	device, err := tun.Open(tun.Config{Name: c.Device.Name, Queues: queues(c), Rings: rings, Offload: c.Device.Offload == "auto"})
 	if err != nil {
 		return err
 	}
@@ -146,6 +146,10 @@ func needNetAdmin() error {
 	}
 	return nil
 }
+
+// rings is how many each queue has. Two clients share one by chance, one time in
+// as many; and a worker that has nothing to do looks at all of them.
+const rings = 16
 
 // queues is how many workers there are: as many as asked for, or one per CPU
 // and at most 8, beyond which the kernel's side of the device gains nothing.
@@ -284,7 +288,8 @@ func (d *daemon) summary() string {
 	maps := len(c.Maps) + len(d.added)
 	d.changing.Unlock()
 	said = append(said, fmt.Sprintf("%d maps", maps),
-		fmt.Sprintf("device %s mtu %d, %d queues, %v", d.device.Name(), d.host.MTU(), len(d.device.Queues()), d.device.Features()))
+		fmt.Sprintf("device %s mtu %d, queues %d, of %d rings each, %v", d.device.Name(), d.host.MTU(), len(d.device.Queues()),
+			d.device.Features().Rings, d.device.Features()))
 	if m := d.inForce.Load().plan.Masquerade; len(m) > 0 {
 		said = append(said, "masquerading pool addresses")
 	}

@@ -22,6 +22,7 @@ func (d *daemon) Status() control.Status {
 		Device:   d.device.Name(),
 		Offloads: d.device.Features().String(),
 		Queues:   len(d.device.Queues()),
+		Rings:    d.device.Features().Rings,
 		MTU:      d.host.MTU(),
 		Pref64:   c.Translation.Pref64,
 		OwnIPv4:  c.OwnIPv4(),

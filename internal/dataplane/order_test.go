@@ -46,7 +46,7 @@ func TestFlowsKeepTheirOrder(t *testing.T) {
 // sends goes out by the device as IPv6 and comes in again as IPv4.
 func flowsKeepTheirOrder(t *testing.T, offload bool) {
 	const flows, packets, window = 4, 4000, 64
-	d, err := tun.Open(tun.Config{Name: "nl0", Queues: 3, Offload: offload})
+	d, err := tun.Open(tun.Config{Name: "nl0", Queues: 3, Rings: 4, Offload: offload})
 	if err != nil {
 		testenv.Skip(t, err.Error())
 	}
