@@ -131,7 +131,7 @@ func TestFlags(t *testing.T) {
 	assert.Equal(t, 1, s.Rounds)
 	assert.Equal(t, 10*time.Minute, s.takes())
 
-	for _, bad := range [][]string{{"--rounds", "0"}, {"--time", "0s"}, {"--soak", "-1s"}, {"--flood", "-1"}, {"--peer", "x"},
+	for _, bad := range [][]string{{"--rounds", "0"}, {"--time", "0s"}, {"--soak", "-1s"}, {"--flood", "-1"}, {"--flood-flows", "0"}, {"--peer", "x"},
 		{"--peer", "=run"}, {"--peer", "x= "}, {"word"}, {"--soak", "1m", "--only", "tcp1"}, {"--only", "sctp"}} {
 		_, err := parseFlags(bad, io.Discard)
 		assert.Error(t, err, "%q", bad)

@@ -60,6 +60,7 @@ const thousand = 1000
 var (
 	bulkColumns  = []column{gbit, cpuMiB}
 	udpColumns   = []column{delivered, loss, perCPU, cpuPacket, cpuMiB, offered}
+	floodColumns = []column{kept, unflooded, flooded, flood}
 	measurements = []measurement{
 		{"tcp1", "one TCP stream, client to server", bulkColumns, tcp(1, upload)},
 		{"tcp1-reverse", "one TCP stream, server to client", bulkColumns, tcp(1, download)},
@@ -70,8 +71,10 @@ var (
 		{"udp1400", "the same of 1400 bytes", udpColumns, udp(1400, false)},
 		{"udp1400-gro", "the same with UDP GRO on the host's link to the client, polled every 50 µs", append([]column{groGain}, udpColumns...), udp(1400, true)},
 		{"rtt", "round trip of an echo request per millisecond", []column{p50, added, p99, unanswered}, rtt},
-		{"rtt-flood", "the same while another client floods UDP of 64 bytes", []column{p50, p99, unanswered, flood}, rttFlood},
-		{"tcp1-flood", "rate of one TCP stream before and while another client floods UDP of 64 bytes", []column{kept, unflooded, flooded, flood}, tcpFlood},
+		{"rtt-flood", "the same while another client floods UDP of 64 bytes (--flood-flows)", []column{p50, p99, unanswered, flood}, rttFlood},
+		{"tcp1-flood", "rate of one TCP stream before and while another client floods", floodColumns, tcpFlood(upload, (*testbed).flood)},
+		{"tcp1-reverse-flood", "the same, server to client", floodColumns, tcpFlood(download, (*testbed).flood)},
+		{"tcp1-flooded", "the same, client to server, while the server floods another client", floodColumns, tcpFlood(upload, (*testbed).floodBack)},
 	}
 	soak = measurement{"soak", "resident size with four TCP streams at full rate and 1,000 TCP flows of 5 to 15 seconds coming and going",
 		[]column{growth, residentEarly, residentEnd, gbit, flowWrites}, churning}
@@ -175,7 +178,7 @@ func udp(size int, gro bool) func(context.Context, *testbed, *settings) (figures
 				return nil, err
 			}
 		}
-		if err := t.datagrams(ctx, t.client, size, 0, &t.sent); err != nil {
+		if err := t.datagrams(ctx, t.client, 1, size, 0, &t.sent); err != nil {
 			return nil, err
 		}
 		u, f, err := t.warmed(ctx, s.Time)
@@ -238,7 +241,7 @@ const floodSize = 64
 func rttFlood(ctx context.Context, t *testbed, s *settings) (figures, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	if err := t.datagrams(ctx, t.other, floodSize, s.FloodRate, &t.flooded); err != nil {
+	if err := t.flood(ctx, s); err != nil {
 		return nil, err
 	}
 	if err := pause(ctx, min(s.Time/4, 500*time.Millisecond)); err != nil {
@@ -258,30 +261,32 @@ func rttFlood(ctx context.Context, t *testbed, s *settings) (figures, error) {
 }
 
 // tcpFlood takes half of the time without the flood and half of it with.
-func tcpFlood(ctx context.Context, t *testbed, s *settings) (figures, error) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	if err := t.stream(ctx, upload); err != nil {
-		return nil, err
+func tcpFlood(what byte, flooding func(*testbed, context.Context, *settings) error) func(context.Context, *testbed, *settings) (figures, error) {
+	return func(ctx context.Context, t *testbed, s *settings) (figures, error) {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		if err := t.stream(ctx, what); err != nil {
+			return nil, err
+		}
+		before, f, err := t.warmed(ctx, s.Time/2)
+		if err != nil {
+			return nil, err
+		}
+		if before.received == 0 {
+			return nil, errNothing
+		}
+		if err := flooding(t, ctx, s); err != nil {
+			return nil, err
+		}
+		during, _, err := t.warmed(ctx, s.Time/2)
+		if err != nil {
+			return nil, err
+		}
+		f[unflooded.key], f[flooded.key] = before.gbit(), during.gbit()
+		f[kept.key] = during.gbit() / before.gbit()
+		f[flood.key] = during.perSecond(during.flooded)
+		return f, nil
 	}
-	before, f, err := t.warmed(ctx, s.Time/2)
-	if err != nil {
-		return nil, err
-	}
-	if before.received == 0 {
-		return nil, errNothing
-	}
-	if err := t.datagrams(ctx, t.other, floodSize, s.FloodRate, &t.flooded); err != nil {
-		return nil, err
-	}
-	during, _, err := t.warmed(ctx, s.Time/2)
-	if err != nil {
-		return nil, err
-	}
-	f[unflooded.key], f[flooded.key] = before.gbit(), during.gbit()
-	f[kept.key] = during.gbit() / before.gbit()
-	f[flood.key] = during.perSecond(during.flooded)
-	return f, nil
 }
 
 // flows is how many there are at a time in a soak.

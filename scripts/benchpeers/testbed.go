@@ -24,6 +24,8 @@ const (
 	httpPort = "80"
 	tcpPort  = "5201"
 	udpPort  = "5202" // bound, never read: the kernel counts what arrives
+	// floodPort hears who wants to be flooded.
+	floodPort = "5203"
 )
 
 // testbed is four namespaces, the load in three of them and the contender in

@@ -175,31 +175,78 @@ func (t *testbed) flow(ctx context.Context, life time.Duration) error {
 
 // datagrams sends UDP datagrams of size bytes from node to the server without
 // waiting for anything, until ctx ends: perSecond of them, or as many as one
-// thread can where that is 0.
-func (t *testbed) datagrams(ctx context.Context, node *lab.Node, size, perSecond int, count *atomic.Int64) error {
-	fd, err := dialRaw(node, t.target, udpPort)
-	if err != nil {
-		return err
+// thread can where that is 0. They are of so many flows, by turns.
+func (t *testbed) datagrams(ctx context.Context, node *lab.Node, flows, size, perSecond int, count *atomic.Int64) error {
+	return t.datagramsTo(ctx, node, t.target, udpPort, flows, size, perSecond, count)
+}
+
+func (t *testbed) datagramsTo(ctx context.Context, node *lab.Node, address, port string, flows, size, perSecond int, count *atomic.Int64) error {
+	var fds []int
+	closeAll := func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}
+	for range flows {
+		fd, err := dialRaw(node, address, port)
+		if err != nil {
+			closeAll()
+			return err
+		}
+		fds = append(fds, fd)
 	}
 	var stop atomic.Bool
 	context.AfterFunc(ctx, func() { stop.Store(true) })
 	go func() {
-		defer unix.Close(fd)
+		defer closeAll()
 		buf := make([]byte, size)
 		start, sent := time.Now(), 0
-		for !stop.Load() {
+		for i := 0; !stop.Load(); i++ {
 			if perSecond > 0 && sent >= int(time.Since(start).Seconds()*float64(perSecond)) {
 				time.Sleep(100 * time.Microsecond)
 				continue
 			}
 			// The kernel may have no room; the next one is tried at once.
-			if _, err := unix.Write(fd, buf); err == nil {
+			if _, err := unix.Write(fds[i%flows], buf); err == nil {
 				sent++
 				count.Add(1)
 			}
 		}
 	}()
 	return nil
+}
+
+// flood has the other client send small datagrams, of as many flows as the
+// settings say.
+func (t *testbed) flood(ctx context.Context, s *settings) error {
+	return t.datagrams(ctx, t.other, s.FloodFlows, floodSize, s.FloodRate, &t.flooded)
+}
+
+// floodBack has the server send them to the other client, which has to ask for
+// them first: only then has it an address there.
+func (t *testbed) floodBack(ctx context.Context, s *settings) error {
+	open, err := t.server.ListenPacket("udp", net.JoinHostPort("", floodPort))
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	asking, err := dialRaw(t.other, t.target, floodPort)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(asking)
+	if _, err := unix.Write(asking, []byte("flood")); err != nil {
+		return err
+	}
+	if err := open.SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return err
+	}
+	_, from, err := open.ReadFrom(make([]byte, 100))
+	if err != nil {
+		return fmt.Errorf("the other client's address: %w", err)
+	}
+	to := from.(*net.UDPAddr)
+	return t.datagramsTo(ctx, t.server, to.IP.String(), udpPort, s.FloodFlows, floodSize, s.FloodRate, &t.flooded)
 }
 
 // dialRaw is a connected UDP socket without Go's poller, which would cost a
