@@ -24,9 +24,9 @@ import (
 const maxFile = 256 << 20
 
 // Load reads the file at path, laid over the defaults; with path "" it reads
-// DefaultFile if there is one, and otherwise returns the defaults. All that is
+// DefaultFile if there is one, and otherwise returns the defaults. What is
 // wrong with the file is in one error, a line for each thing, joined with
-// errors.Join.
+// errors.Join; of very many things the first.
 func Load(path string) (*Config, error) {
 	if path != "" {
 		return loadFile(path)
@@ -165,12 +165,19 @@ func (r *report) locate(path string) (line int, name string) {
 	return 0, bare(path)
 }
 
+// reported is how many problems an error tells of. One mistake of who wrote a
+// million maps is a million problems.
+const reported = 50
+
 // err is everything in the order of the file, or nil.
 func (r *report) err() error {
 	slices.SortStableFunc(r.problems, func(a, b problem) int { return a.line - b.line })
-	errs := make([]error, len(r.problems))
-	for i, p := range r.problems {
-		errs[i] = p.err
+	var errs []error
+	for _, p := range r.problems[:min(reported, len(r.problems))] {
+		errs = append(errs, p.err)
+	}
+	if more := len(r.problems) - reported; more > 0 {
+		errs = append(errs, fmt.Errorf("and %d problems more", more))
 	}
 	return errors.Join(errs...)
 }

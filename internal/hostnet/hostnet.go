@@ -119,7 +119,10 @@ func (h *Host) aim(p Plan) {
 	if h.basis == nil || !h.basis.given.equal(p) {
 		h.basis = newBasis(p)
 	}
-	h.plan, h.targets = h.basis.with(p), newTargets(h.basis, p.Added)
+	v4, v6 := byFamily(p.Added)
+	added := covering(v4)
+	merged := merge(added, nil) // once: there can be very many
+	h.plan, h.targets = h.basis.with(p, merged, merge(covering(v6), nil)), newTargets(h.basis, added, merged)
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
