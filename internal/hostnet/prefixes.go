@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -16,21 +17,23 @@ func covers(a, b netip.Prefix) bool { return a.Bits() <= b.Bits() && a.Overlaps(
 // covering drops the prefixes that lie inside others of the lists, and zero
 // ones. The rest is sorted.
 func covering(lists ...[]netip.Prefix) []netip.Prefix {
-	sorted := slices.Concat(lists...) // a copy
-	sorted = slices.DeleteFunc(sorted, func(p netip.Prefix) bool { return !p.IsValid() })
+	sorted := slices.Concat(lists...)
 	for i, p := range sorted {
-		sorted[i] = p.Masked()
+		sorted[i] = p.Masked() // of a zero prefix a zero prefix
 	}
 	slices.SortFunc(sorted, comparePrefix)
 	kept := sorted[:0]
 	for _, p := range sorted {
-		if n := len(kept); n > 0 && kept[n-1].Overlaps(p) {
+		if n := len(kept); !p.IsValid() || n > 0 && kept[n-1].Overlaps(p) {
 			continue // a covering prefix sorts before those it covers
 		}
 		kept = append(kept, p)
 	}
 	return kept
 }
+
+// Merge is the same addresses in as few prefixes as can be, sorted.
+func Merge(list []netip.Prefix) []netip.Prefix { return merge(covering(list), nil) }
 
 // shortestMerged bounds what merge makes: nothing that would pass for a default
 // route.
@@ -86,7 +89,7 @@ type basis struct {
 func newBasis(p Plan) *basis {
 	b := &basis{given: p, named: covering(p.IPv4, p.IPv6), merged: p}
 	for _, list := range b.merged.lists() {
-		*list = merge(covering(*list), nil)
+		*list = Merge(*list)
 	}
 	return b
 }
@@ -174,6 +177,23 @@ func (t *targets) routed(v *view) []netip.Prefix {
 	}
 	return t.apart
 }
+
+// mostRoutes bounds the prefixes that routes are made for. Each is two routes,
+// which the kernel takes one by one, and which are read back at every look.
+const mostRoutes = 1 << 14
+
+// excess says of so many that they are too many, and what to do.
+func excess(prefixes int) []string {
+	if prefixes <= mostRoutes {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d prefixes would need routes to the device, more than %d: neighbouring maps share a route where "+
+		"they fill a prefix, and those inside a larger map need none: add a map around them, or set network.manage = false and route them yourself",
+		prefixes, mostRoutes)}
+}
+
+// excess is that of a plan without what was added.
+func (b *basis) excess() []string { return excess(len(b.merged.IPv4) + len(b.merged.IPv6)) }
 
 // conflicts names what on the host stands in the way of any of it.
 func (t *targets) conflicts(v *view, device int) []string {
