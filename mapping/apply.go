@@ -42,29 +42,32 @@ func (t *Table) Apply(changes []Change, by string) (revision uint64, err error) 
 
 func (t *Table) stageChanges(changes []Change, by string) (*stage, error) {
 	g := t.stage(len(changes))
-	origin := "added " + t.now().UTC().Format(time.RFC3339) + " by " + by
 	for i, c := range changes {
-		if err := g.change(c, origin, by); err != nil {
+		if err := g.change(c, by); err != nil {
 			if len(changes) > 1 {
 				err = fmt.Errorf("change %d of %d: %w", i+1, len(changes), err)
 			}
 			return nil, err
 		}
 	}
+	// Only now: an error about one of these maps that names another says nothing
+	// of where that is from, for neither is in force.
+	origin := "added " + t.now().UTC().Format(time.RFC3339) + " by " + by
+	for _, e := range g.events {
+		if e.Op == OpMapAdded {
+			e.Map.Origin = origin
+		}
+	}
 	return g, nil
 }
 
-func (g *stage) change(c Change, origin, by string) error {
+func (g *stage) change(c Change, by string) error {
 	if c.Add == nil {
 		return g.removeMap(c.Remove, by)
 	}
 	m := *c.Add
 	m.Origin, m.Runtime = "", true
-	if err := g.addMap(&m, new(entry), by); err != nil {
-		return err
-	}
-	m.Origin = origin
-	return nil
+	return g.addMap(&m, new(entry), by)
 }
 
 // batch is what must be saved of a stage: what the prefixes that it touched

@@ -54,6 +54,16 @@ func TestApply(t *testing.T) {
 	assert.False(t, r.x.current.Load().octets.has(203<<24))
 }
 
+// Of two maps of one batch that clash neither is from anywhere.
+func TestApplyNamesNoOrigin(t *testing.T) {
+	r := newRig(t, newMemory(), example())
+	clash := []Change{add("203.0.113.0/24", "2001:db8:9::/120"), add("203.0.113.0/24", "2001:db8:a::/120")}
+	const want = "change 2 of 2: map 203.0.113.0/24 = 2001:db8:a::/120: 203.0.113.0/24 is mapped already, by map 203.0.113.0/24 = 2001:db8:9::/120"
+	assert.EqualError(t, r.x.Check(clash), want)
+	_, err := r.x.Apply(clash, "uid 0")
+	assert.EqualError(t, err, want)
+}
+
 func TestApplyRefuses(t *testing.T) {
 	c := example()
 	c.RFC6791 = []netip.Prefix{pfx("203.0.113.8/30")}

@@ -19,7 +19,7 @@ var (
 	ErrConflict    = errors.New("conflict")           // with something that is there
 	ErrUnknown     = errors.New("no such entry")      // nothing to remove or release
 	ErrUnavailable = errors.New("state not writable") // the store cannot make it durable now
-	ErrGone        = errors.New("revision too old")   // its events are forgotten
+	ErrGone        = errors.New("revision too old")   // its events are forgotten, or the leases of a time
 )
 
 // Op is what an Event tells of.
@@ -53,8 +53,9 @@ type Store interface {
 	// Save makes all of the batch durable, or, with an error, none of it. It
 	// may take as long as a disk does.
 	Save(Batch) error
-	// History calls yield with every lease that was in force at a time, as far
-	// as it is remembered, by IPv4 address, until yield returns false.
+	// History calls yield with every lease that was in force at a time, by IPv4
+	// address, until yield returns false. It is ErrGone for a time of which some
+	// may be forgotten.
 	History(at time.Time, yield func(SavedLease) bool) error
 }
 

@@ -14,7 +14,7 @@ import (
 // Config is what a table is made of.
 type Config struct {
 	Pref64           netip.Prefix     // RFC 6052; the zero value: explicit mappings only
-	Maps             []Map            // any order; nested prefixes are legal
+	Maps             []Map            // any order; nested prefixes are legal; never to be changed again
 	Pools            []Pool           // tried in order
 	OwnIPv4, OwnIPv6 netip.Addr       // natless's own; never lent, never mapped
 	RFC6791          []netip.Prefix   // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
@@ -27,11 +27,14 @@ type Config struct {
 // Map is an explicit mapping (RFC 7757): the IPv4 suffix, what follows the
 // prefix, becomes the head of the IPv6 suffix. The IPv6 suffix is at least as
 // long as the IPv4 suffix.
+//
+// The tags are for package config, which reads them.
 type Map struct {
-	IPv4, IPv6 netip.Prefix
-	Label      string
-	Origin     string // where it was asked for, "FILE:LINE", "flag" or "added TIME by WHO"; named in errors and listings
-	Runtime    bool   // added while running: it can be removed so too, and Reload keeps it
+	IPv4    netip.Prefix `toml:"ipv4" ip:"4"`
+	IPv6    netip.Prefix `toml:"ipv6" ip:"6"`
+	Label   string       `toml:"label"`
+	Origin  string       // where it was asked for, "FILE:LINE", "flag" or "added TIME by WHO"; named in errors and listings
+	Runtime bool         // added while running: it can be removed so too, and Reload keeps it
 }
 
 // Pool lends its IPv4 addresses to IPv6 clients, one to one. All of its
@@ -138,12 +141,12 @@ func (g *stage) blocks(Config) error {
 	return nil
 }
 
-// maps enters the maps, of which there may be a million: they and their
-// entries are in two pieces of memory.
+// maps enters the maps, of which there may be a million: they stay where they
+// are, and their entries are in one piece of memory.
 func (g *stage) maps(c Config) error {
-	maps, entries := slices.Clone(c.Maps), make([]entry, len(c.Maps))
-	for i := range maps {
-		m, e := &maps[i], &entries[i]
+	entries := make([]entry, len(c.Maps))
+	for i := range c.Maps {
+		m, e := &c.Maps[i], &entries[i]
 		if err := m.check(g.t.pref64); err != nil {
 			return fmt.Errorf("%v: %w", m, err)
 		}

@@ -48,9 +48,11 @@ func (j *journal) enter(c change, publish func()) {
 }
 
 // Events lists what changed after a revision, oldest first: whole revisions,
-// as many as have at most max events together, but one at least. The error is
-// ErrGone if some of it is forgotten, or if there was no such revision yet. No
-// events and no error means that nothing changed since.
+// as many as have at most max events together, but one at least. The list is
+// to be read only: one revision, of a hundred thousand maps perhaps, is the
+// same piece of memory for all who ask. The error is ErrGone if some of it is
+// forgotten, or if there was no such revision yet. No events and no error means
+// that nothing changed since.
 func (t *Table) Events(after uint64, max int) ([]Event, error) {
 	j := &t.journal
 	j.mu.Lock()
@@ -66,10 +68,14 @@ func (t *Table) Events(after uint64, max int) ([]Event, error) {
 	})
 	var events []Event
 	for _, c := range j.changes[i:] {
-		if len(events) > 0 && len(events)+len(c.events) > max {
-			break
+		switch {
+		case len(events) == 0:
+			events = slices.Clip(c.events)
+		case len(events)+len(c.events) > max:
+			return events, nil
+		default:
+			events = append(events, c.events...)
 		}
-		events = append(events, c.events...)
 	}
 	return events, nil
 }

@@ -62,6 +62,9 @@ func TestJournalForgets(t *testing.T) {
 	events, err := x.Events(revision-1, 10)
 	require.NoError(t, err)
 	assert.Len(t, events, journaled+10)
+	again, err := x.Events(revision-1, 10)
+	require.NoError(t, err)
+	assert.Same(t, &events[0], &again[0], "one piece of memory for all who watch")
 
 	x.SetLocal(nil)
 	_, err = x.Events(revision-1, 10)

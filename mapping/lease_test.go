@@ -216,6 +216,35 @@ func TestFirstAddress(t *testing.T) {
 	}
 }
 
+// The lease of a pool of one address has the pool's own prefix.
+func TestPoolOfOneAddress(t *testing.T) {
+	r := newRig(t, newMemory(), Config{Pref64: pfx("64:ff9b::/96"), Pools: []Pool{poolOf("198.51.100.7/32")}, OwnIPv4: addr("192.0.2.1"), OwnIPv6: addr("fd00::1")})
+	counts := *r.x.current.Load().counts
+	over := []Change{add("198.51.100.0/24", "2001:db8:9::/120")}
+	for range 3 {
+		r.wears(1, "198.51.100.7")
+		r.answer("198.51.100.7")
+		assert.ErrorIs(t, r.x.Check(over), ErrConflict)
+		r.pass(120)
+		require.Empty(t, r.x.Leases(), "idle")
+		assert.EqualValues(t, 1, r.x.Pools()[0].Quarantined)
+		assert.Equal(t, RulePool, r.x.Explain(addr("198.51.100.7")).Rule)
+		assert.ErrorIs(t, r.x.Check(over), ErrConflict)
+		r.stopped(2, translate.PoolFull)
+		r.wears(1, "198.51.100.7")
+		_, err := r.x.Release(lessee(1), "me")
+		require.NoError(t, err)
+		r.pass(60)
+		r.wears(2, "198.51.100.7")
+		_, err = r.x.Reload(r.config, "me")
+		require.NoError(t, err)
+		_, err = r.x.Release(lessee(2), "me")
+		require.NoError(t, err)
+		r.start()
+		assert.Equal(t, counts, *r.x.current.Load().counts)
+	}
+}
+
 func TestPoolsInOrder(t *testing.T) {
 	few, many, other := poolOf("192.0.2.0/30"), poolOf("198.51.100.0/25"), poolOf("198.51.100.128/25")
 	other.Clients = []netip.Prefix{pfx("2001:db8:0:1::/64")}

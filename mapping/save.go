@@ -177,8 +177,9 @@ func (k *keeper) flush() error {
 	return t.save(Batch{})
 }
 
-// History calls yield with every lease that was in force at a time, as far as
-// it is remembered, by IPv4 address, until yield returns false.
+// History calls yield with every lease that was in force at a time, by IPv4
+// address, until yield returns false. It is ErrGone for a time of which some may
+// be forgotten.
 func (t *Table) History(at time.Time, yield func(SavedLease) bool) error {
 	if t.keeper == nil || t.keeper.Store == nil {
 		return errors.New("no history: state is kept in memory only")

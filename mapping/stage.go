@@ -52,11 +52,14 @@ func (g *stage) snapshot() *snapshot {
 }
 
 func (g *stage) put4(p netip.Prefix, e *entry) {
-	if e.kind != kindLease {
-		if _, there := g.v4.Get(p); !there {
-			g.count(p, 1)
-		}
+	if _, there := g.v4.Get(p); !there {
+		g.count(p, 1)
 	}
+	g.insert4(p, e)
+}
+
+// insert4 is put4 of what counts already, or need not.
+func (g *stage) insert4(p netip.Prefix, e *entry) {
 	if g.owned {
 		g.v4.Insert(p, e)
 	} else {
@@ -72,10 +75,12 @@ func (g *stage) put6(p netip.Prefix, e *entry) {
 	}
 }
 
-func (g *stage) drop4(p netip.Prefix, e *entry) {
-	if e.kind != kindLease {
-		g.count(p, -1)
-	}
+func (g *stage) drop4(p netip.Prefix) {
+	g.count(p, -1)
+	g.delete4(p)
+}
+
+func (g *stage) delete4(p netip.Prefix) {
 	if g.owned {
 		g.v4.Delete(p)
 	} else {
@@ -103,13 +108,18 @@ func (g *stage) count(p netip.Prefix, by int) {
 
 // putLease enters a lease.
 func (g *stage) putLease(l *lease) {
-	g.put4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	g.insert4(netip.PrefixFrom(l.v4, 32), &l.entry)
 	g.put6(netip.PrefixFrom(l.v6, 128), &l.entry)
 }
 
 // end takes a lease out. by says why.
 func (g *stage) end(l *lease, by string) {
-	g.drop4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	x := netip.PrefixFrom(l.v4, 32)
+	if p := l.pool.Load(); p.IPv4 == x { // a pool of one address: the lease had the place of the pool itself
+		g.insert4(x, p.entry)
+	} else {
+		g.delete4(x)
+	}
 	g.drop6(netip.PrefixFrom(l.v6, 128))
 	g.ended = append(g.ended, l)
 	info := g.t.leaseInfo(&l.entry)
@@ -200,7 +210,7 @@ func (g *stage) covers(wide, narrow netip.Prefix) bool {
 		return false
 	}
 	for between, e := range g.v4.Supernets(narrow) {
-		if between != narrow || e.kind != kindPool {
+		if between != narrow || e.kind != kindPool && e.kind != kindLease { // a lease: of a pool of one address
 			return between.Bits() <= wide.Bits() // it replaces a block of its own length
 		}
 	}
@@ -271,8 +281,7 @@ func (g *stage) removeMap(p netip.Prefix, by string) error {
 
 // unmap takes a map out. What it hid appears again.
 func (g *stage) unmap(m *Map, by string) {
-	e, _ := g.v4.Get(m.IPv4)
-	g.drop4(m.IPv4, e)
+	g.drop4(m.IPv4)
 	g.drop6(m.IPv6)
 	for _, x := range refused4 {
 		if x.prefix == m.IPv4 {
@@ -305,17 +314,16 @@ func (g *stage) settlePrivate(changed netip.Prefix) {
 			continue
 		}
 		covered, there := false, false
-		var block *entry
 		for _, e := range g.v4.Supernets(x.prefix) {
 			if e.kind == kindPrivate {
-				there, block = true, e
+				there = true
 			} else {
 				covered = true
 			}
 		}
 		switch {
 		case covered && there:
-			g.drop4(x.prefix, block)
+			g.drop4(x.prefix)
 		case !covered && !there:
 			g.put4(x.prefix, &entry{kind: x.kind, of: x.name})
 		}

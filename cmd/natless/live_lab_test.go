@@ -309,6 +309,13 @@ func TestLabReload(t *testing.T) {
 		assert.True(t, reached("203.0.113.9"))
 		stop()
 		assert.Equal(t, lease, w.leaseOf(t, "2001:db8:2::2"))
+
+		// Another pool in place of the one with a lease.
+		rewrite(t, w.daemon, strings.Replace(reloadable, "169.254.64.0/24", "100.64.0.0/24", 1))
+		changes, err = w.asks().Reload(t.Context())
+		require.NoError(t, err)
+		assert.Contains(t, changes, "leases ended: 1, of addresses or clients that no pool has any more")
+		assert.Contains(t, w.daemon.Output(), "leases ended: 1")
 	})
 }
 

@@ -11,8 +11,9 @@ import (
 	"github.com/natless/natless/internal/lab"
 )
 
-// A download through a masqueraded pool survives two seconds without natless,
-// whether it was stopped or killed.
+// A download on a leased address through a masqueraded pool survives two
+// seconds without natless, whether it was stopped or killed. Another client had
+// leased before, so that only what was written down gives the address back.
 func TestLabRestartUnderLoad(t *testing.T) {
 	ends := map[string]func(*lab.Daemon) error{
 		"SIGTERM": (*lab.Daemon).Stop,
@@ -24,13 +25,16 @@ func TestLabRestartUnderLoad(t *testing.T) {
 				t.Parallel()
 				s := setup{
 					offload: offload,
-					config: own + "[network]\non_exit = \"keep\"\n" +
-						"[[map]]\nipv4 = \"169.254.64.9\"\nipv6 = \"" + client1 + "\"\n",
-					flags: []string{"--pref64", lab.Pref64},
+					config:  own + "[network]\non_exit = \"keep\"\n",
+					flags:   []string{"--pref64", lab.Pref64},
 				}
 				w := start(t, s)
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
+				require.NoError(t, lab.Exchange(ctx, w.client, "2001:db8:1::80", server6+":7", 100))
+				require.NoError(t, lab.Exchange(ctx, w.client, client1, server6+":7", 100))
+				lease := w.leaseOf(t, client1)
+				assert.Equal(t, "169.254.64.3", lease.String())
 
 				// At most so many bytes a second, so that the interruption
 				// falls into the middle.
@@ -66,6 +70,7 @@ func TestLabRestartUnderLoad(t *testing.T) {
 				}
 				w.run(t, s)
 				require.NoError(t, <-done)
+				assert.Equal(t, lease, w.leaseOf(t, client1))
 			})
 		}
 	})

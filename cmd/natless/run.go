@@ -35,11 +35,13 @@ configuration again, as "natless reload" has it do.`,
 
 // settings are what `run`, `check` and `pcap` read their configuration from.
 type settings struct {
-	file  string
-	flags config.Flags
+	file     string
+	standard string // the file to read without -c, when there
+	flags    config.Flags
 }
 
 func (s *settings) register(cmd *cobra.Command) {
+	s.standard = config.DefaultFile
 	cmd.Flags().StringVarP(&s.file, "config", "c", "", "configuration `FILE` (default "+config.DefaultFile+" when there)")
 	s.flags.Register(cmd.Flags())
 }
@@ -53,7 +55,12 @@ func (s *settings) registerOnly(cmd *cobra.Command, names ...string) {
 	}
 }
 
+// load reads the configuration. A standard file that was there once has to be
+// there again: that it is gone for a moment is no wish for the defaults.
 func (s *settings) load() (*config.Config, error) {
+	if _, err := os.Stat(s.standard); s.file == "" && err == nil {
+		s.file = s.standard
+	}
 	c, err := config.Load(s.file)
 	if err != nil {
 		return nil, err

@@ -219,40 +219,62 @@ func (c *Config) checkStandIn(r *report, path string, p netip.Prefix) {
 }
 
 func (c *Config) checkMaps(r *report) {
-	seen := make(map[netip.Prefix]string, 2*len(c.Maps)) // the origin
-	for i, m := range c.Maps {
-		path := element("map", i)
+	before4 := repeated(c.Maps, func(m *Map) netip.Prefix { return m.IPv4 })
+	before6 := repeated(c.Maps, func(m *Map) netip.Prefix { return m.IPv6 })
+	for i := range c.Maps {
+		m := &c.Maps[i]
+		add := func(key, format string, args ...any) { r.add(element("map", i)+key, format, args...) }
 		if err := mapping.CheckLabel(m.Label); err != nil {
-			r.add(path+".label", "%s: %v", given(m.Label), err)
+			add(".label", "%s: %v", given(m.Label), err)
 		}
 		for _, side := range []struct {
 			key    string
 			prefix netip.Prefix
 			family family
-		}{{".ipv4", m.IPv4, 4}, {".ipv6", m.IPv6, 6}} {
+			before map[int]int
+		}{{".ipv4", m.IPv4, 4, before4}, {".ipv6", m.IPv6, 6, before6}} {
 			if !side.prefix.IsValid() {
-				if _, given := c.given[path+side.key]; !given {
-					r.add(path+side.key, "missing: expected %s", inQuotes(side.family.prefix()))
+				if _, given := r.given(element("map", i) + side.key); !given {
+					add(side.key, "missing: expected %s", inQuotes(side.family.prefix()))
 				}
 				continue
 			}
-			if first, ok := seen[side.prefix]; ok {
-				r.add(path+side.key, "%v: mapped before at %s: expected each prefix once", side.prefix, first)
-				continue
+			if first, ok := side.before[i]; ok {
+				add(side.key, "%v: mapped before at %s: expected each prefix once", side.prefix, c.Maps[first].Origin)
 			}
-			seen[side.prefix] = m.Origin
 		}
 		if !m.IPv4.IsValid() || !m.IPv6.IsValid() {
 			continue
 		}
 		// RFC 7757 3.2: the IPv6 suffix is at least as long as the IPv4 one.
 		if room := 128 - m.IPv6.Bits(); room < 32-m.IPv4.Bits() {
-			r.add(path+".ipv6", "%v: too small for %v: expected a prefix length of at most %d", m.IPv6, m.IPv4, 96+m.IPv4.Bits())
+			add(".ipv6", "%v: too small for %v: expected a prefix length of at most %d", m.IPv6, m.IPv4, 96+m.IPv4.Bits())
 		}
 		if p := c.Translation.Pref64; p.Overlaps(m.IPv6) {
-			r.add(path+".ipv6", "%v: overlaps pref64, %v: expected a prefix outside", m.IPv6, p)
+			add(".ipv6", "%v: overlaps pref64, %v: expected a prefix outside", m.IPv6, p)
 		}
 	}
+}
+
+// repeated finds the maps whose prefix, on one side, is that of a map before,
+// and the first of those, by number.
+func repeated(maps []Map, side func(*Map) netip.Prefix) map[int]int {
+	order := make([]int32, len(maps))
+	for i := range order {
+		order[i] = int32(i)
+	}
+	slices.SortFunc(order, func(i, j int32) int {
+		return cmp.Or(side(&maps[i]).Compare(side(&maps[j])), cmp.Compare(i, j))
+	})
+	found, first := map[int]int{}, 0
+	for n := 1; n < len(order); n++ {
+		if side(&maps[order[n]]) != side(&maps[order[first]]) {
+			first = n
+			continue
+		}
+		found[int(order[n])] = int(order[first])
+	}
+	return found
 }
 
 func (c *Config) checkPools(r *report) {

@@ -12,6 +12,8 @@ package config
 import (
 	"net/netip"
 	"time"
+
+	"github.com/natless/natless/mapping"
 )
 
 // DefaultFile is read by Load when no file is named and it exists.
@@ -74,14 +76,9 @@ type Translation struct {
 	PrivateIPv4     string         `toml:"private_ipv4" enum:"auto allow deny"` // see Config.AllowPrivate
 }
 
-// Map is one explicit mapping (RFC 7757). Prefixes are masked.
-type Map struct {
-	IPv4  netip.Prefix `toml:"ipv4" ip:"4"`
-	IPv6  netip.Prefix `toml:"ipv6" ip:"6"`
-	Label string       `toml:"label"`
-
-	Origin string // FILE:LINE, or the flag
-}
+// Map is one explicit mapping (RFC 7757). Prefixes are masked. It is the
+// table's own, so that a million of them are in memory once.
+type Map = mapping.Map
 
 // Pool is a range of IPv4 addresses that are lent to IPv6 clients.
 type Pool struct {

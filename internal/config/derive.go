@@ -59,12 +59,13 @@ func (c *Config) Masquerade() []netip.Prefix {
 // Permitted is which IPv6 sources are permitted at all: the clients of all
 // pools and the IPv6 sides of the maps, and whether "local" is among them.
 func (c *Config) Permitted() (prefixes []netip.Prefix, local bool) {
+	prefixes = make([]netip.Prefix, 0, len(c.Maps)+len(c.Pools))
 	for _, p := range c.Pools {
 		more, here := p.Prefixes()
 		prefixes, local = append(prefixes, more...), local || here
 	}
-	for _, m := range c.Maps {
-		prefixes = append(prefixes, m.IPv6)
+	for i := range c.Maps {
+		prefixes = append(prefixes, c.Maps[i].IPv6)
 	}
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	return slices.Compact(prefixes), local

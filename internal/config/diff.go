@@ -33,7 +33,11 @@ func (c *Config) KeepOwn(running *Config) error {
 	if c.Translation.IPv4.IsValid() || running.Translation.IPv4.IsValid() {
 		return nil
 	}
-	c.own4 = running.OwnIPv4()
+	own := running.OwnIPv4()
+	if c.OwnIPv4() == own {
+		return nil
+	}
+	c.own4 = own
 	if err := c.Validate(); err != nil {
 		return fmt.Errorf("natless's own IPv4 address, %v, cannot change while it runs: %w", c.own4, err)
 	}
@@ -116,14 +120,14 @@ func diffMaps(old, new []Map) []difference {
 		delete(before, m.IPv4)
 		switch {
 		case !ok:
-			list = append(list, difference{key: "map", new: m.String()})
+			list = append(list, difference{key: "map", new: words(m)})
 		case !same(was, m):
-			list = append(list, difference{key: "map", old: was.String(), new: m.String()})
+			list = append(list, difference{key: "map", old: words(was), new: words(m)})
 		}
 	}
 	for _, m := range old {
 		if _, gone := before[m.IPv4]; gone {
-			list = append(list, difference{key: "map", old: m.String()})
+			list = append(list, difference{key: "map", old: words(m)})
 		}
 	}
 	return list
@@ -161,8 +165,8 @@ func diffPools(old, new []Pool) []difference {
 	return list
 }
 
-// String is the map with what it says, but for where.
-func (m Map) String() string {
+// words are the map with what it says, but for where.
+func words(m Map) string {
 	if m.Label == "" {
 		return fmt.Sprintf("%v = %v", m.IPv4, m.IPv6)
 	}

@@ -24,9 +24,9 @@ import (
 const maxFile = 256 << 20
 
 // Load reads the file at path, laid over the defaults; with path "" it reads
-// DefaultFile if there is one, and otherwise returns the defaults. All that is
+// DefaultFile if there is one, and otherwise returns the defaults. What is
 // wrong with the file is in one error, a line for each thing, joined with
-// errors.Join.
+// errors.Join; of very many things the first.
 func Load(path string) (*Config, error) {
 	if path != "" {
 		return loadFile(path)
@@ -75,7 +75,6 @@ func parse(file string, data []byte) (*Config, error) {
 	if err := d.report.err(); err != nil {
 		return nil, err
 	}
-	c.given = withoutMaps(c.given)
 	return c, nil
 }
 
@@ -85,8 +84,9 @@ func newDecoder(c *Config, file string, data []byte) (d decoder, doc map[string]
 		return d, nil, syntaxError(file, err)
 	}
 	c.File = file
-	c.given = positions(data)
-	return decoder{report: report{c: c}}, doc, nil
+	d = decoder{report: report{c: c, data: data}}
+	c.given, d.mapLines = positions(data, false)
+	return d, doc, nil
 }
 
 // syntaxError gives an error of the TOML library the shape of ours.
@@ -98,18 +98,6 @@ func syntaxError(file string, err error) error {
 	}
 	line, column := de.Position()
 	return fmt.Errorf("%s:%d: column %d: not TOML: %s", file, line, column, why)
-}
-
-// withoutMaps is the places of everything but what is inside [[map]] tables:
-// there can be millions of them, and each knows its own line.
-func withoutMaps(given map[string]place) map[string]place {
-	kept := map[string]place{}
-	for path, at := range given {
-		if !strings.HasPrefix(path, "map[") {
-			kept[path] = at
-		}
-	}
-	return kept
 }
 
 // place is where a value was given: a line of the file, or a flag.
@@ -130,6 +118,8 @@ func (p place) name(file, path string) string {
 // report collects what is wrong with a configuration.
 type report struct {
 	c        *Config
+	data     []byte           // of the file
+	inMaps   map[string]place // of what is inside maps; nil until it is asked for
 	problems []problem
 }
 
@@ -145,13 +135,27 @@ func (r *report) add(path, format string, args ...any) {
 	r.problems = append(r.problems, problem{line, fmt.Errorf("%s: %w", name, fmt.Errorf(format, args...))})
 }
 
+// given is the place of the value at path, if it was given. Of what is inside
+// maps, of which there can be millions, places are found only when one of them
+// is wrong.
+func (r *report) given(path string) (at place, ok bool) {
+	if at, ok = r.c.given[path]; ok || !strings.HasPrefix(path, "map[") {
+		return at, ok
+	}
+	if r.inMaps == nil {
+		r.inMaps, _ = positions(r.data, true)
+	}
+	at, ok = r.inMaps[path]
+	return at, ok
+}
+
 func (r *report) locate(path string) (line int, name string) {
 	c := r.c
-	if at, ok := c.given[path]; ok {
+	if at, ok := r.given(path); ok {
 		return at.line, at.name(c.File, path)
 	}
 	if i := strings.LastIndexByte(path, '.'); i > 0 {
-		if table, ok := c.given[path[:i]]; ok {
+		if table, ok := r.given(path[:i]); ok {
 			return table.line, table.name(c.File, path[:i]) + path[i:]
 		}
 	}
@@ -165,12 +169,19 @@ func (r *report) locate(path string) (line int, name string) {
 	return 0, bare(path)
 }
 
+// reported is how many problems an error tells of. One mistake of who wrote a
+// million maps is a million problems.
+const reported = 50
+
 // err is everything in the order of the file, or nil.
 func (r *report) err() error {
 	slices.SortStableFunc(r.problems, func(a, b problem) int { return a.line - b.line })
-	errs := make([]error, len(r.problems))
-	for i, p := range r.problems {
-		errs[i] = p.err
+	var errs []error
+	for _, p := range r.problems[:min(reported, len(r.problems))] {
+		errs = append(errs, p.err)
+	}
+	if more := len(r.problems) - reported; more > 0 {
+		errs = append(errs, fmt.Errorf("and %d problems more", more))
 	}
 	return errors.Join(errs...)
 }
@@ -178,7 +189,8 @@ func (r *report) err() error {
 // decoder puts values, as the TOML library gives them, into a Config.
 type decoder struct {
 	report
-	flag string // that the values come from; "": the file, and their places are known
+	mapLines []int  // of the maps in the file
+	flag     string // that the values come from; "": the file, and their places are known
 }
 
 // note notes where the value at path was given.
@@ -235,19 +247,53 @@ func listOf(path string, t reflect.Type) string {
 
 func (d *decoder) list(path string, in []any, out reflect.Value, tag reflect.StructTag) {
 	out.Set(reflect.MakeSlice(out.Type(), len(in), len(in)))
+	if list, ok := out.Addr().Interface().(*[]Map); ok {
+		d.maps(path, in, *list, tag)
+		return
+	}
 	for i, v := range in {
 		at := element(path, i)
 		d.note(at)
 		// Tables know their line, and those with defaults start from them.
-		switch e := out.Index(i).Addr().Interface().(type) {
-		case *Pool:
+		if e, ok := out.Index(i).Addr().Interface().(*Pool); ok {
 			*e = defaultPool()
-			e.Origin = d.c.File + ":" + strconv.Itoa(d.c.given[at].line)
-		case *Map:
 			e.Origin = d.c.File + ":" + strconv.Itoa(d.c.given[at].line)
 		}
 		d.value(at, v, out.Index(i), tag)
 	}
+}
+
+// maps is list for maps: there can be millions of them. Those with anything
+// wrong go the long way, which says what it is.
+func (d *decoder) maps(path string, in []any, out []Map, tag reflect.StructTag) {
+	for i, v := range in {
+		if !readMap(v, &out[i]) {
+			out[i] = Map{}
+			d.value(element(path, i), v, reflect.ValueOf(&out[i]).Elem(), tag)
+		}
+		out[i].Origin = d.c.File + ":" + strconv.Itoa(d.mapLines[i])
+	}
+}
+
+// readMap reads the keys of a map, and reports whether all is well with each.
+func readMap(v any, m *Map) bool {
+	in, ok := v.(map[string]any)
+	for key, v := range in {
+		s, isString := v.(string)
+		var err error
+		switch key {
+		case "ipv4":
+			m.IPv4, err = parsePrefix(s, 4, false)
+		case "ipv6":
+			m.IPv6, err = parsePrefix(s, 6, false)
+		case "label":
+			m.Label = s
+		default:
+			return false
+		}
+		ok = ok && isString && err == nil
+	}
+	return ok
 }
 
 // isTable reports whether a type stands for a table: a struct with keys.
@@ -356,9 +402,10 @@ func bare(path string) string { return elementNumber.ReplaceAllString(path, "") 
 var elementNumber = regexp.MustCompile(`\[\d+\]`)
 
 // positions is the place of every table, key and element of a document that is
-// known to be TOML, by its path.
-func positions(data []byte) map[string]place {
-	w := walker{places: map[string]place{}, elements: map[string]int{}}
+// known to be TOML, by its path; of what is inside maps only where asked for.
+// The lines of the maps themselves are in a list.
+func positions(data []byte, inMaps bool) (places map[string]place, maps []int) {
+	w := walker{inMaps: inMaps, places: map[string]place{}, elements: map[string]int{}}
 	for i, b := range data {
 		if b == '\n' {
 			w.newlines = append(w.newlines, i)
@@ -375,21 +422,40 @@ func positions(data []byte) map[string]place {
 			w.keyValue(table, e)
 		}
 	}
-	return w.places
+	return w.places, w.maps
 }
 
 type walker struct {
 	p        unstable.Parser
 	newlines []int // offsets
+	inMaps   bool
+	maps     []int // lines
 	places   map[string]place
 	elements map[string]int // [[tables]] so far, by path
 }
 
+func (w *walker) line(at unstable.Range) int {
+	return 1 + sort.SearchInts(w.newlines, int(at.Offset))
+}
+
+// passes reports whether nobody asked for what is at a path.
+func (w *walker) passes(path string) bool {
+	return !w.inMaps && strings.HasPrefix(path, "map[")
+}
+
 // mark notes the line of a path at its first appearance.
 func (w *walker) mark(path string, at unstable.Range) {
-	if _, ok := w.places[path]; !ok {
-		w.places[path] = place{line: 1 + sort.SearchInts(w.newlines, int(at.Offset))}
+	if _, ok := w.places[path]; !ok && !w.passes(path) {
+		w.places[path] = place{line: w.line(at)}
 	}
+}
+
+// markElement is mark for an element of the list at a path.
+func (w *walker) markElement(list string, i int, at unstable.Range) {
+	if list == "map" && i == len(w.maps) {
+		w.maps = append(w.maps, w.line(at))
+	}
+	w.mark(element(list, i), at)
 }
 
 // header is the path that a [table] or [[table]] opens.
@@ -403,14 +469,17 @@ func (w *walker) header(e *unstable.Node) string {
 			w.elements[path]++
 		}
 		if n := w.elements[path]; n > 0 {
+			w.markElement(path, n-1, key.Raw)
 			path = element(path, n-1)
-			w.mark(path, key.Raw)
 		}
 	}
 	return path
 }
 
 func (w *walker) keyValue(table string, e *unstable.Node) {
+	if w.passes(table) {
+		return
+	}
 	path := table
 	var at unstable.Range
 	for it := e.Key(); it.Next(); {
@@ -435,7 +504,7 @@ func (w *walker) value(path string, at unstable.Range, v *unstable.Node) {
 			if raw := it.Node().Raw; raw.Length > 0 {
 				at = raw
 			}
-			w.mark(element(path, i), at)
+			w.markElement(path, i, at)
 			w.value(element(path, i), at, it.Node())
 		}
 	}

@@ -182,3 +182,17 @@ func TestTaygaInstead(t *testing.T) {
 		assert.True(t, ok, directive)
 	}
 }
+
+// What is wrong with every one of very many maps is not told of each.
+func TestManyProblems(t *testing.T) {
+	var file strings.Builder
+	for range 1000 {
+		file.WriteString("[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"nonsense\"\n")
+	}
+	_, err := ReadMaps(strings.NewReader(file.String()), "maps.toml")
+	require.Error(t, err)
+	lines := strings.Split(err.Error(), "\n")
+	assert.Len(t, lines, reported+1)
+	assert.Contains(t, lines[0], "maps.toml:3: map.ipv6: nonsense")
+	assert.Regexp(t, `^and \d+ problems more$`, lines[reported])
+}

@@ -167,6 +167,8 @@ func TestShape(t *testing.T) {
 		{"GET /v1/map/::ffff:192.0.2.1", 400, "application/json", `{"error":"\"::ffff:192.0.2.1\": expected an IPv4 or IPv6 address"}` + "\n"},
 		{"GET /v1/session", 404, "application/json", `{"error":"\"/v1/session\": no such path in this version"}` + "\n"},
 		{"GET /", 404, "application/json", `{"error":"\"/\": no such path in this version"}` + "\n"},
+		{"GET //v1/map", 404, "application/json", `{"error":"\"//v1/map\": no such path in this version"}` + "\n"},
+		{"GET /v1/map/../status", 404, "application/json", `{"error":"\"/v1/map/../status\": no such path in this version"}` + "\n"},
 		{"GET /v1/trace", 405, "application/json", `{"error":"GET: expected POST"}` + "\n"},
 		{"PUT /v1/map/192.0.2.1", 405, "application/json", `{"error":"PUT: expected GET or DELETE"}` + "\n"},
 		{"HEAD /v1/status", 405, "application/json", ""},

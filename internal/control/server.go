@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -178,14 +179,21 @@ func (s *Server) handler(source Source) http.Handler {
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		x := exchange{s, source, w, r, nil}
-		x.readNoMore()
-		x.fail(http.StatusNotFound, "%s: no such path in this version", quoted(r.URL.Path))
+		exchange{s, source, w, r, nil}.noSuchPath()
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.log.Debug("control request", "method", r.Method, "path", r.URL.Path, "peer", r.RemoteAddr)
+		if clean := path.Clean(r.URL.Path); r.URL.Path != clean && r.URL.Path != clean+"/" {
+			exchange{s, source, w, r, nil}.noSuchPath() // mux would send it elsewhere, in HTML
+			return
+		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+func (x exchange) noSuchPath() {
+	x.readNoMore()
+	x.fail(http.StatusNotFound, "%s: no such path in this version", quoted(x.r.URL.Path))
 }
 
 // dispatch answers by the route of the method, and refuses what no route

@@ -39,27 +39,54 @@ func (d *daemon) Change(changes []mapping.Change, by string) (revision uint64, e
 		return 0, err
 	}
 	plan := d.inForce.Load().plan
-	during, after := slices.Clone(d.added), slices.Clone(d.added)
-	for _, c := range changes {
-		if c.Add != nil {
-			during = append(during, sides{c.Add.IPv4, c.Add.IPv6})
-			after = append(after, sides{c.Add.IPv4, c.Add.IPv6})
-			continue
+	during, after := addedBy(d.added, changes)
+	if len(during) > len(d.added) {
+		if err := d.host.Update(withAdded(plan, during)); err != nil {
+			return 0, refusedByHost(err)
 		}
-		after = slices.DeleteFunc(after, func(m sides) bool { return m.v4 == c.Remove || m.v6 == c.Remove })
-	}
-	if err := d.host.Update(withAdded(plan, during)); err != nil {
-		return 0, refusedByHost(err)
 	}
 	revision, err = d.table.Apply(changes, by)
 	if err != nil {
 		return 0, errors.Join(err, d.host.Update(withAdded(plan, d.added)))
 	}
 	d.added = after
-	if err := d.host.Update(withAdded(plan, after)); err != nil {
-		d.log.Warn("routes of removed maps remain for now", "error", err)
+	if len(after) < len(during) {
+		if err := d.host.Update(withAdded(plan, after)); err != nil {
+			d.log.Warn("routes of removed maps remain for now", "error", err)
+		}
 	}
 	return revision, nil
+}
+
+// addedBy is what of the maps added at runtime is there while changes are made,
+// what was before among it, and after. Both can be very many.
+func addedBy(before []sides, changes []mapping.Change) (during, after []sides) {
+	during = slices.Clone(before)
+	place := map[netip.Prefix]int{} // in during, of either side
+	if slices.ContainsFunc(changes, func(c mapping.Change) bool { return c.Add == nil }) {
+		for i, m := range before {
+			place[m.v4], place[m.v6] = i, i
+		}
+	}
+	gone := map[int]bool{}
+	for _, c := range changes {
+		if c.Add != nil {
+			m := sides{c.Add.IPv4, c.Add.IPv6}
+			place[m.v4], place[m.v6] = len(during), len(during)
+			during = append(during, m)
+		} else if i, ok := place[c.Remove]; ok {
+			gone[i] = true
+		}
+	}
+	if len(gone) == 0 {
+		return during, during
+	}
+	for i, m := range during {
+		if !gone[i] {
+			after = append(after, m)
+		}
+	}
+	return during, after
 }
 
 // refusedByHost says of a conflict with the host that it is one.

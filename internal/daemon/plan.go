@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/hostnet"
@@ -18,19 +19,19 @@ func Plan(c *config.Config) hostnet.Plan {
 		Keep:       c.Network.OnExit == "keep",
 		Masquerade: c.Masquerade(),
 	}
-	p.Clients, p.Local = c.Permitted()
+	permitted, local := c.Permitted()
+	p.Clients, p.Local = hostnet.Merge(permitted), local
 	if c.Translation.Pref64.IsValid() {
 		p.IPv6 = append(p.IPv6, c.Translation.Pref64)
 	}
 	p.IPv6 = append(p.IPv6, single(c.OwnIPv6()))
-	own := single(c.OwnIPv4())
-	p.IPv4 = append(p.IPv4, own)
-	p.Inbound = append(p.Inbound, own) // whoever sees it in a traceroute may ping it
-	p.IPv4 = append(p.IPv4, c.Translation.RFC6791...)
-	for _, m := range c.Maps {
-		p.IPv4 = append(p.IPv4, m.IPv4)
-		p.Inbound = append(p.Inbound, m.IPv4)
+	p.IPv4 = make([]netip.Prefix, 0, len(c.Maps)+1+len(c.Translation.RFC6791)+len(c.Pools))
+	p.IPv4 = append(p.IPv4, single(c.OwnIPv4())) // whoever sees it in a traceroute may ping it
+	for i := range c.Maps {
+		p.IPv4 = append(p.IPv4, c.Maps[i].IPv4)
 	}
+	p.Inbound = slices.Clip(p.IPv4) // the same piece of memory: there may be a million
+	p.IPv4 = append(p.IPv4, c.Translation.RFC6791...)
 	for _, pool := range c.Pools {
 		p.IPv4 = append(p.IPv4, pool.IPv4)
 	}
@@ -49,9 +50,7 @@ func Mapping(c *config.Config) mapping.Config {
 		RFC6791:      c.Translation.RFC6791,
 		Hairpin:      c.Translation.Hairpin == "intrinsic",
 		AllowPrivate: c.AllowPrivate(),
-	}
-	for _, e := range c.Maps {
-		m.Maps = append(m.Maps, mapping.Map{IPv4: e.IPv4, IPv6: e.IPv6, Label: e.Label, Origin: e.Origin})
+		Maps:         c.Maps,
 	}
 	for _, pool := range c.Pools {
 		clients, local := pool.Prefixes()

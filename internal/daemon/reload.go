@@ -10,6 +10,7 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 
 	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/mapping"
 )
 
 // reloadAt reads the configuration again at every SIGHUP.
@@ -43,8 +44,12 @@ func (d *daemon) Reload(by string) ([]string, error) {
 	if err := errors.Join(keeps, err); err != nil {
 		return nil, fmt.Errorf("reloading: %w", err)
 	}
-	if err := d.putInForce(next, by); err != nil {
+	diff, err := d.putInForce(next, by)
+	if err != nil {
 		return nil, fmt.Errorf("reloading: %w", err)
+	}
+	if n := len(diff.LeasesEnded); n > 0 {
+		changes = append(changes, fmt.Sprintf("leases ended: %d, of addresses or clients that no pool has any more", n))
 	}
 	d.logReload(changes, by)
 	return changes, nil
@@ -52,17 +57,17 @@ func (d *daemon) Reload(by string) ([]string, error) {
 
 // putInForce has the host, then the table, then the rest be as the
 // configuration says. What cannot fail comes last.
-func (d *daemon) putInForce(c *config.Config, by string) error {
+func (d *daemon) putInForce(c *config.Config, by string) (diff mapping.Diff, err error) {
 	rules := Mapping(c)
 	if err := d.table.CheckReload(rules); err != nil {
-		return err
+		return diff, err
 	}
 	before, next := d.inForce.Load(), &inForce{c, Plan(c)}
 	if err := d.host.Update(withAdded(next.plan, d.added)); err != nil {
-		return refusedByHost(err)
+		return diff, refusedByHost(err)
 	}
-	if _, err := d.table.Reload(rules, by); err != nil {
-		return errors.Join(err, d.host.Update(withAdded(before.plan, d.added)))
+	if diff, err = d.table.Reload(rules, by); err != nil {
+		return diff, errors.Join(err, d.host.Update(withAdded(before.plan, d.added)))
 	}
 	d.added = runtimeSides(d.table) // what the configuration has now is no more of them
 	if err := d.host.Update(withAdded(next.plan, d.added)); err != nil {
@@ -74,7 +79,7 @@ func (d *daemon) putInForce(c *config.Config, by string) error {
 	}
 	d.inForce.Store(next)
 	debug.FreeOSMemory() // reading a million maps takes several times what they do
-	return nil
+	return diff, nil
 }
 
 // logged is how many changes of a reload get a line of their own.

@@ -73,6 +73,7 @@ func Check(p Plan) (Report, error) {
 	r.Firewalls = append(r.Firewalls, firewalls(p.Device, v.names(v.clientLinks(p, h.device)))...)
 	clashes := h.targets.conflicts(v, h.device)
 	if p.Manage {
+		r.Conflicts = append(r.Conflicts, h.basis.excess()...)
 		r.Conflicts = append(r.Conflicts, clashes...)
 		r.Warnings = append(r.Warnings, h.warnings(v, p.Clients)...)
 	} else {

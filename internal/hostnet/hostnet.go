@@ -96,6 +96,7 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	h.aim(p)
 	found := deviceConflicts(p, v)
 	if p.Manage {
+		found = append(found, h.basis.excess()...)
 		found = append(found, conflicts(h.targets.named[0], h.targets.merged, v, v.device(p.Device))...)
 	}
 	if len(found) > 0 {
@@ -119,7 +120,10 @@ func (h *Host) aim(p Plan) {
 	if h.basis == nil || !h.basis.given.equal(p) {
 		h.basis = newBasis(p)
 	}
-	h.plan, h.targets = h.basis.with(p), newTargets(h.basis, p.Added)
+	v4, v6 := byFamily(p.Added)
+	added := covering(v4)
+	merged := merge(added, nil) // once: there can be very many
+	h.plan, h.targets = h.basis.with(p, merged, merge(covering(v6), nil)), newTargets(h.basis, added, merged)
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
@@ -175,6 +179,11 @@ func (h *Host) Update(p Plan) error {
 // update settles, unless what the plan wants beyond the targets of before is in
 // use.
 func (h *Host) update(before *targets) error {
+	if n := len(h.targets.merged); n > len(before.merged) {
+		if found := excess(n); len(found) > 0 {
+			return conflictError(found)
+		}
+	}
 	v, err := look()
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -16,22 +17,23 @@ func covers(a, b netip.Prefix) bool { return a.Bits() <= b.Bits() && a.Overlaps(
 // covering drops the prefixes that lie inside others of the lists, and zero
 // ones. The rest is sorted.
 func covering(lists ...[]netip.Prefix) []netip.Prefix {
-	var sorted []netip.Prefix
-	for _, p := range slices.Concat(lists...) {
-		if p.IsValid() {
-			sorted = append(sorted, p.Masked())
-		}
+	sorted := slices.Concat(lists...)
+	for i, p := range sorted {
+		sorted[i] = p.Masked() // of a zero prefix a zero prefix
 	}
 	slices.SortFunc(sorted, comparePrefix)
-	var kept []netip.Prefix
+	kept := sorted[:0]
 	for _, p := range sorted {
-		if n := len(kept); n > 0 && kept[n-1].Overlaps(p) {
+		if n := len(kept); !p.IsValid() || n > 0 && kept[n-1].Overlaps(p) {
 			continue // a covering prefix sorts before those it covers
 		}
 		kept = append(kept, p)
 	}
 	return kept
 }
+
+// Merge is the same addresses in as few prefixes as can be, sorted.
+func Merge(list []netip.Prefix) []netip.Prefix { return merge(covering(list), nil) }
 
 // shortestMerged bounds what merge makes: nothing that would pass for a default
 // route.
@@ -41,7 +43,7 @@ const shortestMerged = 8
 // long as they fill one exactly, and it is not among those to keep out of. A
 // million maps in a row are then a few routes.
 func merge(list []netip.Prefix, except map[netip.Prefix]bool) []netip.Prefix {
-	var merged []netip.Prefix
+	merged := make([]netip.Prefix, 0, len(list))
 	for _, p := range list {
 		for n := len(merged); n > 0 && p.Bits() > shortestMerged; n-- {
 			left, both := merged[n-1], netip.PrefixFrom(p.Addr(), p.Bits()-1).Masked()
@@ -51,6 +53,9 @@ func merge(list []netip.Prefix, except map[netip.Prefix]bool) []netip.Prefix {
 			p, merged = both, merged[:n-1]
 		}
 		merged = append(merged, p)
+	}
+	if len(merged) < len(list)/2 {
+		return slices.Clone(merged) // what it comes to stays, the room for all of it need not
 	}
 	return merged
 }
@@ -84,7 +89,7 @@ type basis struct {
 func newBasis(p Plan) *basis {
 	b := &basis{given: p, named: covering(p.IPv4, p.IPv6), merged: p}
 	for _, list := range b.merged.lists() {
-		*list = merge(covering(*list), nil)
+		*list = Merge(*list)
 	}
 	return b
 }
@@ -106,9 +111,9 @@ func (p Plan) equal(other Plan) bool {
 	return p.Local == other.Local
 }
 
-// with is the merged plan, with what was added.
-func (b *basis) with(p Plan) Plan {
-	if v4, v6 := byFamily(p.Added); len(p.Added) > 0 {
+// with is the merged plan, with what was added, merged too.
+func (b *basis) with(p Plan, v4, v6 []netip.Prefix) Plan {
+	if len(p.Added) > 0 {
 		p.IPv4 = merge(covering(b.merged.IPv4, v4), nil)
 		p.Inbound = merge(covering(b.merged.Inbound, v4), nil)
 		p.Clients = merge(covering(b.merged.Clients, v6), nil)
@@ -120,6 +125,7 @@ func (b *basis) with(p Plan) Plan {
 }
 
 func byFamily(list []netip.Prefix) (v4, v6 []netip.Prefix) {
+	v4, v6 = make([]netip.Prefix, 0, len(list)), make([]netip.Prefix, 0, len(list))
 	for _, p := range list {
 		if p.Addr().Is4() {
 			v4 = append(v4, p)
@@ -139,11 +145,13 @@ type targets struct {
 	apart   []netip.Prefix // named, merged around those
 }
 
-func newTargets(b *basis, added []netip.Prefix) *targets {
-	v4, _ := byFamily(added)
-	t := &targets{named: [2][]netip.Prefix{b.named, covering(v4)}}
-	t.merged = merge(covering(b.merged.IPv4, b.merged.IPv6, v4), nil)
-	return t
+// newTargets are those of a basis and of what was added, as given but for what
+// lies inside others, and merged.
+func newTargets(b *basis, added, merged []netip.Prefix) *targets {
+	return &targets{
+		named:  [2][]netip.Prefix{b.named, added},
+		merged: merge(covering(b.merged.IPv4, b.merged.IPv6, merged), nil),
+	}
 }
 
 // routed are the prefixes to make routes for. They are merged, except to one
@@ -169,6 +177,23 @@ func (t *targets) routed(v *view) []netip.Prefix {
 	}
 	return t.apart
 }
+
+// mostRoutes bounds the prefixes that routes are made for. Each is two routes,
+// which the kernel takes one by one, and which are read back at every look.
+const mostRoutes = 1 << 14
+
+// excess says of so many that they are too many, and what to do.
+func excess(prefixes int) []string {
+	if prefixes <= mostRoutes {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d prefixes would need routes to the device, more than %d: neighbouring maps share a route where "+
+		"they fill a prefix, and those inside a larger map need none: add a map around them, or set network.manage = false and route them yourself",
+		prefixes, mostRoutes)}
+}
+
+// excess is that of a plan without what was added.
+func (b *basis) excess() []string { return excess(len(b.merged.IPv4) + len(b.merged.IPv6)) }
 
 // conflicts names what on the host stands in the way of any of it.
 func (t *targets) conflicts(v *view, device int) []string {

@@ -102,6 +102,27 @@ func TestManyMapsAreFewRoutes(t *testing.T) {
 }
 
 // A route of somebody else that merged prefixes would meet keeps them apart.
+// Maps apart from each other are too many routes at some point, but not where a
+// larger map is around them.
+func TestTooManyRoutes(t *testing.T) {
+	var apart []netip.Prefix
+	for i := range uint32(mostRoutes) {
+		a := binary.BigEndian.AppendUint32(nil, 10<<24|i*2)
+		apart = append(apart, netip.PrefixFrom(netip.AddrFrom4([4]byte(a)), 32))
+	}
+	more := netip.MustParsePrefix("192.0.2.1/32")
+	around := netip.MustParsePrefix("10.0.0.0/16")
+	require.Empty(t, newBasis(Plan{IPv4: apart}).excess())
+	require.Contains(t, newBasis(Plan{IPv4: append(apart, more)}).excess()[0], "16385 prefixes would need routes to the device, more than 16384: ")
+	require.Empty(t, newBasis(Plan{IPv4: append(apart, more, around)}).excess())
+
+	h := &Host{plan: Plan{Manage: true}, device: missing, settled: true}
+	h.aim(Plan{Manage: true, IPv4: apart})
+	err := h.Update(Plan{IPv4: apart, Added: []netip.Prefix{more}})
+	require.ErrorIs(t, err, ErrConflict)
+	require.ErrorContains(t, err, "16385 prefixes")
+}
+
 func TestMergedAroundForeignRoutes(t *testing.T) {
 	p := Plan{IPv4: prefixes("192.0.2.0/32", "192.0.2.1/32", "192.0.2.2/31", "192.0.2.4/30")}
 	targets := managed(p).targets

@@ -13,6 +13,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -72,7 +73,7 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Opened6:    v.names(f.opened6),
 	}
 	for _, p := range h.plan.IPv4 {
-		s.Stateful = s.Stateful || p.IsValid() && !slices.ContainsFunc(s.Inbound, func(in netip.Prefix) bool { return covers(in, p) })
+		s.Stateful = s.Stateful || p.IsValid() && !contained(s.Inbound, p)
 	}
 	return s
 }
@@ -315,10 +316,16 @@ var (
 	onceFamilies = append(slices.Clone(ownFamilies), nftables.TableFamilyINet)
 )
 
+// transactionBytes is room for a transaction, which goes to the kernel in one
+// piece: at most mostRoutes prefixes in a set, of two elements each.
+const transactionBytes = 4 << 20
+
 // installTable puts the tables in place of what is there in one transaction, so
 // that masqueraded flows never find themselves without them.
 func installTable(s tableSpec) error {
-	conn, err := nftables.New()
+	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return c.SetWriteBuffer(transactionBytes)
+	}))
 	if err != nil {
 		return fmt.Errorf("reaching nftables: %w", err)
 	}

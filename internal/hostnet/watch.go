@@ -163,8 +163,10 @@ func (w *watcher) look() (closed bool) {
 		w.gone = true
 		return false
 	}
+	now := time.Now()
+	maps.DeleteFunc(w.tries, func(_ string, p *patience) bool { return p.over(now) })
 	for _, c := range h.changes(v) {
-		w.make(c)
+		w.make(c, now)
 	}
 	return false
 }
@@ -205,9 +207,7 @@ type patience struct {
 
 // make makes a change, but not more often than is sensible when another
 // program keeps undoing it.
-func (w *watcher) make(c change) {
-	now := time.Now()
-	maps.DeleteFunc(w.tries, func(_ string, p *patience) bool { return p.over(now) })
+func (w *watcher) make(c change, now time.Time) {
 	p := w.tries[c.key]
 	if p == nil {
 		p = &patience{}

@@ -100,6 +100,9 @@ func (s *Store) ReadOnly() error {
 // the next Saves, and is not told of from now on.
 func (s *Store) SetHistory(d time.Duration) { s.history.Store(int64(d)) }
 
+// reaches is how far back the history goes now.
+func (s *Store) reaches() time.Time { return time.Now().Add(-time.Duration(s.history.Load())) }
+
 // Close ends the use of the file.
 func (s *Store) Close() error {
 	s.mu.Lock()
@@ -363,10 +366,24 @@ func (t *transaction) prune(n int) error {
 	return nil
 }
 
+// forgotten is why the history has no answer: some of those who had a lease at
+// the time may have been forgotten since.
+type forgotten struct{ since time.Time }
+
+func (f forgotten) Error() string {
+	return fmt.Sprintf("the history (state.history) goes back to %s only", f.since.UTC().Format(time.RFC3339))
+}
+
+func (forgotten) Is(target error) bool { return target == mapping.ErrGone }
+
 // History calls yield with every lease that was in force at a time, by IPv4
-// address: those still lent, and those that ended and are not forgotten. It
-// reads a part at a time, and yield may take as long as it likes.
+// address: those still lent, and those that ended since. What is further back
+// than the history reaches is mapping.ErrGone. It reads a part at a time, and
+// yield may take as long as it likes.
 func (s *Store) History(at time.Time, yield func(mapping.SavedLease) bool) error {
+	if since := s.reaches(); at.Before(since) {
+		return forgotten{since}
+	}
 	if n, err := nanos(at); err != nil || n == math.MaxUint64 {
 		return nil // nothing that is kept goes so far
 	}
@@ -399,7 +416,7 @@ func (s *Store) historyFrom(from []byte, at time.Time) (leases []mapping.SavedLe
 				lent: tx.Bucket([]byte(bucketLeases)).Cursor(),
 				past: tx.Bucket([]byte(bucketHistory)).Cursor(),
 				at:   at,
-				kept: time.Now().Add(-time.Duration(s.history.Load())),
+				kept: s.reaches(),
 			}
 			next, err = q.run(from)
 			leases = q.leases

@@ -224,8 +224,11 @@ func TestHistory(t *testing.T) {
 	} {
 		assert.Equal(t, want, history(t, s, past(at)), "at %d", at)
 	}
-	assert.Empty(t, history(t, s, time.Time{}))
 	assert.Empty(t, history(t, s, time.Unix(1<<40, 0)))
+	for _, at := range []time.Time{{}, time.Now().Add(-month - time.Second)} {
+		assert.ErrorIs(t, s.History(at, nil), mapping.ErrGone, "some of %v may be forgotten", at)
+	}
+	assert.NoError(t, s.History(time.Now().Add(-month+time.Minute), func(mapping.SavedLease) bool { return true }))
 
 	n := 0
 	require.NoError(t, s.History(past(9), func(mapping.SavedLease) bool { n++; return n < 2 }))
@@ -236,7 +239,7 @@ func TestHistory(t *testing.T) {
 		return true
 	}))
 	s.SetHistory(0)
-	assert.Equal(t, []mapping.SavedLease{b, lent(9, past(1))}, history(t, s, past(9)), "forgotten at once")
+	assert.ErrorIs(t, s.History(past(9), nil), mapping.ErrGone, "forgotten at once")
 }
 
 func TestHistoryInParts(t *testing.T) {
@@ -269,7 +272,7 @@ func TestHistoryIsPruned(t *testing.T) {
 	require.NoError(t, s.Save(leases(old...)))
 	assert.Len(t, history(t, s, long.Add(-time.Second)), 3*pruned)
 	s.SetHistory(month)
-	assert.Empty(t, history(t, s, long.Add(-time.Second)))
+	assert.ErrorIs(t, s.History(long.Add(-time.Second), nil), mapping.ErrGone)
 	for i := range uint64(3) {
 		assert.Equal(t, (3-i)*pruned, s.past)
 		require.NoError(t, s.Save(mapping.Batch{}))
