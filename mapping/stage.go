@@ -52,7 +52,7 @@ func (g *stage) snapshot() *snapshot {
 }
 
 func (g *stage) put4(p netip.Prefix, e *entry) {
-	if e.kind != kindLease {
+	if !e.lent() {
 		if _, there := g.v4.Get(p); !there {
 			g.count(p, 1)
 		}
@@ -73,7 +73,7 @@ func (g *stage) put6(p netip.Prefix, e *entry) {
 }
 
 func (g *stage) drop4(p netip.Prefix, e *entry) {
-	if e.kind != kindLease {
+	if !e.lent() {
 		g.count(p, -1)
 	}
 	if g.owned {
@@ -101,15 +101,28 @@ func (g *stage) count(p netip.Prefix, by int) {
 	g.counts.change(p, by)
 }
 
+// lent reports whether an entry of the IPv4 side has leases.
+func (e *entry) lent() bool {
+	return e.kind == kindLease || e.kind == kindShared && e.of.(*shared).lent > 0
+}
+
 // putLease enters a lease.
 func (g *stage) putLease(l *lease) {
-	g.put4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	if l.ports != nil {
+		g.putRange(l)
+	} else {
+		g.put4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	}
 	g.put6(netip.PrefixFrom(l.v6, 128), &l.entry)
 }
 
 // end takes a lease out. by says why.
 func (g *stage) end(l *lease, by string) {
-	g.drop4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	if l.ports != nil {
+		g.dropRange(l)
+	} else {
+		g.drop4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	}
 	g.drop6(netip.PrefixFrom(l.v6, 128))
 	g.ended = append(g.ended, l)
 	info := g.t.leaseInfo(&l.entry)
@@ -154,8 +167,9 @@ func (g *stage) free4(m *Map) error {
 		return conflict("%v is mapped already, by %v", m.IPv4, e.of)
 	case kindOwn:
 		return conflict("%v is an address of natless itself", m.IPv4)
-	case kindPool:
-		return conflict("it takes all of %v", e.of)
+	}
+	if p := e.pool(); p != nil && p.IPv4 == m.IPv4 {
+		return conflict("it takes all of %v", p)
 	}
 	return nil
 }
@@ -200,7 +214,7 @@ func (g *stage) covers(wide, narrow netip.Prefix) bool {
 		return false
 	}
 	for between, e := range g.v4.Supernets(narrow) {
-		if between != narrow || e.kind != kindPool {
+		if between != narrow || e.pool() == nil {
 			return between.Bits() <= wide.Bits() // it replaces a block of its own length
 		}
 	}
@@ -215,9 +229,13 @@ func (g *stage) leasable(m *Map) error {
 		return nil
 	}
 	probe := newEntry(kindMap, m.IPv4, m.IPv6, nil)
+	var other *lease
 	for _, e := range g.v4.Subnets(m.IPv4) {
-		if e.kind == kindLease && !(m.IPv6.Contains(e.v6) && probe.to4(e.v6) == e.v4) {
-			return conflict("%v is lent to %v: release it first", e.v4, e.v6)
+		if !e.leases(func(l *lease) bool {
+			other = l
+			return m.IPv6.Contains(l.v6) && probe.to4(l.v6) == l.v4
+		}) {
+			return conflict("%v is lent to %v: release it first", other.v4, other.v6)
 		}
 	}
 	if int64(p.usable) == g.taken[p]+int64(p.lendable(g.v4, m.IPv4)) {
@@ -230,7 +248,7 @@ func (g *stage) leasable(m *Map) error {
 // covers, for a map comes before a lease.
 func (g *stage) leasesUnder(m *Map) (list []*lease) {
 	for _, e := range g.v6.Subnets(m.IPv6) {
-		if e.kind == kindLease {
+		if e.leased() {
 			list = append(list, e.of.(*lease))
 		}
 	}
