@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -71,6 +72,14 @@ type SavedLease struct {
 	Since       time.Time
 	Until       time.Time // the zero time: still lent
 	Proven      bool      // something came back for it; only such leases enter the history when they end
+}
+
+// Ports is the range in words, "FIRST-LAST"; "" for a whole address.
+func (l SavedLease) Ports() string {
+	if l.First == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d-%d", l.First, l.Last)
 }
 
 // Batch is what becomes durable at once.

@@ -294,12 +294,12 @@ func newPool(c Pool) (*pool, error) {
 		return nil, errors.New("a negative duration")
 	case max(c.Idle, c.MaxLife, c.Quarantine) > longest:
 		return nil, fmt.Errorf("a duration above %v", longest)
-	case c.Ports != Ports{} && c.Quarantine < restRange:
-		return nil, fmt.Errorf("a quarantine of %v: expected at least %v, since clients share addresses", c.Quarantine, restRange)
+	case c.Ports != Ports{} && c.Quarantine < RestRange:
+		return nil, fmt.Errorf("a quarantine of %v: expected at least %v, since clients share addresses", c.Quarantine, RestRange)
 	case len(c.Clients) == 0 && !c.Local:
 		return nil, errors.New("no client may lease from it")
 	}
-	if err := c.Ports.check(); err != nil {
+	if err := c.Ports.Check(); err != nil {
 		return nil, err
 	}
 	per := c.Ports.Clients()

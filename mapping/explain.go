@@ -133,7 +133,7 @@ func (t *Table) leaseInfo(e *entry) Lease {
 	idle := uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))
 	info := Lease{IPv4: l.v4, IPv6: l.v6, Pool: l.pool.Load().IPv4, Since: l.since, Idle: idle, Proven: l.proven.Load()}
 	if r := l.ports; r != nil {
-		info.Ports, info.SessionPorts = fmt.Sprintf("%d-%d", r.First, r.Last), int(r.Last-r.Session)+1
+		info.Ports, info.SessionPorts = l.saved(time.Time{}).Ports(), int(r.Last-r.Session)+1
 	}
 	return info
 }

@@ -26,12 +26,13 @@ type Ports struct {
 	First, Last int // both included
 }
 
-// restRange is the shortest quarantine of a range: whoever spoke with its
+// RestRange is the shortest quarantine of a range: whoever spoke with its
 // former client may for so long take the next one's packets for his (TCP's
 // 2 MSL, RFC 9293 3.4.1).
-const restRange = 4 * time.Minute
+const RestRange = 4 * time.Minute
 
-func (p Ports) check() error {
+// Check says what cannot be; the zero value can.
+func (p Ports) Check() error {
 	switch {
 	case p == Ports{}:
 		return nil

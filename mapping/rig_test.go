@@ -195,7 +195,7 @@ func (r *rig) answerPort(a netip.Addr, port uint16) translate.Verdict {
 // lent lists what is lent, for comparison.
 func (r *rig) lent() (list []string) {
 	for _, l := range r.x.Leases() {
-		list = append(list, l.IPv4.String()+" "+l.IPv6.String())
+		list = append(list, strings.TrimSpace(l.IPv4.String()+" "+l.IPv6.String()+" "+l.Ports))
 	}
 	return list
 }
