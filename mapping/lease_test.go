@@ -271,6 +271,17 @@ func TestLargePoolIsLazy(t *testing.T) {
 	assert.Len(t, x.Leases(), 1000)
 }
 
+func TestPoolOfOneAddress(t *testing.T) {
+	x := pooled(t, poolOf("198.51.100.7/32"))
+	wears(t, x, 1, 1000, "198.51.100.7")
+	x.Expire(1100)
+	assert.EqualValues(t, 1, x.Pools()[0].Quarantined)
+	wears(t, x, 1, 1101, "198.51.100.7")
+	x.Expire(1201)
+	stopped(t, x, 2, 1202, translate.PoolFull)
+	wears(t, x, 2, 1251, "198.51.100.7")
+}
+
 // Clients that never come back do not make a pool remember all it ever lent.
 func TestFormerClientsAreForgotten(t *testing.T) {
 	p := poolOf("10.0.0.0/8")

@@ -257,12 +257,9 @@ func (g *stage) dropRange(l *lease) {
 	p := netip.PrefixFrom(l.v4, 32)
 	e, _ := g.v4.Get(p)
 	x := e.of.(*shared)
-	switch {
-	case x.lent > 1:
-		g.put4(p, &x.with(x.pool.Ports.number(l.ports.First), nil).entry)
-	case x.pool.IPv4 == p:
-		g.put4(p, x.pool.entry)
-	default:
-		g.drop4(p, e)
+	if x.lent == 1 {
+		g.vacate(l, e)
+		return
 	}
+	g.put4(p, &x.with(x.pool.Ports.number(l.ports.First), nil).entry)
 }

@@ -121,12 +121,23 @@ func (g *stage) end(l *lease, by string) {
 	if l.ports != nil {
 		g.dropRange(l)
 	} else {
-		g.drop4(netip.PrefixFrom(l.v4, 32), &l.entry)
+		g.vacate(l, &l.entry)
 	}
 	g.drop6(netip.PrefixFrom(l.v6, 128))
 	g.ended = append(g.ended, l)
 	info := g.t.leaseInfo(&l.entry)
 	g.events = append(g.events, Event{Op: OpLeaseEnded, By: by, Lease: &info})
+}
+
+// vacate takes the entry of an address out that has no lease any more. What it
+// hid appears again: the pool, whose prefix may be that very address.
+func (g *stage) vacate(l *lease, e *entry) {
+	p := netip.PrefixFrom(l.v4, 32)
+	if pool := l.pool.Load(); pool.IPv4 == p {
+		g.put4(p, pool.entry)
+		return
+	}
+	g.drop4(p, e)
 }
 
 // addMap adds a map to a table that has its pools already. e is room for its
