@@ -52,6 +52,7 @@ type settings struct {
 	Time      time.Duration `json:"time_ns"` // of each measurement
 	Soak      time.Duration `json:"soak_ns,omitempty"`
 	FloodRate int           `json:"flood_packets_per_s"` // 0: as many as one thread can send
+	TCP       string        `json:"tcp_by"`              // what sends and receives in tcp1, tcp1-reverse and tcp4
 	Baselines []string      `json:"baselines"`
 
 	contenders   []string // none: all
@@ -86,6 +87,7 @@ func parseFlags(args []string, out io.Writer) (*settings, error) {
 	f.DurationVar(&s.Time, "time", 10*time.Second, "how long each measurement takes")
 	f.DurationVar(&s.Soak, "soak", 0, "measure nothing but resident size, for so long at full rate while 1,000 TCP flows\ncome and go; contender natless2 and one round unless told otherwise")
 	f.IntVar(&s.FloodRate, "flood", 0, "packets per second of the measurements under flood; 0: all that one thread can send")
+	f.StringVar(&s.TCP, "tcp", defaultTCP(), "what sends TCP streams: `program` iperf3, which is the default where it is installed, or own, which costs the ends less")
 	f.StringVar(&s.json, "json", "", "write every figure to this `file`")
 	f.StringVar(&s.natless, "natless", "bin/natless", "the natless `binary`")
 	f.Func("contender", "who is measured, `comma-separated` (default everybody who is there)", list(&s.contenders))
@@ -106,6 +108,8 @@ func parseFlags(args []string, out io.Writer) (*settings, error) {
 		return nil, fmt.Errorf("%q: expected flags only", f.Arg(0))
 	case s.Rounds < 1 || s.Time <= 0 || s.Soak < 0 || s.FloodRate < 0:
 		return nil, errors.New("rounds and times have to be more than nothing")
+	case s.TCP != byIperf && s.TCP != byOwn:
+		return nil, fmt.Errorf("--tcp %s: expected iperf3 or own", s.TCP)
 	case s.Soak > 0 && given["only"]:
 		return nil, errors.New("--soak measures nothing else: leave out --only")
 	}

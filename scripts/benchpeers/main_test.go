@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 func TestEverythingIsMeasured(t *testing.T) {
 	lab.Require(t)
 	file := filepath.Join(t.TempDir(), "figures.json")
-	s, err := parseFlags([]string{"--rounds", "1", "--time", "200ms", "--contender", "native,natless1", "--baseline", "native",
+	s, err := parseFlags([]string{"--rounds", "1", "--time", "200ms", "--tcp", "own", "--contender", "native,natless1", "--baseline", "native",
 		"--natless", lab.Binary(t), "--json", file,
 		"--peer", `again=exec "` + lab.Binary(t) + `" run -c /dev/null --device nl0 --pref64 $PREF64 --pool $POOL --clients $CLIENTS --masquerade off --state-dir "" --socket $DIR/s`}, io.Discard)
 	require.NoError(t, err)
@@ -71,7 +71,7 @@ func TestSoak(t *testing.T) {
 // What ends by itself has failed, with its last words, and the rest goes on.
 func TestFailingPeer(t *testing.T) {
 	lab.Require(t)
-	s, err := parseFlags([]string{"--only", "tcp1", "--contender", "native,broken", "--rounds", "1", "--time", "100ms",
+	s, err := parseFlags([]string{"--only", "tcp1", "--tcp", "own", "--contender", "native,broken", "--rounds", "1", "--time", "100ms",
 		"--peer", "broken=echo $PREF64 is not for me; exit 3"}, io.Discard)
 	require.NoError(t, err)
 	var out bytes.Buffer
@@ -94,6 +94,19 @@ func TestStop(t *testing.T) {
 	// Nobody may have waited for it yet.
 	stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
 	assert.True(t, err != nil || strings.Contains(string(stat), ") Z "), "%s", stat)
+}
+
+func TestParseIperf(t *testing.T) {
+	rate, received, err := parseIperf([]byte(`{"end": {"sum_received": {"bytes": 1250, "bits_per_second": 1e4}}}`))
+	require.NoError(t, err)
+	assert.Equal(t, 1e4, rate)
+	assert.EqualValues(t, 1250, received)
+	_, _, err = parseIperf([]byte(`{"error": "unable to connect"}`))
+	assert.EqualError(t, err, "iperf3: unable to connect")
+	for _, nothing := range []string{"", "{}", `{"end": {"sum_received": {"bytes": 0}}}`} {
+		_, _, err = parseIperf([]byte(nothing))
+		assert.Error(t, err, nothing)
+	}
 }
 
 func TestFlags(t *testing.T) {

@@ -141,6 +141,9 @@ var errNothing = errors.New("nothing arrived")
 
 func tcp(streams int, what byte) func(context.Context, *testbed, *settings) (figures, error) {
 	return func(ctx context.Context, t *testbed, s *settings) (figures, error) {
+		if s.TCP == byIperf {
+			return t.iperf(ctx, streams, what, s.Time)
+		}
 		ctx, stop := context.WithCancel(ctx)
 		defer stop()
 		for range streams {
