@@ -128,7 +128,10 @@ func (t *Table) Release(a netip.Addr, by string) (Lease, error) {
 		tree = g.v4
 	}
 	e, _ := tree.Get(netip.PrefixFrom(a.WithZone(""), a.BitLen()))
-	if e == nil || e.kind != kindLease {
+	if e != nil && e.kind == kindShared && e.lent() {
+		return Lease{}, conflict("release %v: clients share it: name one by its IPv6 address", a)
+	}
+	if e == nil || !e.leased() {
 		return Lease{}, fmt.Errorf("release %v: %w: no lease has this address", a, ErrUnknown)
 	}
 	g.end(e.of.(*lease), by)

@@ -151,7 +151,7 @@ func TestMapEndsLeases(t *testing.T) {
 			require.Len(t, events, 2)
 			assert.Equal(t, OpLeaseEnded, events[0].Op)
 			assert.Equal(t, "me", events[0].By)
-			assert.False(t, store.leases[addr("169.254.64.2")].Until.IsZero())
+			assert.False(t, store.leases[savedKey{ipv4: addr("169.254.64.2")}].Until.IsZero())
 			out, v := r.x.Resolve(flow(client, "2001:db8:64::192.0.2.1"), r.tick)
 			require.Equal(t, translate.OK, v)
 			assert.True(t, change.Add.IPv4.Contains(out.Src))

@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -62,20 +63,29 @@ type Store interface {
 // Saved is what a Store holds.
 type Saved struct {
 	Maps   []Map        // added at runtime
-	Leases []SavedLease // the last of each address, by IPv4 address
+	Leases []SavedLease // the last of each address or range, by IPv4 address
 }
 
 // SavedLease is a lease as a Store keeps it.
 type SavedLease struct {
-	IPv4, IPv6 netip.Addr
-	Since      time.Time
-	Until      time.Time // the zero time: still lent
-	Proven     bool      // something came back for it; only such leases enter the history when they end
+	IPv4, IPv6  netip.Addr
+	First, Last uint16 // the range of ports of the IPv4 address that is lent; 0: all of it
+	Since       time.Time
+	Until       time.Time // the zero time: still lent
+	Proven      bool      // something came back for it; only such leases enter the history when they end
+}
+
+// Ports is the range in words, "FIRST-LAST"; "" for a whole address.
+func (l SavedLease) Ports() string {
+	if l.First == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d-%d", l.First, l.Last)
 }
 
 // Batch is what becomes durable at once.
 type Batch struct {
 	PutMaps    []Map          // by their IPv4 side; what was there is replaced
 	RemoveMaps []netip.Prefix // IPv4 sides
-	Leases     []SavedLease   // each replaces what was saved of its IPv4 address
+	Leases     []SavedLease   // each replaces what was saved of its IPv4 address and first port
 }

@@ -37,8 +37,9 @@ type Map struct {
 	Runtime bool         // added while running: it can be removed so too, and Reload keeps it
 }
 
-// Pool lends its IPv4 addresses to IPv6 clients, one to one. All of its
-// addresses are lent but OwnIPv4, those that a Map takes out and, in a pool of
+// Pool lends its IPv4 addresses to IPv6 clients, one to one, or ranges of their
+// ports. All of its addresses are lent but OwnIPv4 (unless it is the only one of
+// a pool that lends ranges: natless shares it with the clients), those that a Map takes out and, in a pool of
 // four and more, the first: the one with all host bits zero, which looks like
 // the network itself. Nothing is wrong with the last one, since a pool is
 // routed and on no link.
@@ -48,7 +49,8 @@ type Pool struct {
 	Local      bool           // and what SetLocal names
 	Idle       time.Duration  // without traffic before a lease ends; 0: never
 	MaxLife    time.Duration  // before a lease ends even if used, and the client must take another address; 0: none
-	Quarantine time.Duration  // before a returned address is lent to another client
+	Quarantine time.Duration  // before a returned address or range is lent to another client
+	Ports      Ports          // how clients share an address; the zero value: one to one
 	Origin     string         // as a Map's
 }
 
@@ -183,10 +185,11 @@ func (m *Map) check(pref64 Prefix64) error {
 }
 
 // own enters natless's own addresses.
-func (g *stage) own(Config) error {
+func (g *stage) own(c Config) error {
 	t := g.t
 	if a := t.own4; a.IsValid() {
 		p := netip.PrefixFrom(a, 32)
+		g.ownShared = slices.ContainsFunc(c.Pools, func(q Pool) bool { return q.IPv4 == p && q.Ports != Ports{} })
 		if !a.Is4() {
 			return fmt.Errorf("own IPv4 address %v: not an IPv4 address", a)
 		}
@@ -196,7 +199,9 @@ func (g *stage) own(Config) error {
 		if e, _ := g.v4.Get(p); e != nil {
 			return fmt.Errorf("own IPv4 address %v: taken by %v", a, e.of)
 		}
-		g.put4(p, &entry{kind: kindOwn, of: "natless itself"})
+		if !g.ownShared {
+			g.put4(p, &entry{kind: kindOwn, of: "natless itself"})
+		}
 	}
 	if a := t.own6; a.IsValid() {
 		p := netip.PrefixFrom(a, 128)
@@ -276,6 +281,9 @@ func (g *stage) standIns(c Config) error {
 // they wrapped around.
 const longest = 20 * 365 * 24 * time.Hour
 
+// most is how many ranges a pool may have.
+const most = 1 << 30
+
 // newPool checks a pool by itself.
 func newPool(c Pool) (*pool, error) {
 	switch {
@@ -289,8 +297,17 @@ func newPool(c Pool) (*pool, error) {
 		return nil, errors.New("a negative duration")
 	case max(c.Idle, c.MaxLife, c.Quarantine) > longest:
 		return nil, fmt.Errorf("a duration above %v", longest)
+	case c.Ports != Ports{} && c.Quarantine < RestRange:
+		return nil, fmt.Errorf("a quarantine of %v: expected at least %v, since clients share addresses", c.Quarantine, RestRange)
 	case len(c.Clients) == 0 && !c.Local:
 		return nil, errors.New("no client may lease from it")
+	}
+	if err := c.Ports.Check(); err != nil {
+		return nil, err
+	}
+	per := c.Ports.Clients()
+	if size4(c.IPv4)*uint64(per) > most {
+		return nil, fmt.Errorf("%d ranges in each of %d addresses: expected at most %d altogether", per, size4(c.IPv4), most)
 	}
 	for _, x := range refused4 {
 		if x.kind == kindIllegal && x.prefix.Overlaps(c.IPv4) && x.name != "broadcast" {
@@ -304,12 +321,15 @@ func newPool(c Pool) (*pool, error) {
 	}
 
 	p := &pool{
-		Pool: c, size: uint32(size4(c.IPv4)),
+		Pool: c, per: uint32(per), size: uint32(size4(c.IPv4)) * uint32(per),
 		returned: map[uint32]*returned{}, wide: new(bart.Fast[*returned]), former: map[netip.Addr]*returned{}, refusals: map[netip.Addr]uint32{},
 	}
 	p.Clients = slices.Clone(c.Clients)
 	p.entry = &entry{kind: kindPool, of: p}
-	p.first = number4(FirstUsable(c.IPv4)) - number4(c.IPv4.Addr())
+	if p.Ports != (Ports{}) {
+		p.entry = &newShared(p).entry
+	}
+	p.first = p.unit(FirstUsable(c.IPv4), 0)
 	p.next = p.first
 	p.permit(nil)
 	return p, nil

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 	"testing"
 	"time"
 
@@ -22,7 +21,7 @@ func (l listing) apply(e Event) {
 	case OpMapAdded, OpMapRemoved:
 		l.enter(e.Op == OpMapAdded, e.Map.IPv4.String(), fmt.Sprint(e.Map.IPv6, e.Map.Label, e.Map.Runtime))
 	case OpLeaseMade, OpLeaseEnded:
-		l.enter(e.Op == OpLeaseMade, e.Lease.IPv4.String(), fmt.Sprint(e.Lease.IPv6, e.Lease.Since.Unix()))
+		l.enter(e.Op == OpLeaseMade, place(*e.Lease), fmt.Sprint(e.Lease.IPv6, e.Lease.Since.Unix()))
 	}
 }
 
@@ -57,7 +56,16 @@ type durable struct {
 	configs  []Config
 	seen     uint64             // the revision up to which events were looked at
 	listings map[uint64]listing // at revisions of before
-	last     map[netip.Addr]end // of leases that ended
+	last     map[string]end     // of leases that ended, by place
+}
+
+// place is what a lease is of: an address, or ports of one.
+func place(l Lease) string { return l.IPv4.String() + " " + l.Ports }
+
+// firstPort is 0 for a whole address.
+func firstPort(l Lease) (first uint16) {
+	fmt.Sscanf(l.Ports, "%d-", &first)
+	return first
 }
 
 // end is how a lease ended.
@@ -78,9 +86,9 @@ func (d *durable) check(t *rapid.T) {
 		next = e.Revision
 		switch e.Op {
 		case OpLeaseEnded:
-			d.last[e.Lease.IPv4] = end{e.Lease.IPv6, e.Time, e.Lease.Proven}
+			d.last[place(*e.Lease)] = end{e.Lease.IPv6, e.Time, e.Lease.Proven}
 		case OpLeaseMade:
-			if was, ok := d.last[e.Lease.IPv4]; ok && was.proven && was.client != e.Lease.IPv6 {
+			if was, ok := d.last[place(*e.Lease)]; ok && was.proven && was.client != e.Lease.IPv6 {
 				require.GreaterOrEqual(t, e.Time.Sub(was.at), d.config.Pools[0].Quarantine, "%v in quarantine", e.Lease.IPv4)
 			}
 		}
@@ -105,11 +113,18 @@ func (d *durable) check(t *rapid.T) {
 		clients[l.IPv6] = true
 		lent[l.Pool]++
 		require.True(t, l.Pool.Contains(l.IPv4))
-		saved := d.store.leases[l.IPv4]
+		saved := d.store.leases[savedKey{l.IPv4, firstPort(l)}]
 		require.Equal(t, l.IPv6, saved.IPv6, "in force and not saved")
 		require.True(t, saved.Until.IsZero() && saved.Since.Equal(l.Since))
 		require.Equal(t, l.IPv4, d.x.Explain(l.IPv6).Other)
-		require.Equal(t, l.IPv6, d.x.Explain(l.IPv4).Other)
+		if l.Ports == "" {
+			require.Equal(t, l.IPv6, d.x.Explain(l.IPv4).Other)
+		}
+		for port := range uint16(400) {
+			f, x, v := d.x.LookupRanges(translate.Flow{Src: addr("203.0.113.80"), Dst: l.IPv4, DstPort: port, Proto: 17})
+			require.Equal(t, v == translate.OK && f.Dst == l.IPv6, within(l, port), "%v port %d", l, port)
+			require.Equal(t, v == translate.OK && l.Ports != "", x.Dst != nil)
+		}
 	}
 	for _, p := range d.x.Pools() {
 		require.Equal(t, lent[p.IPv4], p.Lent)
@@ -134,14 +149,21 @@ func (d *durable) restart(t *rapid.T) {
 	require.Greater(t, d.x.Revision(), revision)
 	require.Subset(t, d.lent(), was, "a lease in force is lost")
 	for _, l := range d.x.Leases() {
-		delete(d.last, l.IPv4)
+		delete(d.last, place(l))
 	}
 	d.seen = d.x.Revision()
 	d.listings = map[uint64]listing{}
 }
 
+// within reports whether a lease has a port.
+func within(l Lease, port uint16) bool {
+	first, last := uint16(0), uint16(65535)
+	fmt.Sscanf(l.Ports, "%d-%d", &first, &last)
+	return port >= first && port <= last
+}
+
 func TestDurableLaw(t *testing.T) {
-	configs := func() []Config {
+	durableLaw(t, func() []Config {
 		c := Config{Pref64: pfx("64:ff9b::/96"), OwnIPv4: addr("192.0.2.1"), OwnIPv6: addr("fd00::1"), Hairpin: true}
 		c.Pools = []Pool{poolOf("192.0.2.0/29")}
 		a, b, e, f := c, c, c, c
@@ -151,10 +173,40 @@ func TestDurableLaw(t *testing.T) {
 		e.Pools[0].Idle, e.Pools[0].MaxLife, e.Pools[0].Quarantine = 40*time.Second, 120*time.Second, 20*time.Second
 		f.Maps = []Map{{IPv4: pfx("192.0.2.3/32"), IPv6: netip.PrefixFrom(lessee(3), 128)}, {IPv4: pfx("198.18.0.0/24"), IPv6: pfx("2001:db9::/120")}}
 		return []Config{a, b, e, f}
-	}
+	})
+}
+
+// TestDurableLawOfRanges has clients share addresses, divided in several ways,
+// and now and then not at all.
+func TestDurableLawOfRanges(t *testing.T) {
+	durableLaw(t, func() []Config {
+		c := Config{Pref64: pfx("64:ff9b::/96"), OwnIPv4: addr("192.0.2.1"), OwnIPv6: addr("fd00::1"), Hairpin: true}
+		c.Pools = []Pool{rangesOf("192.0.2.0/30")}
+		a, b, e, f, g := c, c, c, c, c
+		b.Pools = []Pool{rangesOf("192.0.2.1/32"), rangesOf("192.0.2.2/31")}
+		e.Pools = []Pool{rangesOf("192.0.2.0/29")}
+		e.Pools[0].Ports = Ports{PerClient: 60, Session: 59, First: 100, Last: 300}
+		f.Pools = []Pool{rangesOf("192.0.2.0/30"), poolOf("198.51.100.0/31")}
+		f.Pools[0].Ports.Session = 1
+		f.Pools[1].Quarantine = f.Pools[0].Quarantine
+		g.Pools = []Pool{poolOf("192.0.2.0/30")}
+		g.Pools[0].Quarantine = f.Pools[0].Quarantine
+		return []Config{a, b, e, f, g}
+	})
+}
+
+// rangesOf is a pool of three clients for each address.
+func rangesOf(prefix string) Pool {
+	p := poolOf(prefix)
+	p.Quarantine = 240 * time.Second
+	p.Ports = Ports{PerClient: 100, Session: 10, First: 1, Last: 320}
+	return p
+}
+
+func durableLaw(t *testing.T, configs func() []Config) {
 	rapid.Check(t, func(t *rapid.T) {
 		store := newMemory()
-		d := &durable{store: store, configs: configs(), listings: map[uint64]listing{}, last: map[netip.Addr]end{}}
+		d := &durable{store: store, configs: configs(), listings: map[uint64]listing{}, last: map[string]end{}}
 		d.rig = newRig(t, store, d.configs[0])
 		d.seen = d.x.Revision()
 		address := func() netip.Addr { return addr4(0xc000_0200 + rapid.Uint32Range(0, 15).Draw(t, "address")) }
@@ -167,10 +219,10 @@ func TestDurableLaw(t *testing.T) {
 				}
 				d.x.keeper.step()
 			},
-			"packet in": func(t *rapid.T) { d.answer(address().String()) },
+			"packet in": func(t *rapid.T) { d.answerPort(address(), rapid.Uint16Range(0, 400).Draw(t, "port")) },
 			"packets in": func(t *rapid.T) {
 				for _, l := range d.x.Leases() {
-					d.answer(l.IPv4.String())
+					d.answerPort(l.IPv4, firstPort(l))
 				}
 			},
 			"time": func(t *rapid.T) { d.pass(rapid.SampledFrom([]int{1, 3, 30, 61}).Draw(t, "seconds")) },
@@ -189,7 +241,9 @@ func TestDurableLaw(t *testing.T) {
 					}
 				}
 			},
-			"release": func(t *rapid.T) { d.x.Release(address(), "me") },
+			"release": func(t *rapid.T) {
+				d.x.Release(rapid.SampledFrom([]netip.Addr{address(), lessee(client())}).Draw(t, "of"), "me")
+			},
 			"reload": func(t *rapid.T) {
 				c := rapid.SampledFrom(d.configs).Draw(t, "config")
 				revision := d.x.Revision()
@@ -239,14 +293,14 @@ func TestDurableLaw(t *testing.T) {
 		for _, p := range d.x.Pools() {
 			usable += int(p.Usable)
 		}
-		var got []netip.Addr
 		for i := range usable {
-			a, v := d.send(1000 + i)
-			require.Equal(t, translate.OK.String(), v.String(), "%d of %d", i, usable)
-			got = append(got, a)
+			require.True(t, d.leases(1000+i), "%d of %d", i, usable)
 		}
-		slices.SortFunc(got, netip.Addr.Compare)
-		require.Len(t, slices.Compact(got), usable)
+		got := map[string]bool{}
+		for _, l := range d.x.Leases() {
+			got[place(l)] = true
+		}
+		require.Len(t, got, usable)
 		d.stopped(2000, translate.PoolFull)
 	})
 }

@@ -13,7 +13,9 @@ type kind uint8
 const (
 	kindMap   kind = iota // an explicit mapping
 	kindLease             // lent to a client. Up to here an entry maps.
+	kindRange             // lent to a client, a range of its ports: maps too, on the IPv6 side
 
+	kindShared  // of a pool, shared by clients
 	kindPool    // of a pool, not lent
 	kindOwn     // natless's own
 	kindPref64  // under pref64
@@ -75,10 +77,11 @@ func (e *entry) to4(a netip.Addr) netip.Addr {
 	return addr4(number4(e.v4) | uint32(suffix&(1<<e.host-1)))
 }
 
-// used notes traffic on a lease. The stamp is written only when it changes, so
-// that workers do not fight for its cache line.
+// used notes traffic on an entry that maps, if it is a lease's. The stamp is
+// written only when it changes, so that workers do not fight for its cache
+// line.
 func (e *entry) used(tick uint32) {
-	if e.kind == kindLease && e.stamp.Load() != tick {
+	if e.kind != kindMap && e.stamp.Load() != tick {
 		e.stamp.Store(tick)
 	}
 }
@@ -86,9 +89,12 @@ func (e *entry) used(tick uint32) {
 // heard notes traffic that comes for a lease, which proves that somebody
 // answers its client.
 func (t *Table) heard(e *entry, tick uint32) {
-	if e.kind != kindLease {
-		return
+	if e.kind == kindLease {
+		t.answered(e, tick)
 	}
+}
+
+func (t *Table) answered(e *entry, tick uint32) {
 	if e.stamp.Load() != tick {
 		e.stamp.Store(tick)
 	}
@@ -102,6 +108,38 @@ func (t *Table) prove(e *entry) {
 	if e.proven.CompareAndSwap(false, true) && t.keeper != nil {
 		t.keeper.prove(e)
 	}
+}
+
+// leased reports whether the entry is a lease's.
+func (e *entry) leased() bool { return e.kind == kindLease || e.kind == kindRange }
+
+// leases calls yield with the leases of an entry of the IPv4 side, by their
+// ports, until yield returns false, and then returns false too.
+func (e *entry) leases(yield func(*lease) bool) bool {
+	switch e.kind {
+	case kindLease:
+		return yield(e.of.(*lease))
+	case kindShared:
+		for _, l := range e.of.(*shared).slots {
+			if l != nil && !yield(l) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// pool is the pool that an entry of unlent or shared addresses is of; nil if
+// it is another. e may be nil.
+func (e *entry) pool() *pool {
+	switch {
+	case e == nil:
+	case e.kind == kindPool:
+		return e.of.(*pool)
+	case e.kind == kindShared:
+		return e.of.(*shared).pool
+	}
+	return nil
 }
 
 // excusable reports whether an ICMP error from such a source is to be passed
@@ -134,7 +172,7 @@ func (e *entry) verdict6() translate.Verdict {
 // verdict4 is the verdict on an IPv4 destination found under pref64.
 func (e *entry) verdict4(hairpin bool) translate.Verdict {
 	switch e.kind {
-	case kindMap, kindLease:
+	case kindMap, kindLease, kindShared:
 		if !hairpin {
 			return translate.HairpinOff
 		}

@@ -58,6 +58,9 @@ type Lease struct {
 	Since time.Time    `json:"since"`
 	Idle  uint32       `json:"idle_seconds"` // since the last packet, to about two seconds
 
+	Ports        string `json:"ports,omitempty"`         // "FIRST-LAST", if clients share the IPv4 address
+	SessionPorts int    `json:"session_ports,omitempty"` // the last of them, for sessions only
+
 	Proven bool `json:"proven"` // something came back for the client
 }
 
@@ -66,8 +69,9 @@ type PoolInfo struct {
 	IPv4        netip.Prefix   `json:"ipv4"`
 	Clients     []netip.Prefix `json:"clients"`
 	Local       bool           `json:"local"`
-	Size        uint32         `json:"size"`   // addresses
-	Usable      uint32         `json:"usable"` // of them that can be lent at all
+	PerAddress  uint32         `json:"clients_per_address,omitempty"` // who share one; what follows then counts their ranges
+	Size        uint32         `json:"size"`                          // addresses
+	Usable      uint32         `json:"usable"`                        // of them that can be lent at all
 	Lent        uint32         `json:"lent"`
 	Quarantined uint32         `json:"quarantined"` // returned, and for now only for their former clients
 	Free        uint32         `json:"free"`
@@ -105,8 +109,19 @@ func (t *Table) Leases() []Lease {
 func (t *Table) LeasesAt() (revision uint64, leases iter.Seq[Lease]) {
 	s := t.current.Load()
 	return s.revision, func(yield func(Lease) bool) {
+		for l := range s.leases() {
+			if !yield(t.leaseInfo(&l.entry)) {
+				return
+			}
+		}
+	}
+}
+
+// leases are all leases, by IPv4 address and ports.
+func (s *snapshot) leases() iter.Seq[*lease] {
+	return func(yield func(*lease) bool) {
 		for _, e := range s.v4.AllSorted4() {
-			if e.kind == kindLease && !yield(t.leaseInfo(e)) {
+			if !e.leases(yield) {
 				return
 			}
 		}
@@ -116,7 +131,11 @@ func (t *Table) LeasesAt() (revision uint64, leases iter.Seq[Lease]) {
 func (t *Table) leaseInfo(e *entry) Lease {
 	l := e.of.(*lease)
 	idle := uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))
-	return Lease{l.v4, l.v6, l.pool.Load().IPv4, l.since, idle, l.proven.Load()}
+	info := Lease{IPv4: l.v4, IPv6: l.v6, Pool: l.pool.Load().IPv4, Since: l.since, Idle: idle, Proven: l.proven.Load()}
+	if r := l.ports; r != nil {
+		info.Ports, info.SessionPorts = l.saved(time.Time{}).Ports(), int(r.Last-r.Session)+1
+	}
+	return info
 }
 
 // Network is a /64 and how many of its addresses have a lease.
@@ -152,9 +171,14 @@ func (t *Table) Pools() []PoolInfo {
 	s := t.current.Load()
 	for _, p := range s.pools {
 		quarantined := p.quarantined(s.v4, t.tick.Load())
+		var perAddress uint32
+		if p.Ports != (Ports{}) {
+			perAddress = p.per
+		}
 		list = append(list, PoolInfo{
 			IPv4: p.IPv4, Clients: append([]netip.Prefix{}, p.Clients...), Local: p.Local,
-			Size: p.size, Usable: p.usable, Lent: p.lent, Quarantined: quarantined, Free: p.usable - p.lent - quarantined,
+			PerAddress: perAddress,
+			Size:       p.size, Usable: p.usable, Lent: p.lent, Quarantined: quarantined, Free: p.usable - p.lent - quarantined,
 			Idle: ticks(p.Idle), MaxLife: ticks(p.MaxLife), Quarantine: ticks(p.Quarantine),
 			Origin: p.Origin,
 		})
@@ -256,6 +280,9 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 		x.Rule, x.Other, x.Lease, x.Pool, x.Origin = RuleLease, other(a), &info, info.Pool.String(), p.Origin
 		x.Detail = fmt.Sprintf("leased from %v to %v since %s, idle for %v",
 			p, info.IPv6, info.Since.Format(time.RFC3339), time.Duration(info.Idle)*time.Second)
+		if info.Ports != "" {
+			x.Detail += fmt.Sprintf(", ports %s, of which the last %d are for sessions", info.Ports, info.SessionPorts)
+		}
 		if !info.Proven {
 			x.Detail += ", nothing has come back for it yet"
 		}
@@ -263,6 +290,11 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 	case *pool:
 		x.Rule, x.Pool, x.Origin, x.Verdict = RulePool, of.IPv4.String(), of.Origin, translate.DestinationUnmapped.String()
 		x.Detail = fmt.Sprintf("an address of %v, not lent", &of.Pool)
+		return x
+	case *shared:
+		p := of.pool
+		x.Rule, x.Pool, x.Origin = RulePool, p.IPv4.String(), p.Origin
+		x.Detail = fmt.Sprintf("an address of %v that clients share by port: %d of its %d ranges are lent; natless answers ping", &p.Pool, of.lent, p.per)
 		return x
 	}
 	switch e.kind {

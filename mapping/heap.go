@@ -7,12 +7,12 @@ func (h leaseHeap) Len() int           { return len(h) }
 func (h leaseHeap) Less(i, j int) bool { return !reached(h[i].due, h[j].due) }
 func (h leaseHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
+	h[i].place, h[j].place = int32(i), int32(j)
 }
 
 func (h *leaseHeap) Push(x any) {
 	l := x.(*lease)
-	l.place = len(*h)
+	l.place = int32(len(*h))
 	*h = append(*h, l)
 }
 

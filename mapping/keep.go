@@ -73,8 +73,8 @@ func (t *Table) load(saved Saved) (problems []string, b Batch) {
 			ended = append(ended, x)
 			continue
 		}
-		if p := g.fits(x.IPv4, x.IPv6); p != nil && (p.Local || p.permits(x.IPv6)) {
-			l := newLease(p, x.IPv4, x.IPv6, x.Since, t.tick.Load())
+		if p := g.fits(x); p != nil && (p.Local || p.permits(x.IPv6)) {
+			l := newLease(p, p.unit(x.IPv4, x.First), x.IPv6, x.Since, t.tick.Load())
 			l.born -= age(now.Sub(x.Since))
 			l.proven.Store(x.Proven)
 			l.noted = x.Proven
@@ -116,16 +116,26 @@ func (g *stage) adopted(m *Map) bool {
 	return !there.Runtime && there.IPv6 == m.IPv6
 }
 
-// fits is the pool that can lend an address to a client as things are; nil if
-// none can.
-func (g *stage) fits(v4, v6 netip.Addr) *pool {
-	if !v4.Is4() || !v6.Is6() || v6.Is4In6() {
+// fits is the pool that can lend what a lease is of to its client as things
+// are; nil if none can.
+func (g *stage) fits(x SavedLease) *pool {
+	if !x.IPv4.Is4() || !x.IPv6.Is6() || x.IPv6.Is4In6() {
 		return nil
 	}
-	if e, _ := g.v6.Lookup(v6); e != nil {
+	if e, _ := g.v6.Lookup(x.IPv6); e != nil {
 		return nil
 	}
-	return g.poolOf(netip.PrefixFrom(v4, 32))
+	p := g.poolOf(netip.PrefixFrom(x.IPv4, 32))
+	if p == nil || !p.Ports.has(x.First, x.Last) || g.lends(x.IPv4, p.Ports.number(x.First)) {
+		return nil
+	}
+	return p
+}
+
+// lends reports whether the k-th range of an address is lent.
+func (g *stage) lends(v4 netip.Addr, k uint32) bool {
+	e, _ := g.v4.Lookup(v4)
+	return e.lends(k)
 }
 
 // former is what is known of the addresses of leases that have ended.
@@ -136,7 +146,7 @@ func (g *stage) former(ended []SavedLease) (list []*returned) {
 	tick, now := g.t.tick.Load(), g.t.now()
 	for i, x := range ended {
 		r := &returned{
-			prefix: netip.PrefixFrom(x.IPv4, 32), client: x.IPv6, at: tick - age(now.Sub(x.Until)),
+			prefix: netip.PrefixFrom(x.IPv4, 32), ports: [2]uint16{x.First, x.Last}, client: x.IPv6, at: tick - age(now.Sub(x.Until)),
 			kept: x.Proven && len(ended)-i <= remembered, spare: !x.Proven,
 		}
 		if p := g.poolOf(r.prefix); p != nil && p.MaxLife > 0 && x.Until.Sub(x.Since) >= p.MaxLife {
@@ -155,7 +165,16 @@ func (g *stage) keepAll(list []*returned) {
 		if p == nil {
 			continue
 		}
-		if there := p.at(r.prefix); there != nil {
+		if !p.Ports.has(r.ports[0], r.ports[1]) { // addresses are divided in another way now
+			if r.spare {
+				continue
+			}
+			r.ports, r.client, r.kept = [2]uint16{}, netip.Addr{}, false
+		}
+		if p.single(r) && g.lends(r.addr(), p.Ports.number(r.ports[0])) {
+			continue
+		}
+		if there := p.at(r); there != nil {
 			p.forget(there)
 		}
 		p.keep(r)
@@ -165,11 +184,8 @@ func (g *stage) keepAll(list []*returned) {
 // poolOf is the pool that can lend addresses as things are; nil if none can.
 func (g *stage) poolOf(x netip.Prefix) *pool {
 	e, _ := g.v4.LookupPrefix(x)
-	if e == nil || e.kind != kindPool {
-		return nil
-	}
-	p := e.of.(*pool)
-	if p.lendable(g.v4, x) == 0 {
+	p := e.pool()
+	if p == nil || p.lendable(g.v4, x) == 0 {
 		return nil
 	}
 	return p

@@ -191,7 +191,7 @@ func (k *keeper) choose() (grants []grant) {
 			continue
 		}
 		o.take()
-		l := newLease(o.pool, o.addr, client, since, tick)
+		l := newLease(o.pool, o.unit, client, since, tick)
 		l.known = o.from != nil && o.from.kept && o.from.client == client
 		grants = append(grants, grant{o, l})
 	}
@@ -208,7 +208,7 @@ func (k *keeper) grant(grants []grant) {
 		g.begin(x.lease)
 		b.Leases = append(b.Leases, x.lease.saved(time.Time{}))
 		if x.changesHands() {
-			forget = append(forget, x.addr)
+			forget = append(forget, x.lease.v4)
 		}
 	}
 	k.forget(forget)
@@ -231,7 +231,12 @@ func (k *keeper) grant(grants []grant) {
 }
 
 // changesHands reports whether somebody else may have had the address before.
+// Of ranges that is not asked: to forget the flows of their address would end
+// those of all who share it, and quarantine keeps the two apart.
 func (x grant) changesHands() bool {
+	if x.lease.ports != nil {
+		return false
+	}
 	if x.from == nil {
 		return x.pool.stranger
 	}
@@ -254,7 +259,7 @@ func (k *keeper) proven(e *entry) {
 	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if now, _ := t.current.Load().v4.Get(netip.PrefixFrom(e.v4, 32)); now == e {
+	if now, _ := t.current.Load().v6.Get(netip.PrefixFrom(e.v6, 128)); now == e {
 		k.noteProof(e.of.(*lease))
 	}
 }

@@ -320,7 +320,7 @@ func TestProofIsSaved(t *testing.T) {
 	r.pass(6)
 	assert.Equal(t, saves+1, store.saves)
 	for i := range 20 {
-		assert.True(t, store.leases[addr(fmt.Sprintf("192.0.2.%d", i+2))].Proven)
+		assert.True(t, store.leases[savedKey{ipv4: addr(fmt.Sprintf("192.0.2.%d", i+2))}].Proven)
 	}
 	r.start()
 	assert.True(t, r.x.Leases()[0].Proven)
@@ -482,7 +482,7 @@ func TestRunKeeper(t *testing.T) {
 	}
 	cancel()
 	require.NoError(t, <-done)
-	assert.True(t, store.leases[addr("192.0.2.2")].Proven, "what was left is saved")
+	assert.True(t, store.leases[savedKey{ipv4: addr("192.0.2.2")}].Proven, "what was left is saved")
 }
 
 func TestHistory(t *testing.T) {

@@ -36,17 +36,24 @@ type lease struct {
 	entry
 	pool  atomic.Pointer[pool] // Reload moves leases between pools
 	since time.Time
+	ports *Range // nil: all of them
 	born  uint32 // tick of since
 	seen  uint32 // tick since which this process has it
 	due   uint32 // tick at which it could have ended
-	place int    // in the heap of its pool; -1: in none
+	place int32  // in the heap of its pool; -1: in none
 	noted bool   // that it is proven
 	known bool   // the client was proven when it had the address before
 }
 
-func newLease(p *pool, v4, v6 netip.Addr, since time.Time, tick uint32) *lease {
-	l := &lease{since: since, born: tick, seen: tick, place: -1}
-	l.set(kindLease, netip.PrefixFrom(v4, 32), netip.PrefixFrom(v6, 128), l)
+// newLease is the lease of what a pool lends as its unit n.
+func newLease(p *pool, n uint32, v6 netip.Addr, since time.Time, tick uint32) *lease {
+	v4 := p.addr(n)
+	l := &lease{since: since, born: tick, seen: tick, place: -1, ports: p.Ports.of(v6, v4, n%p.per)}
+	k := kindLease
+	if l.ports != nil {
+		k = kindRange
+	}
+	l.set(k, netip.PrefixFrom(v4, 32), netip.PrefixFrom(v6, 128), l)
 	l.pool.Store(p)
 	l.stamp.Store(tick)
 	return l
@@ -54,42 +61,59 @@ func newLease(p *pool, v4, v6 netip.Addr, since time.Time, tick uint32) *lease {
 
 // saved is the lease as a Store keeps it.
 func (l *lease) saved(until time.Time) SavedLease {
-	return SavedLease{IPv4: l.v4, IPv6: l.v6, Since: l.since, Until: until, Proven: l.proven.Load()}
+	first, last := l.bounds()
+	return SavedLease{IPv4: l.v4, First: first, Last: last, IPv6: l.v6, Since: l.since, Until: until, Proven: l.proven.Load()}
+}
+
+// bounds are the first and the last of a lease's ports; 0 if it has them all.
+func (l *lease) bounds() (first, last uint16) {
+	if l.ports == nil {
+		return 0, 0
+	}
+	return l.ports.First, l.ports.Last
 }
 
 // lease is what becomes of a packet whose source has no lease yet.
-func (t *Table) lease(s *snapshot, client netip.Addr, tick uint32) (netip.Addr, translate.Verdict) {
+func (t *Table) lease(s *snapshot, client netip.Addr, tick uint32) (netip.Addr, *Range, translate.Verdict) {
 	switch {
 	case !s.permits(client):
-		return s.stranger(client)
+		return client, nil, s.stranger()
 	case t.keeper != nil:
-		return client, t.keeper.ask(client, tick)
+		return client, nil, t.keeper.ask(client, tick)
 	}
 	return t.leaseNow(client, tick)
 }
 
 // leaseNow makes the lease of a client, without Keep.
-func (t *Table) leaseNow(client netip.Addr, tick uint32) (netip.Addr, translate.Verdict) {
+func (t *Table) leaseNow(client netip.Addr, tick uint32) (netip.Addr, *Range, translate.Verdict) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.current.Load()
 	if e, _ := s.v6.Lookup(client); e != nil { // another worker was faster
-		return e.to4(client), translate.OK
+		return e.source(client)
 	}
 	s.wake(tick)
 	o := t.offer(s, client, tick)
 	if o.pool == nil {
-		return client, translate.PoolFull
+		return client, nil, translate.PoolFull
 	}
 	o.take()
 	g := t.stage(1)
-	l := newLease(o.pool, o.addr, client, t.now(), tick)
+	l := newLease(o.pool, o.unit, client, t.now(), tick)
 	g.begin(l)
 	t.enter(l)
 	t.publish(g)
-	return o.addr, translate.OK
+	return l.source(client)
+}
+
+// source is what an entry of the IPv6 side makes of a source under it.
+func (e *entry) source(a netip.Addr) (netip.Addr, *Range, translate.Verdict) {
+	if e.kind == kindRange {
+		return e.v4, e.of.(*lease).ports, translate.OK
+	}
+	return e.to4(a), nil, translate.OK
 }
 
 // begin adds a lease that a client came for.
@@ -101,36 +125,37 @@ func (g *stage) begin(l *lease) {
 
 // foresee is what lease would say if nobody had to wait for the disk, and
 // leases nothing.
-func (t *Table) foresee(s *snapshot, client netip.Addr) (netip.Addr, translate.Verdict) {
+func (t *Table) foresee(s *snapshot, client netip.Addr) (netip.Addr, *Range, translate.Verdict) {
 	if !s.permits(client) {
-		return s.stranger(client)
+		return client, nil, s.stranger()
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s = t.current.Load()
 	if e, _ := s.v6.Lookup(client); e != nil {
-		return e.to4(client), translate.OK
+		return e.source(client)
 	}
 	o := t.offer(s, client, t.tick.Load())
 	if o.pool == nil {
-		return client, translate.PoolFull
+		return client, nil, translate.PoolFull
 	}
-	return o.addr, translate.OK
+	return newLease(o.pool, o.unit, client, time.Time{}, 0).source(client)
 }
 
 // stranger is the verdict on a client that no pool lends to.
-func (s *policy) stranger(client netip.Addr) (netip.Addr, translate.Verdict) {
+func (s *policy) stranger() translate.Verdict {
 	if len(s.pools) == 0 {
-		return client, translate.SourceUnmapped
+		return translate.SourceUnmapped
 	}
-	return client, translate.ClientNotPermitted
+	return translate.ClientNotPermitted
 }
 
 // enter counts a lease in. mu must be held.
 func (t *Table) enter(l *lease) {
 	p := l.pool.Load()
 	p.lent++
-	delete(p.returned, number4(l.v4)-number4(p.IPv4.Addr()))
+	first, _ := l.bounds()
+	delete(p.returned, p.unit(l.v4, first))
 	p.watch(l, t.keeper != nil)
 	hi, _ := halves(l.v6)
 	t.networks[hi]++
@@ -142,10 +167,10 @@ func (t *Table) leave(g *stage, l *lease) {
 	p, tick := l.pool.Load(), t.tick.Load()
 	p.lent--
 	if l.place >= 0 {
-		heap.Remove(&p.due, l.place)
+		heap.Remove(&p.due, int(l.place))
 	}
 	t.uncount(l)
-	if e, _ := g.v4.Lookup(l.v4); e == p.entry {
+	if e, _ := g.v4.Lookup(l.v4); e.pool() == p {
 		p.keep(givenBack(l, tick, t.wasAnswered(l)))
 	}
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// What a pool does with its addresses. Nothing here depends on the size of a
-// pool. Addresses never lent are handed out in ascending order by a cursor.
+// What a pool does with its addresses, or with the ranges of ports that it
+// divides them in: its units, counted from its start. Nothing here depends on
+// the size of a pool. Addresses never lent are handed out in ascending order by a cursor.
 // Those that came back stand in one of two queues: what nobody ever answered
 // is lent again first, without quarantine and at once, so that a flood of made
 // up clients uses the same few addresses over and over; the rest waits for its
@@ -26,18 +27,19 @@ type pool struct {
 	Pool
 	permitted atomic.Pointer[bart.Lite] // clients, with what is local resolved
 	entry     *entry                    // of its addresses while they are not lent
-	size      uint32                    // addresses
-	first     uint32                    // that may be lent, counted from the start
+	per       uint32                    // units of an address
+	size      uint32                    // units
+	first     uint32                    // that may be lent
 	stranger  bool                      // what was lent from it before this process is not known
 
-	usable   uint32 // addresses that can be lent
+	usable   uint32 // units that can be lent
 	next     uint32 // the first that may never have been lent
 	lent     uint32
 	due      leaseHeap
 	rested   returnedQueue // proven leases', and what maps took
 	spare    returnedQueue // of leases that nobody answered
 	returned map[uint32]*returned
-	wide     *bart.Fast[*returned]    // those of rested that are more than one address
+	wide     *bart.Fast[*returned]    // those of rested that are more than one unit
 	former   map[netip.Addr]*returned // those in rested, by client
 
 	refusals map[netip.Addr]uint32 // clients that it had no address for, and the tick
@@ -48,6 +50,19 @@ func (p *pool) permits(client netip.Addr) bool { return p.permitted.Load().Conta
 // permits reports whether any pool lends to a client. It takes no lock.
 func (s *policy) permits(client netip.Addr) bool {
 	return slices.ContainsFunc(s.pools, func(p *pool) bool { return p.permits(client) })
+}
+
+// addr is the address that a unit is, or is of.
+func (p *pool) addr(unit uint32) netip.Addr { return addr4(number4(p.IPv4.Addr()) + unit/p.per) }
+
+// unit is the unit of an address that begins with a port; of an address that
+// is divided, with port 0 the first.
+func (p *pool) unit(a netip.Addr, first uint16) uint32 {
+	n := (number4(a) - number4(p.IPv4.Addr())) * p.per
+	if first != 0 {
+		n += p.Ports.number(first)
+	}
+	return n
 }
 
 // permit sets who may lease.
@@ -64,9 +79,10 @@ func (p *pool) permit(local []netip.Prefix) {
 	p.permitted.Store(permitted)
 }
 
-// returned is an address that came back, or several that a map took once.
+// returned is a unit that came back, or addresses that a map took once.
 type returned struct {
 	prefix     netip.Prefix
+	ports      [2]uint16  // the first and the last of a range; 0: all
 	client     netip.Addr // who had it last; invalid: a map, or unknown
 	kept       bool       // for client
 	at         uint32     // tick of its return
@@ -76,10 +92,17 @@ type returned struct {
 
 func (r *returned) addr() netip.Addr { return r.prefix.Addr() }
 
-// offer is an address that a client would be lent, and where it comes from.
+// single reports whether what came back is one unit.
+func (p *pool) single(r *returned) bool {
+	return r.prefix.Bits() == 32 && (p.Ports == Ports{} || r.ports[0] != 0)
+}
+
+func (p *pool) unitOf(r *returned) uint32 { return p.unit(r.addr(), r.ports[0]) }
+
+// offer is a unit that a client would be lent, and where it comes from.
 type offer struct {
 	pool *pool // nil: none is left
-	addr netip.Addr
+	unit uint32
 	from *returned // nil: the cursor
 }
 
@@ -88,15 +111,15 @@ type offer struct {
 func (t *Table) offer(s *snapshot, client netip.Addr, tick uint32) offer {
 	for _, p := range s.pools {
 		if r := p.former[client]; r != nil && p.permits(client) {
-			return offer{p, r.addr(), r}
+			return offer{p, p.unitOf(r), r}
 		}
 	}
 	for _, p := range s.pools {
 		if !p.permits(client) {
 			continue
 		}
-		if a, r := p.choose(s, tick); a.IsValid() {
-			return offer{p, a, r}
+		if n, r := p.choose(s, tick); n < p.size {
+			return offer{p, n, r}
 		}
 	}
 	return offer{}
@@ -109,7 +132,7 @@ func (o offer) take() {
 		o.pool.disown(r)
 		return
 	}
-	o.pool.next = number4(o.addr) - number4(o.pool.IPv4.Addr()) + 1
+	o.pool.next = o.unit + 1
 }
 
 // putBack undoes take. What was taken since must have been put back.
@@ -119,28 +142,28 @@ func (o offer) putBack() {
 		o.pool.index(r)
 		return
 	}
-	o.pool.next = number4(o.addr) - number4(o.pool.IPv4.Addr())
+	o.pool.next = o.unit
 }
 
-// choose is an address that nobody has, invalid if there is none, and its
-// place in a queue if it was lent before.
-func (p *pool) choose(s *snapshot, tick uint32) (netip.Addr, *returned) {
+// choose is a unit that nobody has, p.size if there is none, and its place in a
+// queue if it was lent before.
+func (p *pool) choose(s *snapshot, tick uint32) (uint32, *returned) {
 	if r := p.spare.first; r != nil {
-		return r.addr(), r
+		return p.unitOf(r), r
 	}
 	oldest := p.rested.first
 	if oldest != nil && p.rests(oldest, tick) {
 		oldest = nil
 	}
 	if oldest == nil || p.rested.len < remembered {
-		if a := p.fresh(s); a.IsValid() {
-			return a, nil
+		if n := p.fresh(s); n < p.size {
+			return n, nil
 		}
 	}
 	if oldest == nil {
-		return netip.Addr{}, nil
+		return p.size, nil
 	}
-	return oldest.addr(), oldest
+	return p.unitOf(oldest), oldest
 }
 
 // rests reports whether an address is in quarantine.
@@ -148,10 +171,10 @@ func (p *pool) rests(r *returned, tick uint32) bool {
 	return !r.spare && !reached(tick, r.at+ticks(p.Quarantine))
 }
 
-// quarantined counts the addresses that are in quarantine.
+// quarantined counts the units that are in quarantine.
 func (p *pool) quarantined(v4 *bart.Fast[*entry], tick uint32) (n uint32) {
 	for r := p.rested.last; r != nil && p.rests(r, tick); r = r.prev {
-		if r.prefix.Bits() == 32 {
+		if p.single(r) {
 			n++
 		}
 	}
@@ -165,28 +188,40 @@ func (p *pool) quarantined(v4 *bart.Fast[*entry], tick uint32) (n uint32) {
 	return n
 }
 
-// fresh is the next address that was not lent before, as far as is known, and
-// invalid when all were: the one that next then counts to. What a map, natless
+// fresh is the next unit that was not lent before, as far as is known, and
+// p.size when all were: the one that next then counts to. What a map, natless
 // itself or a client has is stepped over, and so is what came back.
-func (p *pool) fresh(s *snapshot) netip.Addr {
-	start := number4(p.IPv4.Addr())
+func (p *pool) fresh(s *snapshot) uint32 {
 	for p.next < p.size {
 		if r := p.returned[p.next]; r != nil {
 			p.next++
 			continue
 		}
-		a := addr4(start + p.next)
+		a := p.addr(p.next)
 		taken, e, _ := s.v4.LookupPrefixLPM(netip.PrefixFrom(a, 32))
-		if e == p.entry {
+		if p.has(e, false) {
 			r, _ := p.wide.Lookup(a)
 			if r == nil {
-				return a
+				if !e.lends(p.next % p.per) {
+					return p.next
+				}
+				p.next++
+				continue
 			}
 			taken = r.prefix
 		}
-		p.next = number4(last4(taken)) - start + 1
+		p.next = p.unit(last4(taken), 0) + p.per
 	}
-	return netip.Addr{}
+	return p.size
+}
+
+// lends reports whether the k-th range of a shared address is lent.
+func (e *entry) lends(k uint32) bool {
+	if e.kind != kindShared {
+		return false
+	}
+	slots := e.of.(*shared).slots
+	return slots != nil && slots[k] != nil
 }
 
 // wake sends the cursor back to prefixes that maps took and whose quarantine
@@ -213,15 +248,16 @@ func (s *policy) wake(tick uint32) {
 }
 
 func (p *pool) number(a netip.Addr) uint32 {
-	return max(p.first, number4(a)-number4(p.IPv4.Addr()))
+	return max(p.first, p.unit(a, 0))
 }
 
 // givenBack is the address of a lease that ended. Its client finds it again,
 // unless the lease came to its maximum age: an active client would have it
 // back at once, and max_life would mean nothing.
 func givenBack(l *lease, tick uint32, answered bool) *returned {
+	first, last := l.bounds()
 	return &returned{
-		prefix: netip.PrefixFrom(l.v4, 32), client: l.v6, at: tick,
+		prefix: netip.PrefixFrom(l.v4, 32), ports: [2]uint16{first, last}, client: l.v6, at: tick,
 		kept: answered && !l.aged(l.pool.Load(), tick), spare: !answered,
 	}
 }
@@ -240,11 +276,11 @@ func (p *pool) queue(r *returned) *returnedQueue {
 }
 
 func (p *pool) index(r *returned) {
-	if r.prefix.Bits() < 32 {
+	if !p.single(r) {
 		p.wide.Insert(r.prefix, r)
 		return
 	}
-	p.returned[number4(r.addr())-number4(p.IPv4.Addr())] = r
+	p.returned[p.unitOf(r)] = r
 	if r.kept {
 		p.former[r.client] = r
 	}
@@ -254,20 +290,20 @@ func (p *pool) index(r *returned) {
 func (p *pool) forget(r *returned) {
 	p.queue(r).remove(r)
 	p.disown(r)
-	if r.prefix.Bits() < 32 {
+	if !p.single(r) {
 		p.wide.Delete(r.prefix)
 		return
 	}
-	delete(p.returned, number4(r.addr())-number4(p.IPv4.Addr()))
+	delete(p.returned, p.unitOf(r))
 }
 
-// at is what came back of that very prefix; nil if nothing did.
-func (p *pool) at(x netip.Prefix) *returned {
-	if x.Bits() < 32 {
-		r, _ := p.wide.Get(x)
-		return r
+// at is what came back in the very place of another; nil if nothing did.
+func (p *pool) at(r *returned) *returned {
+	if !p.single(r) {
+		there, _ := p.wide.Get(r.prefix)
+		return there
 	}
-	return p.returned[number4(x.Addr())-number4(p.IPv4.Addr())]
+	return p.returned[p.unitOf(r)]
 }
 
 // disown has an address no longer kept for its client.
@@ -277,33 +313,41 @@ func (p *pool) disown(r *returned) {
 	}
 }
 
-// lendable counts the addresses under x that are p's to lend, lent or not.
-func (p *pool) lendable(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
-	return p.count(v4, x, func(e *entry) bool { return e.kind == kindLease })
+// lendable counts the units under x that are p's to lend, lent or not.
+func (p *pool) lendable(v4 *bart.Fast[*entry], x netip.Prefix) uint32 { return p.count(v4, x, true) }
+
+// unlent counts the units under x that are p's and not lent.
+func (p *pool) unlent(v4 *bart.Fast[*entry], x netip.Prefix) uint32 { return p.count(v4, x, false) }
+
+// has reports whether an entry inside the pool is one of the pool's unlent or
+// shared addresses or, where these count, a lease's.
+func (p *pool) has(e *entry, lent bool) bool {
+	return e == p.entry || e.pool() == p || lent && e != nil && e.kind == kindLease
 }
 
-// unlent counts the addresses under x that are p's and not lent.
-func (p *pool) unlent(v4 *bart.Fast[*entry], x netip.Prefix) uint32 {
-	return p.count(v4, x, func(*entry) bool { return false })
-}
-
-// count counts the addresses under x that are p's or of entries that count as
-// p's, without what looks like the network.
-func (p *pool) count(v4 *bart.Fast[*entry], x netip.Prefix, counts func(*entry) bool) uint32 {
-	if e, _ := v4.LookupPrefix(x); e != p.entry && !counts(e) {
+// count counts the units under x that are p's, those lent too or not, without
+// what looks like the network.
+func (p *pool) count(v4 *bart.Fast[*entry], x netip.Prefix, lent bool) uint32 {
+	if e, _ := v4.LookupPrefix(x); !p.has(e, lent) {
 		return 0
 	}
-	n := uint32(size4(x))
+	n := uint32(size4(x)) * p.per
 	if x.Addr() == p.IPv4.Addr() {
 		n -= p.first
 	}
 	var last netip.Prefix
 	for y, e := range v4.Subnets(x) {
-		if e == p.entry || counts(e) || last.IsValid() && last.Contains(y.Addr()) {
+		if last.IsValid() && last.Contains(y.Addr()) {
+			continue
+		}
+		if p.has(e, lent) {
+			if !lent && e.kind == kindShared {
+				n -= e.of.(*shared).lent
+			}
 			continue
 		}
 		last = y
-		n -= uint32(size4(y))
+		n -= uint32(size4(y)) * p.per
 		if y.Addr() == p.IPv4.Addr() {
 			n += p.first
 		}
@@ -311,9 +355,9 @@ func (p *pool) count(v4 *bart.Fast[*entry], x netip.Prefix, counts func(*entry) 
 	return n
 }
 
-// within lists the single addresses under x that came back.
+// within lists the single units under x that came back.
 func (p *pool) within(x netip.Prefix) (list []*returned) {
-	start, size := number4(x.Addr())-number4(p.IPv4.Addr()), uint32(size4(x))
+	start, size := p.unit(x.Addr(), 0), uint32(size4(x))*p.per
 	if int(size) > len(p.returned) {
 		for i, r := range p.returned {
 			if i-start < size {
@@ -330,7 +374,7 @@ func (p *pool) within(x netip.Prefix) (list []*returned) {
 	return list
 }
 
-// lose takes the addresses of a new map out of the pool, n of them.
+// lose takes the addresses of a new map out of the pool, n units.
 func (p *pool) lose(x netip.Prefix, n uint32) {
 	p.usable -= n
 	for _, r := range p.within(x) {
@@ -345,7 +389,7 @@ func (p *pool) lose(x netip.Prefix, n uint32) {
 	}
 }
 
-// regain gives the pool the addresses of a map that is gone, n of them. They
+// regain gives the pool the addresses of a map that is gone, n units. They
 // rest like those of leases: whoever spoke with them still may.
 func (p *pool) regain(x netip.Prefix, n, tick uint32) {
 	p.usable += n

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Diff is what Reload changed.
@@ -141,18 +142,14 @@ func (r *reload) compareMaps(old *snapshot, by string) {
 // keepLeases takes over the leases that still fit. The entries stay the same,
 // so that workers go on stamping them.
 func (r *reload) keepLeases(old *snapshot, by string) {
-	for _, e := range old.v4.AllSorted4() {
-		if e.kind != kindLease {
-			continue
-		}
-		l := e.of.(*lease)
-		p := r.fits(l.v4, l.v6)
-		if p != nil && (p.permits(l.v6) || p.Local && l.pool.Load().Local) {
+	for l := range old.leases() {
+		p, before := r.fits(l.saved(time.Time{})), l.pool.Load()
+		if p != nil && p.Ports.Session == before.Ports.Session && (p.permits(l.v6) || p.Local && before.Local) {
 			r.putLease(l)
 			r.kept = append(r.kept, kept{l, p})
 			continue
 		}
-		info := r.t.leaseInfo(e)
+		info := r.t.leaseInfo(&l.entry)
 		r.ended = append(r.ended, l)
 		r.diff.LeasesEnded = append(r.diff.LeasesEnded, info)
 		r.events = append(r.events, Event{Op: OpLeaseEnded, By: by, Lease: &info})
@@ -162,7 +159,8 @@ func (r *reload) keepLeases(old *snapshot, by string) {
 func (r *reload) comparePolicy(old *snapshot, by string) {
 	r.diff.PoolsChanged = !slices.EqualFunc(old.pools, r.pools, func(a, b *pool) bool {
 		return a.IPv4 == b.IPv4 && slices.Equal(a.Clients, b.Clients) && a.Local == b.Local &&
-			a.Idle == b.Idle && a.MaxLife == b.MaxLife && a.Quarantine == b.Quarantine
+			a.Idle == b.Idle && a.MaxLife == b.MaxLife && a.Quarantine == b.Quarantine &&
+			a.Ports == b.Ports
 	})
 	r.diff.RulesChanged = old.hairpin != r.hairpin || old.allowPrivate != r.allowPrivate || !slices.Equal(old.rfc6791, r.rfc6791)
 	if r.diff.PoolsChanged || r.diff.RulesChanged || len(r.events) == 0 {
@@ -222,7 +220,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	for _, p := range old.pools {
 		for _, q := range []*returnedQueue{&p.rested, &p.spare} {
 			for x := q.first; x != nil; x = x.next {
-				list = append(list, &returned{prefix: x.prefix, client: x.client, kept: x.kept, at: x.at, spare: x.spare})
+				list = append(list, &returned{prefix: x.prefix, ports: x.ports, client: x.client, kept: x.kept, at: x.at, spare: x.spare})
 			}
 		}
 	}
@@ -231,7 +229,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	}
 	for _, k := range r.kept {
 		if k.lease.place >= 0 {
-			heap.Remove(&k.lease.pool.Load().due, k.lease.place)
+			heap.Remove(&k.lease.pool.Load().due, int(k.lease.place))
 		}
 		k.lease.pool.Store(k.pool)
 		k.pool.lent++

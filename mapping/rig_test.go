@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"log/slog"
 	"maps"
@@ -21,7 +22,7 @@ import (
 type memory struct {
 	mu     sync.Mutex
 	maps   map[netip.Prefix]Map
-	leases map[netip.Addr]SavedLease
+	leases map[savedKey]SavedLease
 	past   []SavedLease // what was replaced
 	saves  int          // that wrote something
 	tries  int
@@ -29,8 +30,14 @@ type memory struct {
 	after  func()            // as before, but it is saved
 }
 
+// savedKey is what a store knows a lease by.
+type savedKey struct {
+	ipv4  netip.Addr
+	first uint16
+}
+
 func newMemory() *memory {
-	return &memory{maps: map[netip.Prefix]Map{}, leases: map[netip.Addr]SavedLease{}}
+	return &memory{maps: map[netip.Prefix]Map{}, leases: map[savedKey]SavedLease{}}
 }
 
 func (m *memory) Load() (s Saved, _ error) {
@@ -39,7 +46,9 @@ func (m *memory) Load() (s Saved, _ error) {
 	s.Maps = slices.Collect(maps.Values(m.maps))
 	s.Leases = slices.Collect(maps.Values(m.leases))
 	slices.SortFunc(s.Maps, func(a, b Map) int { return a.IPv4.Compare(b.IPv4) })
-	slices.SortFunc(s.Leases, func(a, b SavedLease) int { return a.IPv4.Compare(b.IPv4) })
+	slices.SortFunc(s.Leases, func(a, b SavedLease) int {
+		return cmp.Or(a.IPv4.Compare(b.IPv4), cmp.Compare(a.First, b.First))
+	})
 	return s, nil
 }
 
@@ -60,10 +69,11 @@ func (m *memory) Save(b Batch) error {
 		m.maps[x.IPv4] = x
 	}
 	for _, l := range b.Leases {
-		if old, ok := m.leases[l.IPv4]; ok && !old.Since.Equal(l.Since) {
+		key := savedKey{l.IPv4, l.First}
+		if old, ok := m.leases[key]; ok && !old.Since.Equal(l.Since) {
 			m.past = append(m.past, old)
 		}
-		m.leases[l.IPv4] = l
+		m.leases[key] = l
 	}
 	if m.after != nil {
 		m.after()
@@ -148,6 +158,12 @@ func (r *rig) send(client int) (netip.Addr, translate.Verdict) {
 	return a, v
 }
 
+// leases reports whether a client has a lease after it sent a packet.
+func (r *rig) leases(client int) bool {
+	r.send(client)
+	return slices.ContainsFunc(r.x.Leases(), func(l Lease) bool { return l.IPv6 == lessee(client) })
+}
+
 func (r *rig) wears(client int, want string) {
 	if t, ok := r.t.(*testing.T); ok {
 		t.Helper()
@@ -166,8 +182,12 @@ func (r *rig) stopped(client int, want translate.Verdict) {
 }
 
 // answer sends a packet to an IPv4 address.
-func (r *rig) answer(a string) translate.Verdict {
-	_, v := r.x.Resolve(flow("203.0.113.80", a), r.tick)
+func (r *rig) answer(a string) translate.Verdict { return r.answerPort(addr(a), 0) }
+
+func (r *rig) answerPort(a netip.Addr, port uint16) translate.Verdict {
+	f := flow("203.0.113.80", a.String())
+	f.DstPort = port
+	_, v := r.x.Resolve(f, r.tick)
 	r.x.keeper.step()
 	return v
 }
@@ -175,7 +195,7 @@ func (r *rig) answer(a string) translate.Verdict {
 // lent lists what is lent, for comparison.
 func (r *rig) lent() (list []string) {
 	for _, l := range r.x.Leases() {
-		list = append(list, l.IPv4.String()+" "+l.IPv6.String())
+		list = append(list, strings.TrimSpace(l.IPv4.String()+" "+l.IPv6.String()+" "+l.Ports))
 	}
 	return list
 }

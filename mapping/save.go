@@ -200,5 +200,5 @@ func (t *Table) History(at time.Time, yield func(SavedLease) bool) error {
 
 // span is what tells a lease from all others.
 func span(l SavedLease) SavedLease {
-	return SavedLease{IPv4: l.IPv4, IPv6: l.IPv6, Since: time.Unix(0, l.Since.UnixNano())}
+	return SavedLease{IPv4: l.IPv4, First: l.First, IPv6: l.IPv6, Since: time.Unix(0, l.Since.UnixNano())}
 }

@@ -52,14 +52,11 @@ func (g *stage) snapshot() *snapshot {
 }
 
 func (g *stage) put4(p netip.Prefix, e *entry) {
-	if _, there := g.v4.Get(p); !there {
-		g.count(p, 1)
+	if !e.lent() {
+		if _, there := g.v4.Get(p); !there {
+			g.count(p, 1)
+		}
 	}
-	g.insert4(p, e)
-}
-
-// insert4 is put4 of what counts already, or need not.
-func (g *stage) insert4(p netip.Prefix, e *entry) {
 	if g.owned {
 		g.v4.Insert(p, e)
 	} else {
@@ -75,12 +72,10 @@ func (g *stage) put6(p netip.Prefix, e *entry) {
 	}
 }
 
-func (g *stage) drop4(p netip.Prefix) {
-	g.count(p, -1)
-	g.delete4(p)
-}
-
-func (g *stage) delete4(p netip.Prefix) {
+func (g *stage) drop4(p netip.Prefix, e *entry) {
+	if !e.lent() {
+		g.count(p, -1)
+	}
 	if g.owned {
 		g.v4.Delete(p)
 	} else {
@@ -106,24 +101,43 @@ func (g *stage) count(p netip.Prefix, by int) {
 	g.counts.change(p, by)
 }
 
+// lent reports whether an entry of the IPv4 side has leases.
+func (e *entry) lent() bool {
+	return e.kind == kindLease || e.kind == kindShared && e.of.(*shared).lent > 0
+}
+
 // putLease enters a lease.
 func (g *stage) putLease(l *lease) {
-	g.insert4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	if l.ports != nil {
+		g.putRange(l)
+	} else {
+		g.put4(netip.PrefixFrom(l.v4, 32), &l.entry)
+	}
 	g.put6(netip.PrefixFrom(l.v6, 128), &l.entry)
 }
 
 // end takes a lease out. by says why.
 func (g *stage) end(l *lease, by string) {
-	x := netip.PrefixFrom(l.v4, 32)
-	if p := l.pool.Load(); p.IPv4 == x { // a pool of one address: the lease had the place of the pool itself
-		g.insert4(x, p.entry)
+	if l.ports != nil {
+		g.dropRange(l)
 	} else {
-		g.delete4(x)
+		g.vacate(l, &l.entry)
 	}
 	g.drop6(netip.PrefixFrom(l.v6, 128))
 	g.ended = append(g.ended, l)
 	info := g.t.leaseInfo(&l.entry)
 	g.events = append(g.events, Event{Op: OpLeaseEnded, By: by, Lease: &info})
+}
+
+// vacate takes the entry of an address out that has no lease any more. What it
+// hid appears again: the pool, whose prefix may be that very address.
+func (g *stage) vacate(l *lease, e *entry) {
+	p := netip.PrefixFrom(l.v4, 32)
+	if pool := l.pool.Load(); pool.IPv4 == p {
+		g.put4(p, pool.entry)
+		return
+	}
+	g.drop4(p, e)
 }
 
 // addMap adds a map to a table that has its pools already. e is room for its
@@ -164,8 +178,9 @@ func (g *stage) free4(m *Map) error {
 		return conflict("%v is mapped already, by %v", m.IPv4, e.of)
 	case kindOwn:
 		return conflict("%v is an address of natless itself", m.IPv4)
-	case kindPool:
-		return conflict("it takes all of %v", e.of)
+	}
+	if p := e.pool(); p != nil && p.IPv4 == m.IPv4 {
+		return conflict("it takes all of %v", p)
 	}
 	return nil
 }
@@ -210,7 +225,7 @@ func (g *stage) covers(wide, narrow netip.Prefix) bool {
 		return false
 	}
 	for between, e := range g.v4.Supernets(narrow) {
-		if between != narrow || e.kind != kindPool && e.kind != kindLease { // a lease: of a pool of one address
+		if between != narrow || e.pool() == nil && e.kind != kindLease { // a lease: of a pool of one address
 			return between.Bits() <= wide.Bits() // it replaces a block of its own length
 		}
 	}
@@ -225,9 +240,13 @@ func (g *stage) leasable(m *Map) error {
 		return nil
 	}
 	probe := newEntry(kindMap, m.IPv4, m.IPv6, nil)
+	var other *lease
 	for _, e := range g.v4.Subnets(m.IPv4) {
-		if e.kind == kindLease && !(m.IPv6.Contains(e.v6) && probe.to4(e.v6) == e.v4) {
-			return conflict("%v is lent to %v: release it first", e.v4, e.v6)
+		if !e.leases(func(l *lease) bool {
+			other = l
+			return m.IPv6.Contains(l.v6) && probe.to4(l.v6) == l.v4
+		}) {
+			return conflict("%v is lent to %v: release it first", other.v4, other.v6)
 		}
 	}
 	if int64(p.usable) == g.taken[p]+int64(p.lendable(g.v4, m.IPv4)) {
@@ -240,7 +259,7 @@ func (g *stage) leasable(m *Map) error {
 // covers, for a map comes before a lease.
 func (g *stage) leasesUnder(m *Map) (list []*lease) {
 	for _, e := range g.v6.Subnets(m.IPv6) {
-		if e.kind == kindLease {
+		if e.leased() {
 			list = append(list, e.of.(*lease))
 		}
 	}
@@ -281,7 +300,8 @@ func (g *stage) removeMap(p netip.Prefix, by string) error {
 
 // unmap takes a map out. What it hid appears again.
 func (g *stage) unmap(m *Map, by string) {
-	g.drop4(m.IPv4)
+	e, _ := g.v4.Get(m.IPv4)
+	g.drop4(m.IPv4, e)
 	g.drop6(m.IPv6)
 	for _, x := range refused4 {
 		if x.prefix == m.IPv4 {
@@ -313,18 +333,18 @@ func (g *stage) settlePrivate(changed netip.Prefix) {
 		if !changed.Overlaps(x.prefix) || changed.Bits() > x.prefix.Bits() {
 			continue
 		}
-		covered, there := false, false
+		covered, block := false, (*entry)(nil)
 		for _, e := range g.v4.Supernets(x.prefix) {
 			if e.kind == kindPrivate {
-				there = true
+				block = e
 			} else {
 				covered = true
 			}
 		}
 		switch {
-		case covered && there:
-			g.drop4(x.prefix)
-		case !covered && !there:
+		case covered && block != nil:
+			g.drop4(x.prefix, block)
+		case !covered && block == nil:
 			g.put4(x.prefix, &entry{kind: x.kind, of: x.name})
 		}
 	}

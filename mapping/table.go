@@ -6,7 +6,8 @@
 //
 // Three things map an address: a prefix with the IPv4 address inside (RFC
 // 6052, prefix64.go), explicit mappings (RFC 7757, entry.go), and leases from
-// pools, one IPv4 address per IPv6 client (lease.go).
+// pools, one IPv4 address per IPv6 client (lease.go) or a range of its ports
+// (ports.go).
 //
 // All of it is in one immutable snapshot behind an atomic pointer. Workers
 // read it without a lock. Whoever changes it makes a new snapshot that shares
@@ -30,8 +31,10 @@ import (
 )
 
 const (
-	icmp4 = 1
-	icmp6 = 58
+	icmp4    = 1
+	icmp6    = 58
+	protoTCP = 6
+	protoUDP = 17
 )
 
 // Table answers which address means what. Its methods may be called from any
@@ -79,6 +82,7 @@ type policy struct {
 	rfc6791Size  uint64
 	hairpin      bool
 	allowPrivate bool
+	ownShared    bool // natless's own IPv4 address is the only one of a pool whose clients share it
 }
 
 // missing says what is done about a source that has no counterpart.
@@ -100,9 +104,11 @@ const (
 // Besides OK the verdict may be Hairpin: the flow is translated, its
 // destination is a client of natless again, and HairpinBack tells how it comes
 // back. Any other verdict drops the packet, and the flow is then meaningless.
-// OwnAddress comes only for a source that could be answered.
+// OwnAddress comes only for a source that could be answered. NoSession says that
+// a client shares its IPv4 address, and that arithmetic does not settle the
+// port: ResolveRanges is for those who can.
 func (t *Table) Resolve(f translate.Flow, tick uint32) (translate.Flow, translate.Verdict) {
-	v := t.resolve(&f, tick, lend)
+	v := t.ResolveIn(&f, tick)
 	return f, v
 }
 
@@ -110,22 +116,23 @@ func (t *Table) Resolve(f translate.Flow, tick uint32) (translate.Flow, translat
 // copied several times on its way through a call, at more than the cost of
 // the lookup.
 func (t *Table) ResolveIn(f *translate.Flow, tick uint32) translate.Verdict {
-	return t.resolve(f, tick, lend)
+	v, x := t.resolve(f, tick, lend)
+	return x.alone(f, v)
 }
 
 // Lookup is Resolve without consequences: it leases nothing and no lease
 // counts as used. It serves packets quoted in ICMP errors (reversed).
 func (t *Table) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
-	v := t.resolve(&f, 0, refuse)
-	return f, v
+	v, x := t.resolve(&f, 0, refuse)
+	return f, x.alone(&f, v)
 }
 
 // Foresee is what Resolve would say now, without consequences: a client that
 // has no lease gets the address that its first packet would lease. It serves
 // traces, and takes a lock where Resolve does.
 func (t *Table) Foresee(f translate.Flow) (translate.Flow, translate.Verdict) {
-	v := t.resolve(&f, 0, foresee)
-	return f, v
+	v, x := t.resolve(&f, 0, foresee)
+	return f, x.alone(&f, v)
 }
 
 // ResolveError is Lookup for the outer flow of an ICMP error, where a source
@@ -134,8 +141,11 @@ func (t *Table) Foresee(f translate.Flow) (translate.Flow, translate.Verdict) {
 // 6791), to IPv6 with natless's own. It never leases. Sources that nobody can
 // have (loopback, multicast, pref64 itself and the like) are refused all the
 // same.
+//
+// Where clients share the destination's address, DstPort leads: it must be the
+// SrcPort of the packet that the error quotes.
 func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdict) {
-	v := t.resolve(&f, 0, standIn)
+	v, _ := t.resolve(&f, 0, standIn)
 	return f, v
 }
 
@@ -145,114 +155,119 @@ func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdic
 // come through natless too. For a packet quoted in an ICMP error it is called
 // with the reversed flow, as Lookup is.
 func (t *Table) HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict) {
-	e, _ := t.current.Load().v4.Lookup(f.Dst)
-	if e == nil || e.kind > kindLease || !t.pref64.IsValid() {
-		return f, translate.DestinationUnmapped
-	}
-	f.Src, f.Dst = t.pref64.embed(number4(f.Src)), e.to6(f.Dst)
-	if f.Proto == icmp4 {
-		f.Proto = icmp6
-	}
-	return f, translate.OK
+	f, x, v := t.HairpinBackRanges(f)
+	return f, x.alone(&f, v)
 }
 
-// Own reports whether a is an address of natless itself. Its IPv4 address
-// under pref64 is one too: that is where IPv6 clients meet it.
+// Own reports whether a is an address of natless itself and of nobody else.
+// Its IPv4 address under pref64 is one too: that is where IPv6 clients meet it.
 func (t *Table) Own(a netip.Addr) bool {
-	return a.IsValid() && (a == t.own6 || a == t.own4 || a == t.own64)
+	return a.IsValid() && (a == t.own6 || (a == t.own4 || a == t.own64) && !t.current.Load().ownShared)
 }
 
 // Revision counts the changes of the table.
 func (t *Table) Revision() uint64 { return t.current.Load().revision }
 
-// resolve translates a flow of either family in place. What it calls passes
+// resolve translates a flow of either family in place. What it calls returns
 // addresses, which go in registers.
-func (t *Table) resolve(f *translate.Flow, tick uint32, m missing) (v translate.Verdict) {
+func (t *Table) resolve(f *translate.Flow, tick uint32, m missing) (v translate.Verdict, x Ranges) {
 	if f.Src.Is4() {
-		f.Src, f.Dst, v = t.to6(f.Src, f.Dst, tick, m)
+		f.Src, f.Dst, v, x.Dst = t.to6(f, tick, m)
 		if f.Proto == icmp4 {
 			f.Proto = icmp6
 		}
-		return v
+		return v, x
 	}
-	f.Src, f.Dst, v = t.to4(f.Src, f.Dst, tick, m)
+	f.Src, f.Dst, v, x = t.to4(f, tick, m)
 	if f.Proto == icmp6 {
 		f.Proto = icmp4
 	}
-	return v
+	return v, x
 }
 
 // to4 translates a source and a destination from IPv6 to IPv4. Source: map,
 // then lease.
-func (t *Table) to4(src, dst netip.Addr, tick uint32, m missing) (src4, dst4 netip.Addr, _ translate.Verdict) {
+func (t *Table) to4(f *translate.Flow, tick uint32, m missing) (src4, dst4 netip.Addr, _ translate.Verdict, x Ranges) {
+	src := f.Src
 	s := t.current.Load()
 	e, _ := s.v6.Lookup(src)
-	mapped := e != nil && e.kind <= kindLease
+	mapped := e != nil && e.kind <= kindRange
 	if !mapped && e != nil && !(m == standIn && e.excusable()) {
-		return src, dst, translate.SourceRefused
+		return src, f.Dst, translate.SourceRefused, Ranges{}
 	}
-	dst4, verdict := t.destination4(s, dst, tick, m)
-	if !verdict.Leaves() {
-		return src, dst, verdict
+	dst4, verdict, answerer := t.destination4(s, f, tick, m)
+	if !verdict.Leaves() && !(mapped && answerer != nil) {
+		return src, f.Dst, verdict, Ranges{}
 	}
 	if mapped {
 		if m == lend {
 			e.used(tick)
 		}
-		return e.to4(src), dst4, verdict
+		if e.kind == kindRange {
+			x.Src = e.of.(*lease).ports
+		}
+		x.Dst = answerer
+		return e.to4(src), dst4, verdict, x
 	}
-	src4, v := t.unmappedSource4(s, src, tick, m)
+	src4, r, v := t.unmappedSource4(s, src, tick, m)
 	if v != translate.OK {
-		return src, dst, v
+		return src, f.Dst, v, Ranges{}
 	}
-	return src4, dst4, verdict
+	x.Src = r
+	return src4, dst4, verdict, x
 }
 
 // destination4 is the IPv4 destination an IPv6 one means: a map's, then one
 // under pref64. The latter is a hairpin where a client has it. No map overlaps
 // pref64 (New sees to it), so an address under pref64 need not be looked for
-// among the maps.
-func (t *Table) destination4(s *snapshot, a netip.Addr, tick uint32, m missing) (netip.Addr, translate.Verdict) {
+// among the maps. Of OwnAddress the Range is that of the client whose session
+// an echo reply may belong to, if any.
+func (t *Table) destination4(s *snapshot, f *translate.Flow, tick uint32, m missing) (netip.Addr, translate.Verdict, *Range) {
+	a := f.Dst
 	v4, ok := t.pref64.extract(halves(a))
 	if !ok {
 		e, _ := s.v6.Lookup(a)
 		if e == nil {
-			return a, translate.DestinationUnmapped
+			return a, translate.DestinationUnmapped, nil
 		}
 		if v := e.verdict6(); v != translate.OK {
-			return a, v
+			return a, v, nil
 		}
-		return e.to4(a), translate.OK
+		return e.to4(a), translate.OK, nil
 	}
 	dst := addr4(v4)
 	if !s.octets.has(v4) {
-		return dst, translate.OK
+		return dst, translate.OK, nil
 	}
 	e, _ := s.v4.Lookup(dst)
 	if e == nil {
-		return dst, translate.OK
+		return dst, translate.OK, nil
+	}
+	if e.kind == kindShared {
+		v, r := t.hairpin(e, f, tick, m, s.hairpin)
+		return dst, v, r
 	}
 	v := e.verdict4(s.hairpin)
 	if m == lend && v == translate.Hairpin {
 		t.heard(e, tick)
 	}
-	return dst, v
+	return dst, v, nil
 }
 
 // unmappedSource4 finds an IPv4 source for an IPv6 one that no map and no
 // lease has.
-func (t *Table) unmappedSource4(s *snapshot, a netip.Addr, tick uint32, m missing) (netip.Addr, translate.Verdict) {
+func (t *Table) unmappedSource4(s *snapshot, a netip.Addr, tick uint32, m missing) (netip.Addr, *Range, translate.Verdict) {
 	switch {
 	case m == lend:
 		return t.lease(s, a, tick)
 	case m == foresee:
 		return t.foresee(s, a)
 	case m == standIn && s.rfc6791Size > 0:
-		return s.standIn4(), translate.OK
+		return s.standIn4(), nil, translate.OK
 	case len(s.pools) > 0 && !s.permits(a):
-		return a, translate.ClientNotPermitted
+		return a, nil, translate.ClientNotPermitted
 	}
-	return a, translate.SourceUnmapped
+	return a, nil, translate.SourceUnmapped
 }
 
 // standIn4 is a random address of rfc6791: RFC 6791 asks for one, so that a
@@ -270,23 +285,31 @@ func (s *policy) standIn4() netip.Addr {
 
 // to6 translates a source and a destination from IPv4 to IPv6. Destination:
 // map, then lease.
-func (t *Table) to6(src, dst netip.Addr, tick uint32, m missing) (src6, dst6 netip.Addr, _ translate.Verdict) {
+func (t *Table) to6(f *translate.Flow, tick uint32, m missing) (src6, dst6 netip.Addr, _ translate.Verdict, _ *Range) {
+	dst := f.Dst
 	s := t.current.Load()
-	src6, verdict := t.source6(s, src, m)
+	src6, verdict := t.source6(s, f.Src, m)
 	if verdict != translate.OK {
-		if verdict != translate.SourceRefused && dst == t.own4 {
+		if verdict != translate.SourceRefused && dst == t.own4 && (f.Proto == icmp4 || !s.ownShared) {
 			verdict = translate.OwnAddress // which takes no translation
 		}
-		return src, dst, verdict
+		return f.Src, dst, verdict, nil
 	}
 	e, _ := s.v4.Lookup(dst)
 	if e == nil || e.kind > kindLease {
-		return src, dst, e.unreached()
+		if e == nil || e.kind != kindShared {
+			return f.Src, dst, e.unreached(), nil
+		}
+		l, v := t.destination(e, f, tick, m)
+		if l == nil {
+			return f.Src, dst, v, nil
+		}
+		return src6, l.v6, v, l.ports
 	}
 	if m == lend {
 		t.heard(e, tick)
 	}
-	return src6, e.to6(dst), translate.OK
+	return src6, e.to6(dst), translate.OK, nil
 }
 
 // source6 is the IPv6 source that an IPv4 one means: a map's, else the one

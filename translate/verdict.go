@@ -43,6 +43,7 @@ const (
 	HairpinOff
 	OwnAddress
 	QuoteUnmapped
+	NoSession
 
 	verdictCount
 )
@@ -93,6 +94,7 @@ var verdicts = [Verdicts]Info{
 	HairpinOff:          {"hairpin_off", "RFC 7757 4", "destination unreachable: prohibited", "A packet from one client of natless to another, while hairpin = \"off\"."},
 	OwnAddress:          {"own_address", "RFC 1122 3.2.2", "", "Something other than an echo request to an address of natless itself."},
 	QuoteUnmapped:       {"quote_unmapped", "RFC 7915 4.3, 5.3", "", "An ICMP error about a packet that natless cannot have translated."},
+	NoSession:           {"no_session", "RFC 6146 3.5", "", "A packet to or from a client that shares its IPv4 address with others, whose port or echo identifier takes a session, and there is none."},
 }
 
 // Info is the verdict's row in the table.

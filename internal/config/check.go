@@ -22,7 +22,10 @@ const (
 	maxMTU    = 65535
 	minPool   = 8   // its addresses are counted in memory
 	maxSocket = 107 // sockaddr_un.sun_path - 1
+	maxPort   = 65535
 )
+
+const portRange = "port-range"
 
 // Validate reports everything that is wrong with the configuration and can be
 // known without looking at the host, joined with errors.Join.
@@ -291,6 +294,27 @@ func (c *Config) checkPools(r *report) {
 		if p.MaxLife > 0 && p.MaxLife < time.Second {
 			r.add(path+".max_life", `%s: expected "0" or at least 1s`, formatDuration(p.MaxLife))
 		}
+		if p.Mode == portRange {
+			checkPorts(r, path, p)
+		}
+	}
+}
+
+// checkPorts looks at how a pool divides the ports of its addresses.
+func checkPorts(r *report, path string, p Pool) {
+	if p.Quarantine < mapping.RestRange {
+		r.add(path+".quarantine", "%s: expected at least %s, since clients share addresses", formatDuration(p.Quarantine), formatDuration(mapping.RestRange))
+	}
+	room := p.LastPort - p.FirstPort + 1
+	switch {
+	case p.FirstPort < 1 || p.FirstPort > maxPort:
+		r.add(path+".first_port", "%d: expected 1 to %d", p.FirstPort, maxPort)
+	case p.LastPort < p.FirstPort || p.LastPort > maxPort:
+		r.add(path+".last_port", "%d: expected %d, which is first_port, to %d", p.LastPort, p.FirstPort, maxPort)
+	case p.PortsPerClient < 2 || p.PortsPerClient > room:
+		r.add(path+".ports_per_client", "%d: expected 2 to %d, which is all of first_port to last_port", p.PortsPerClient, room)
+	case p.SessionPorts < 1 || p.SessionPorts >= p.PortsPerClient:
+		r.add(path+".session_ports", "%d: expected 1 to %d, less than ports_per_client", p.SessionPorts, p.PortsPerClient-1)
 	}
 }
 
@@ -303,7 +327,12 @@ func (c *Config) checkPoolAddresses(r *report, path string, i int) {
 		r.add(path, "%v: too large: expected a prefix length of at least %d", p, minPool)
 		return
 	}
-	if own := c.OwnIPv4(); !c.firstFree(c.Pools[i:i+1], netip.PrefixFrom(own, 32)).IsValid() {
+	own := c.OwnIPv4()
+	lost := []netip.Prefix{netip.PrefixFrom(own, 32)}
+	if c.Pools[i].Mode == portRange && p == lost[0] {
+		lost = nil // natless shares it with the clients
+	}
+	if !c.firstFree(c.Pools[i:i+1], lost...).IsValid() {
 		taken := "maps leave"
 		if own.IsValid() {
 			taken = fmt.Sprintf("maps and natless's own address, %v, leave", own)

@@ -83,6 +83,15 @@ func (p Pool) Prefixes() (prefixes []netip.Prefix, local bool) {
 	return prefixes, local
 }
 
+// Ports is how the pool divides the ports of its addresses; the zero value: not
+// at all.
+func (p *Pool) Ports() mapping.Ports {
+	if p.Mode != portRange {
+		return mapping.Ports{}
+	}
+	return mapping.Ports{PerClient: p.PortsPerClient, Session: p.SessionPorts, First: p.FirstPort, Last: p.LastPort}
+}
+
 // OwnIPv4 is natless's own IPv4 address: the one configured, or else the first
 // usable address of the pools. It is the zero Addr when there is neither,
 // which Validate refuses.

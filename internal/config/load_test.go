@@ -241,6 +241,46 @@ func TestBad(t *testing.T) {
 	}
 }
 
+// TestPortRanges looks at what is said of ranges besides that this version
+// does not have them.
+func TestPortRanges(t *testing.T) {
+	const notYet = `pool.mode: port-range: this version does not have it: expected "one-to-one"`
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"default":     {func(*Config) {}, ""},
+		"one address": {func(c *Config) { c.Pools[0].IPv4 = netip.MustParsePrefix("192.0.2.7/32") }, ""},
+		"mapped": {func(c *Config) {
+			c.Pools[0].IPv4 = netip.MustParsePrefix("192.0.2.7/32")
+			c.Translation.IPv4 = netip.MustParseAddr("192.0.2.1")
+			c.Maps = []Map{{IPv4: c.Pools[0].IPv4, IPv6: netip.MustParsePrefix("2001:db8::7/128")}}
+		}, "pool.ipv4: 192.0.2.7/32: maps and natless's own address, 192.0.2.1, leave none for clients: expected a larger pool, or fewer addresses in maps"},
+		"quarantine":    {func(c *Config) { c.Pools[0].Quarantine = 239 * time.Second }, "pool.quarantine: 3m59s: expected at least 4m, since clients share addresses"},
+		"first port":    {func(c *Config) { c.Pools[0].FirstPort = 0 }, "pool.first_port: 0: expected 1 to 65535"},
+		"last port":     {func(c *Config) { c.Pools[0].LastPort = 1023 }, "pool.last_port: 1023: expected 1024, which is first_port, to 65535"},
+		"high port":     {func(c *Config) { c.Pools[0].LastPort = 65536 }, "pool.last_port: 65536: expected 1024, which is first_port, to 65535"},
+		"no room":       {func(c *Config) { c.Pools[0].LastPort = 2046 }, "pool.ports_per_client: 1024: expected 2 to 1023, which is all of first_port to last_port"},
+		"no session":    {func(c *Config) { c.Pools[0].SessionPorts = 0 }, "pool.session_ports: 0: expected 1 to 1023, less than ports_per_client"},
+		"only sessions": {func(c *Config) { c.Pools[0].SessionPorts = 1024 }, "pool.session_ports: 1024: expected 1 to 1023, less than ports_per_client"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := Default()
+			c.Pools[0].Mode = portRange
+			test.change(c)
+			want := []string{notYet}
+			if test.want != "" {
+				want = append(want, test.want)
+			}
+			err := c.Validate()
+			require.Error(t, err)
+			assert.Equal(t, want, strings.Split(err.Error(), "\n"))
+			key, _, _ := strings.Cut(test.want, ":")
+			assert.Equal(t, strings.Contains(key, "port"), c.Pools[0].Ports().Check() != nil, "mapping says the same")
+		})
+	}
+}
+
 func TestGood(t *testing.T) {
 	for name, file := range map[string]string{
 		"nothing":             "",

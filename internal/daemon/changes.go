@@ -111,9 +111,10 @@ func pastLease(l mapping.SavedLease) any {
 	row := struct {
 		IPv4  netip.Addr `json:"ipv4"`
 		IPv6  netip.Addr `json:"ipv6"`
+		Ports string     `json:"ports,omitempty"`
 		Since time.Time  `json:"since"`
 		Until *time.Time `json:"until,omitempty"` // none: still lent
-	}{l.IPv4, l.IPv6, l.Since, nil}
+	}{l.IPv4, l.IPv6, l.Ports(), l.Since, nil}
 	if !l.Until.IsZero() {
 		row.Until = &l.Until
 	}

@@ -56,7 +56,7 @@ func Mapping(c *config.Config) mapping.Config {
 		clients, local := pool.Prefixes()
 		m.Pools = append(m.Pools, mapping.Pool{
 			IPv4: pool.IPv4, Clients: clients, Local: local, Origin: pool.Origin,
-			Idle: pool.Idle, MaxLife: pool.MaxLife, Quarantine: pool.Quarantine,
+			Idle: pool.Idle, MaxLife: pool.MaxLife, Quarantine: pool.Quarantine, Ports: pool.Ports(),
 		})
 	}
 	return m

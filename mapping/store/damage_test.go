@@ -40,7 +40,7 @@ func newSample(t *testing.T) (x sample) {
 			if there && l.Until.IsZero() {
 				l.Until, l.Proven = past(2*round+1), true
 			} else {
-				l = lent(n, past(2*round))
+				l = sharing(n, past(2*round))
 			}
 			taken[n] = l
 			b.Leases = append(b.Leases, l)
@@ -195,7 +195,7 @@ func TestFreePageInUse(t *testing.T) {
 func TestStrangeRecords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		key, payload := rapid.SliceOfN(rapid.Byte(), 0, 14).Draw(t, "key"), rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "payload")
-		bucket := rapid.SampledFrom(dataBuckets).Draw(t, "bucket")
+		bucket := rapid.SampledFrom(dataBuckets(schema)).Draw(t, "bucket")
 		var saved mapping.Saved
 		if _, err := check(bucket, key, payload, &saved); err != nil {
 			require.True(t, isDamage(err))

@@ -166,7 +166,7 @@ func initialize(name string) error {
 		return err
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range dataBuckets {
+		for _, b := range dataBuckets(schemaWhole) {
 			if _, err := tx.CreateBucket([]byte(b)); err != nil {
 				return err
 			}
@@ -175,17 +175,16 @@ func initialize(name string) error {
 		if err != nil {
 			return err
 		}
-		for key, payload := range map[string][]byte{
-			keySchema: binary.BigEndian.AppendUint32(nil, schema),
-			keyTotal:  total{}.encode(),
-		} {
-			if err := meta.Put([]byte(key), seal(bucketMeta, []byte(key), payload)); err != nil {
-				return err
-			}
-		}
-		return nil
+		return errors.Join(
+			putMeta(meta, keySchema, binary.BigEndian.AppendUint32(nil, schemaWhole)),
+			putMeta(meta, keyTotal, total{}.encode()),
+		)
 	})
 	return errors.Join(err, db.Close())
+}
+
+func putMeta(meta *bbolt.Bucket, key string, payload []byte) error {
+	return meta.Put([]byte(key), seal(bucketMeta, []byte(key), payload))
 }
 
 // place gives a complete new file its name, in whose place there must be

@@ -10,16 +10,21 @@ import (
 	"github.com/natless/natless/mapping"
 )
 
-// schema is the version of the buckets and records that this package writes.
-const schema = 1
+// schema is the version of the buckets and records that this package knows. A
+// file is of schemaWhole until a range of ports is saved in it.
+const (
+	schemaWhole = 1 // leases of whole addresses
+	schema      = 2 // and of ranges
+)
 
 // contents is what a reading of the whole file found besides what is asked
 // for.
 type contents struct {
 	pageSize int64
-	leases   int                  // of all addresses, then
-	past     uint64               // leases in the history
-	clients  map[[16]byte][4]byte // that have a lease, and of what address
+	schema   uint32
+	leases   int                // of all addresses, then
+	past     uint64             // leases in the history
+	clients  map[[16]byte]place // that have a lease, and of what
 }
 
 // read holds every byte of the database that matters against what this package
@@ -35,17 +40,18 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 	if err != nil {
 		return contents{}, err
 	}
-	c := contents{pageSize: int64(l.pageSize), clients: map[[16]byte][4]byte{}}
-	want, err := readMetaBucket(l)
-	if err != nil {
+	c := contents{pageSize: int64(l.pageSize), clients: map[[16]byte]place{}}
+	var want total
+	if c.schema, want, err = readMetaBucket(l); err != nil {
 		return c, err
 	}
-	if len(l.roots) != 1+len(dataBuckets) {
+	buckets := dataBuckets(c.schema)
+	if len(l.roots) != 1+len(buckets) {
 		return c, damaged("there are %d buckets", len(l.roots))
 	}
 	var got total
 	count := map[string]uint64{}
-	for _, name := range dataBuckets {
+	for _, name := range buckets {
 		err := l.bucket(name, func(key, record []byte) error {
 			payload, err := unseal(name, key, record)
 			if err != nil {
@@ -54,13 +60,16 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 			got.add(record)
 			count[name]++
 			lease, err := check(name, key, payload, saved)
+			if err == nil && lease.First != 0 && c.schema == schemaWhole {
+				err = malformed(name)
+			}
 			if err != nil || !lease.IPv6.IsValid() || !lease.Until.IsZero() {
 				return err
 			}
 			if _, twice := c.clients[lease.IPv6.As16()]; twice {
 				return damaged("%v has two leases at once", lease.IPv6)
 			}
-			c.clients[lease.IPv6.As16()] = lease.IPv4.As4()
+			c.clients[lease.IPv6.As16()] = placeOf(key)
 			return nil
 		})
 		if err != nil {
@@ -70,10 +79,10 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 	switch {
 	case got != want:
 		return c, damaged("records are missing")
-	case count[bucketHistory] != count[bucketEnded]:
+	case count[bucketHistory]+count[bucketRanges] != count[bucketEnded]:
 		return c, damaged("the history disagrees with its order by time")
 	}
-	c.leases, c.past = int(count[bucketLeases]), count[bucketHistory]
+	c.leases, c.past = int(count[bucketLeases]), count[bucketEnded]
 	return c, nil
 }
 
@@ -93,11 +102,11 @@ func check(bucket string, key, payload []byte, saved *mapping.Saved) (mapping.Sa
 			saved.Leases = append(saved.Leases, lease)
 		}
 		return lease, err
-	case bucketHistory:
-		_, err := decodePast(key, payload)
+	case bucketHistory, bucketRanges:
+		_, err := decodePast(bucket, key, payload)
 		return none, err
 	case bucketEnded:
-		if len(key) != 12 || len(payload) != 0 {
+		if n := len(key) - 8; n != addressSize && n != placeSize || len(payload) != 0 {
 			return none, malformed(bucketEnded)
 		}
 	}
@@ -114,7 +123,7 @@ func (n newer) Error() string {
 
 // readMetaBucket checks the schema before anything that it may change, and is
 // the total of what the other buckets must hold.
-func readMetaBucket(l *layout) (want total, err error) {
+func readMetaBucket(l *layout) (version uint32, want total, err error) {
 	payloads := map[string][]byte{}
 	err = l.bucket(bucketMeta, func(key, record []byte) error {
 		p, err := unseal(bucketMeta, key, record)
@@ -122,21 +131,23 @@ func readMetaBucket(l *layout) (want total, err error) {
 		return err
 	})
 	if err != nil {
-		return want, err
+		return 0, want, err
 	}
 	if len(payloads[keySchema]) != 4 {
-		return want, malformed(bucketMeta)
+		return 0, want, malformed(bucketMeta)
 	}
-	switch v := binary.BigEndian.Uint32(payloads[keySchema]); {
-	case v > schema:
-		return want, newer(v)
-	case v < schema: // a later version of this program migrates here
-		return want, damaged("a schema of version %d never was", v)
+	version = binary.BigEndian.Uint32(payloads[keySchema])
+	switch {
+	case version > schema:
+		return 0, want, newer(version)
+	case version < schemaWhole:
+		return 0, want, damaged("a schema of version %d never was", version)
 	}
 	if len(payloads) != 2 {
-		return want, malformed(bucketMeta)
+		return 0, want, malformed(bucketMeta)
 	}
-	return decodeTotal(payloads[keyTotal])
+	want, err = decodeTotal(payloads[keyTotal])
+	return version, want, err
 }
 
 func isDamage(err error) bool {

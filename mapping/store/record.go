@@ -18,9 +18,14 @@ import (
 //	meta     "schema"                    version of all this, 4 bytes
 //	         "total"                     count and sum of checksums of all records in the other buckets
 //	maps     IPv4 address, its bits      IPv6 address, its bits, label, origin
-//	leases   IPv4 address                IPv6 address, since, until, flags
+//	leases   place                       IPv6 address, since, until, flags, last port
 //	history  IPv4 address, until         IPv6 address, since
-//	ended    until, IPv4 address         nothing: the history by time
+//	ranges   place, until                IPv6 address, since, last port: the history of ranges of ports
+//	ended    until, place                nothing: the history by time
+//
+// A place is an IPv4 address or, of a range of its ports, that and the first
+// port. Only what is of a range has a last port. A file that never held a range
+// is of schema 1: it has no bucket of theirs, and natless of before reads it.
 //
 // Each value is a version byte, what the table says, and a CRC-32C of bucket,
 // key and value. A lost or stale page of whole records is found by the total.
@@ -29,6 +34,7 @@ const (
 	bucketMaps    = "maps"
 	bucketLeases  = "leases"
 	bucketHistory = "history"
+	bucketRanges  = "ranges"
 	bucketEnded   = "ended"
 
 	keySchema = "schema"
@@ -41,10 +47,44 @@ const (
 	flagEnded  = 2
 )
 
-var (
-	dataBuckets = []string{bucketMaps, bucketLeases, bucketHistory, bucketEnded}
-	castagnoli  = crc32.MakeTable(crc32.Castagnoli)
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// dataBuckets are the buckets of a schema but bucketMeta.
+func dataBuckets(schema uint32) []string {
+	list := []string{bucketMaps, bucketLeases, bucketHistory, bucketEnded}
+	if schema > schemaWhole {
+		list = append(list, bucketRanges)
+	}
+	return list
+}
+
+// place is what a lease is of, as keys have it, but always with a port.
+type place [placeSize]byte
+
+const (
+	addressSize = 4
+	placeSize   = addressSize + 2
 )
+
+func placeOf(key []byte) (p place) {
+	copy(p[:], key)
+	return p
+}
+
+func (p place) key() []byte {
+	if p[addressSize] == 0 && p[addressSize+1] == 0 {
+		return p[:addressSize]
+	}
+	return p[:]
+}
+
+// historyOf is the bucket of what a lease of a place leaves behind.
+func historyOf(place []byte) string {
+	if len(place) == placeSize {
+		return bucketRanges
+	}
+	return bucketHistory
+}
 
 func checksum(bucket string, key, value []byte) uint32 {
 	c := crc32.Update(0, castagnoli, []byte(bucket))
@@ -147,6 +187,9 @@ func encodeLease(l mapping.SavedLease) (key, payload []byte, err error) {
 	if !l.IPv4.Is4() {
 		return nil, nil, fmt.Errorf("%v is not an IPv4 address", l.IPv4)
 	}
+	if l.First > l.Last || l.First == 0 && l.Last != 0 {
+		return nil, nil, fmt.Errorf("%d to %d is not a range of ports", l.First, l.Last)
+	}
 	if !l.IPv6.Is6() || l.IPv6.Zone() != "" {
 		return nil, nil, fmt.Errorf("%v is not an IPv6 address without a zone", l.IPv6)
 	}
@@ -168,20 +211,43 @@ func encodeLease(l mapping.SavedLease) (key, payload []byte, err error) {
 	a, client := l.IPv4.As4(), l.IPv6.As16()
 	payload = binary.BigEndian.AppendUint64(client[:], since)
 	payload = binary.BigEndian.AppendUint64(payload, until)
-	return a[:], append(payload, flags), nil
+	key, payload = a[:], append(payload, flags)
+	if l.First != 0 {
+		key = binary.BigEndian.AppendUint16(key, l.First)
+		payload = binary.BigEndian.AppendUint16(payload, l.Last)
+	}
+	return key, payload, nil
+}
+
+// decodePlace is what a lease of a place is of. rest is what must be left of
+// its payload: the last port, or nothing.
+func decodePlace(key, rest []byte) (l mapping.SavedLease, ok bool) {
+	switch {
+	case len(key) == addressSize && len(rest) == 0:
+	case len(key) == placeSize && len(rest) == 2:
+		l.First, l.Last = binary.BigEndian.Uint16(key[addressSize:]), binary.BigEndian.Uint16(rest)
+		if l.First == 0 || l.First > l.Last {
+			return l, false
+		}
+	default:
+		return l, false
+	}
+	l.IPv4 = netip.AddrFrom4([4]byte(key))
+	return l, true
 }
 
 func decodeLease(key, payload []byte) (l mapping.SavedLease, err error) {
-	if len(key) != 4 || len(payload) != leaseSize || payload[leaseSize-1] > flagProven|flagEnded {
+	if len(payload) < leaseSize || payload[leaseSize-1] > flagProven|flagEnded {
+		return l, malformed(bucketLeases)
+	}
+	l, ok := decodePlace(key, payload[leaseSize:])
+	if !ok {
 		return l, malformed(bucketLeases)
 	}
 	flags := payload[leaseSize-1]
-	l = mapping.SavedLease{
-		IPv4:   netip.AddrFrom4([4]byte(key)),
-		IPv6:   netip.AddrFrom16([16]byte(payload)),
-		Since:  timeOf(binary.BigEndian.Uint64(payload[16:])),
-		Proven: flags&flagProven != 0,
-	}
+	l.IPv6 = netip.AddrFrom16([16]byte(payload))
+	l.Since = timeOf(binary.BigEndian.Uint64(payload[16:]))
+	l.Proven = flags&flagProven != 0
 	if flags&flagEnded != 0 {
 		l.Until = timeOf(binary.BigEndian.Uint64(payload[24:]))
 	}
@@ -194,20 +260,23 @@ func pastKeys(key, payload []byte) (history, ended, past []byte) {
 	until := payload[24:32]
 	history = append(append(history, key...), until...)
 	ended = append(append(ended, until...), key...)
-	return history, ended, payload[:24]
+	return history, ended, append(payload[:24:24], payload[leaseSize:]...)
 }
 
-func decodePast(key, payload []byte) (l mapping.SavedLease, err error) {
-	if len(key) != 12 || len(payload) != 24 {
-		return l, malformed(bucketHistory)
+func decodePast(bucket string, key, payload []byte) (l mapping.SavedLease, err error) {
+	if len(key) < 8 || len(payload) < 24 || historyOf(key[:len(key)-8]) != bucket {
+		return l, malformed(bucket)
 	}
-	return mapping.SavedLease{
-		IPv4:   netip.AddrFrom4([4]byte(key)),
-		IPv6:   netip.AddrFrom16([16]byte(payload)),
-		Since:  timeOf(binary.BigEndian.Uint64(payload[16:])),
-		Until:  timeOf(binary.BigEndian.Uint64(key[4:])),
-		Proven: true,
-	}, nil
+	place, until := key[:len(key)-8], key[len(key)-8:]
+	l, ok := decodePlace(place, payload[24:])
+	if !ok {
+		return l, malformed(bucket)
+	}
+	l.IPv6 = netip.AddrFrom16([16]byte(payload))
+	l.Since = timeOf(binary.BigEndian.Uint64(payload[16:]))
+	l.Until = timeOf(binary.BigEndian.Uint64(until))
+	l.Proven = true
+	return l, nil
 }
 
 // total is the count and the sum of checksums of all records but those of

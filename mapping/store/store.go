@@ -163,14 +163,14 @@ func (s *Store) save(w []write) error {
 		return err
 	}
 	t := transaction{
-		past: s.past, clients: s.clients, moved: map[[16]byte][4]byte{},
+		schema: s.schema, past: s.past, clients: s.clients, moved: map[[16]byte]place{},
 		history: time.Duration(s.history.Load()), most: s.maxHistory,
 	}
 	err = s.guard(func() error {
 		return s.db.Update(func(tx *bbolt.Tx) error { return t.run(tx, w) })
 	})
 	if err == nil {
-		s.past = t.past
+		s.schema, s.past = t.schema, t.past
 		t.settleClients()
 		return nil
 	}
@@ -217,9 +217,10 @@ func encode(b mapping.Batch) (w []write, err error) {
 type transaction struct {
 	tx      *bbolt.Tx
 	total   total
-	past    uint64               // leases in the history
-	clients map[[16]byte][4]byte // as they were before
-	moved   map[[16]byte][4]byte // and what changed; 0.0.0.0: no lease any more
+	schema  uint32
+	past    uint64             // leases in the history
+	clients map[[16]byte]place // as they were before
+	moved   map[[16]byte]place // and what changed; the zero value: no lease any more
 
 	history time.Duration
 	most    uint64
@@ -240,14 +241,24 @@ func (t *transaction) run(tx *bbolt.Tx, writes []write) error {
 		if w.bucket == bucketLeases {
 			put = t.lease
 		}
-		if err := put(w); err != nil {
+		if err := errors.Join(t.upgrade(w), put(w)); err != nil {
 			return err
 		}
 	}
 	if err := t.prune(pruned + len(writes)); err != nil {
 		return err
 	}
-	return meta.Put([]byte(keyTotal), seal(bucketMeta, []byte(keyTotal), t.total.encode()))
+	return putMeta(meta, keyTotal, t.total.encode())
+}
+
+// upgrade makes the file one that holds ranges, if a record is of one.
+func (t *transaction) upgrade(w write) error {
+	if t.schema > schemaWhole || w.bucket != bucketLeases || len(w.key) != placeSize {
+		return nil
+	}
+	t.schema = schema
+	_, err := t.tx.CreateBucket([]byte(bucketRanges))
+	return errors.Join(err, putMeta(t.tx.Bucket([]byte(bucketMeta)), keySchema, binary.BigEndian.AppendUint32(nil, schema)))
 }
 
 // write puts or deletes a record and keeps the total.
@@ -272,14 +283,14 @@ func (t *transaction) write(w write) error {
 
 // lease puts a lease, which is the only one of its client then.
 func (t *transaction) lease(w write) error {
-	address, client := [4]byte(w.key), [16]byte(w.payload)
+	here, client := placeOf(w.key), [16]byte(w.payload)
 	if former := t.tx.Bucket([]byte(bucketLeases)).Get(w.key); former != nil {
 		payload, err := unseal(bucketLeases, w.key, former)
 		if err != nil {
 			return err
 		}
-		if c := [16]byte(payload); t.addressOf(c) == address {
-			t.moved[c] = [4]byte{}
+		if c := [16]byte(payload); t.placeOf(c) == here {
+			t.moved[c] = place{}
 		}
 	}
 	if err := t.write(w); err != nil {
@@ -291,29 +302,29 @@ func (t *transaction) lease(w write) error {
 	case flags&flagEnded != 0:
 		return nil
 	}
-	if other := t.addressOf(client); other != [4]byte{} {
-		if err := t.end(other, w.payload[16:24]); err != nil {
+	if other := t.placeOf(client); other != (place{}) {
+		if err := t.end(other.key(), w.payload[16:24]); err != nil {
 			return err
 		}
 	}
-	t.moved[client] = address
+	t.moved[client] = here
 	return nil
 }
 
-// end ends the lease of an address.
-func (t *transaction) end(address [4]byte, until []byte) error {
-	payload, err := unseal(bucketLeases, address[:], t.tx.Bucket([]byte(bucketLeases)).Get(address[:]))
+// end ends the lease of a place.
+func (t *transaction) end(place, until []byte) error {
+	payload, err := unseal(bucketLeases, place, t.tx.Bucket([]byte(bucketLeases)).Get(place))
 	if err != nil {
 		return err
 	}
 	payload = bytes.Clone(payload)
 	copy(payload[24:], until)
 	payload[leaseSize-1] |= flagEnded
-	return t.lease(write{bucketLeases, address[:], payload})
+	return t.lease(write{bucketLeases, place, payload})
 }
 
-// addressOf is what a client has a lease of; 0.0.0.0: nothing.
-func (t *transaction) addressOf(client [16]byte) [4]byte {
+// placeOf is what a client has a lease of; the zero value: nothing.
+func (t *transaction) placeOf(client [16]byte) place {
 	if a, ok := t.moved[client]; ok {
 		return a
 	}
@@ -323,7 +334,7 @@ func (t *transaction) addressOf(client [16]byte) [4]byte {
 // settleClients is for when the transaction is durable.
 func (t *transaction) settleClients() {
 	for c, a := range t.moved {
-		if a == [4]byte{} {
+		if a == (place{}) {
 			delete(t.clients, c)
 			continue
 		}
@@ -337,7 +348,7 @@ func (t *transaction) remember(w write) error {
 	if t.tx.Bucket([]byte(bucketEnded)).Get(ended) == nil {
 		t.past++
 	}
-	return errors.Join(t.write(write{bucketHistory, history, past}), t.write(write{bucketEnded, ended, []byte{}}))
+	return errors.Join(t.write(write{historyOf(w.key), history, past}), t.write(write{bucketEnded, ended, []byte{}}))
 }
 
 // prune takes what is too old or too much out of the history, n leases at
@@ -358,7 +369,7 @@ func (t *transaction) prune(n int) error {
 	}
 	for _, ended := range old {
 		history := append(bytes.Clone(ended[8:]), ended[:8]...)
-		if err := errors.Join(t.write(write{bucketHistory, history, nil}), t.write(write{bucketEnded, ended, nil})); err != nil {
+		if err := errors.Join(t.write(write{historyOf(ended[8:]), history, nil}), t.write(write{bucketEnded, ended, nil})); err != nil {
 			return err
 		}
 		t.past--
@@ -418,6 +429,9 @@ func (s *Store) historyFrom(from []byte, at time.Time) (leases []mapping.SavedLe
 				at:   at,
 				kept: s.reaches(),
 			}
+			if ranges := tx.Bucket([]byte(bucketRanges)); ranges != nil {
+				q.ranges = ranges.Cursor()
+			}
 			next, err = q.run(from)
 			leases = q.leases
 			return err
@@ -429,7 +443,8 @@ func (s *Store) historyFrom(from []byte, at time.Time) (leases []mapping.SavedLe
 // query looks for the leases of a time.
 type query struct {
 	lent, past *bbolt.Cursor
-	at, kept   time.Time // what ended before kept is forgotten, even if it is there
+	ranges     *bbolt.Cursor // nil: there are none
+	at, kept   time.Time     // what ended before kept is forgotten, even if it is there
 	looked     int
 	leases     []mapping.SavedLease
 }
@@ -438,49 +453,58 @@ type query struct {
 func (q *query) run(from []byte) (next []byte, err error) {
 	lentKey, lent := q.lent.Seek(from)
 	pastKey, _ := q.past.Seek(from)
+	var rangeKey []byte
+	if q.ranges != nil {
+		rangeKey, _ = q.ranges.Seek(from)
+	}
 	for {
-		address := first(lentKey, pastKey)
+		address := first(lentKey, pastKey, rangeKey)
 		if address == nil || q.looked >= looked {
 			return address, nil
 		}
 		if bytes.HasPrefix(pastKey, address) {
-			if pastKey, err = q.pastOf(address); err != nil {
+			if pastKey, err = q.pastOf(q.past, bucketHistory, address); err != nil {
 				return nil, err
 			}
 		}
-		if bytes.Equal(lentKey, address) {
+		for bytes.HasPrefix(rangeKey, address) {
+			if rangeKey, err = q.pastOf(q.ranges, bucketRanges, bytes.Clone(rangeKey[:placeSize])); err != nil {
+				return nil, err
+			}
+		}
+		for bytes.HasPrefix(lentKey, address) {
 			if err := q.lentNow(lentKey, lent); err != nil {
 				return nil, err
 			}
 			lentKey, lent = q.lent.Next()
+			q.looked++
 		}
 		q.looked++
 	}
 }
 
-// first is the lower of two IPv4 addresses that keys begin with; nil: there is
+// first is the lowest of the IPv4 addresses that keys begin with; nil: there is
 // no key.
-func first(a, b []byte) []byte {
-	switch {
-	case a == nil && b == nil:
-		return nil
-	case b == nil || a != nil && bytes.Compare(a[:4], b[:4]) <= 0:
-		return bytes.Clone(a[:4])
+func first(keys ...[]byte) (lowest []byte) {
+	for _, k := range keys {
+		if k != nil && (lowest == nil || bytes.Compare(k[:addressSize], lowest) < 0) {
+			lowest = k[:addressSize]
+		}
 	}
-	return bytes.Clone(b[:4])
+	return bytes.Clone(lowest)
 }
 
-// pastOf looks at the leases of an address that ended after the time. It
-// returns the key behind those of the address.
-func (q *query) pastOf(address []byte) (key []byte, err error) {
-	seek := binary.BigEndian.AppendUint64(bytes.Clone(address), sortable(q.at.UnixNano())+1)
-	key, record := q.past.Seek(seek)
-	for ; bytes.HasPrefix(key, address); key, record = q.past.Next() {
-		payload, err := unseal(bucketHistory, key, record)
+// pastOf looks at the leases of a place that ended after the time, in its
+// bucket. It returns the key behind those of the place.
+func (q *query) pastOf(c *bbolt.Cursor, bucket string, place []byte) (key []byte, err error) {
+	seek := binary.BigEndian.AppendUint64(bytes.Clone(place), sortable(q.at.UnixNano())+1)
+	key, record := c.Seek(seek)
+	for ; bytes.HasPrefix(key, place); key, record = c.Next() {
+		payload, err := unseal(bucket, key, record)
 		if err != nil {
 			return nil, err
 		}
-		l, err := decodePast(key, payload)
+		l, err := decodePast(bucket, key, payload)
 		if err != nil {
 			return nil, err
 		}

@@ -2,7 +2,10 @@ package store
 
 import (
 	"bytes"
+	"cmp"
+	"compress/gzip"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -56,6 +59,18 @@ func past(seconds int) time.Time { return start.Add(time.Duration(seconds) * tim
 
 func lent(n int, since time.Time) mapping.SavedLease {
 	return mapping.SavedLease{IPv4: v4(n), IPv6: v6(n), Since: since, Proven: n%2 == 0}
+}
+
+// sharing is lent for addresses each of which is lent as a whole and in three
+// ranges of ports.
+func sharing(n int, since time.Time) mapping.SavedLease {
+	l := lent(n, since)
+	if k := n % 4; k > 0 {
+		l.IPv4 = v4(n - k)
+		l.First = uint16(k) << 14
+		l.Last = l.First | 0x3fff
+	}
+	return l
 }
 
 func ended(l mapping.SavedLease, until time.Time) mapping.SavedLease {
@@ -306,24 +321,26 @@ func TestModel(t *testing.T) {
 		s, err := Open(dir, month, quiet)
 		require.NoError(t, err)
 		defer func() { s.Close() }()
-		saved, gone, all := map[netip.Addr]mapping.SavedLease{}, map[string]mapping.SavedLease{}, map[netip.Prefix]mapping.Map{}
+		lent := rapid.SampledFrom([]func(int, time.Time) mapping.SavedLease{lent, sharing}).Draw(t, "kind")
+		saved, gone, all := map[int]mapping.SavedLease{}, map[string]mapping.SavedLease{}, map[netip.Prefix]mapping.Map{}
 		clock := 0
 		for range rapid.IntRange(1, 12).Draw(t, "batches") {
 			var b mapping.Batch
 			for range rapid.IntRange(0, 60).Draw(t, "leases") {
 				clock++
 				n := rapid.IntRange(0, 400).Draw(t, "n")
-				l, there := saved[v4(n)]
+				l, there := saved[n]
 				if there && l.Until.IsZero() {
 					l.Proven = rapid.Bool().Draw(t, "proven")
 					l.Until = past(clock)
 					if l.Proven {
-						gone[fmt.Sprint(l.IPv4, l.Until)] = l
+						gone[fmt.Sprint(n, l.Until)] = l
 					}
 				} else {
-					l = mapping.SavedLease{IPv4: v4(n), IPv6: v6(n), Since: past(clock)}
+					l = lent(n, past(clock))
+					l.Proven = false
 				}
-				saved[l.IPv4] = l
+				saved[n] = l
 				b.Leases = append(b.Leases, l)
 			}
 			for range rapid.IntRange(0, 5).Draw(t, "maps") {
@@ -369,7 +386,10 @@ func TestModel(t *testing.T) {
 				}
 			}
 			slices.SortFunc(want, byIPv4)
-			require.Equal(t, want, history(t, s, past(at)))
+			remembered := history(t, s, past(at))
+			require.True(t, slices.IsSortedFunc(remembered, func(a, b mapping.SavedLease) int { return a.IPv4.Compare(b.IPv4) }))
+			slices.SortFunc(remembered, byIPv4)
+			require.Equal(t, want, remembered)
 		}
 	})
 }
@@ -378,7 +398,7 @@ func byIPv4(a, b mapping.SavedLease) int {
 	if c := a.IPv4.Compare(b.IPv4); c != 0 {
 		return c
 	}
-	return a.Since.Compare(b.Since)
+	return cmp.Or(cmp.Compare(a.First, b.First), a.Since.Compare(b.Since))
 }
 
 func TestOneProcessAtATime(t *testing.T) {
@@ -447,6 +467,78 @@ func TestAtOnce(t *testing.T) {
 	assert.Len(t, load(t, s).Leases, rounds+1)
 }
 
+// TestFileOfBefore reads a file that natless wrote before it knew ranges. It
+// stays readable for that one until a range is saved.
+func TestFileOfBefore(t *testing.T) {
+	packed, err := os.Open("testdata/schema1.db.gz")
+	require.NoError(t, err)
+	defer packed.Close()
+	z, err := gzip.NewReader(packed)
+	require.NoError(t, err)
+	content, err := io.ReadAll(z)
+	require.NoError(t, err)
+	dir := put(t, t.TempDir(), content)
+
+	day := func(n int) time.Time { return time.Date(2026, 1, n, 0, 0, 0, 0, time.UTC) }
+	s, err := Open(dir, 100*365*24*time.Hour, quiet)
+	require.NoError(t, err)
+	defer func() { s.Close() }()
+	require.Empty(t, s.Problems())
+	whole := []mapping.SavedLease{
+		{IPv4: v4(1), IPv6: v6(1), Since: day(1), Proven: true},
+		{IPv4: v4(2), IPv6: v6(3), Since: day(3)},
+	}
+	past := mapping.SavedLease{IPv4: v4(2), IPv6: v6(2), Since: day(1), Until: day(2), Proven: true}
+	want := mapping.Saved{Maps: []mapping.Map{{IPv4: pfx("192.0.2.0/28"), IPv6: pfx("2001:db8:1::/124"), Label: "web", Origin: "added"}}, Leases: whole}
+	require.Equal(t, want, load(t, s))
+	require.Equal(t, []mapping.SavedLease{whole[0], past}, history(t, s, day(1)))
+
+	versions := func() (uint32, uint32) {
+		inFile, err := read(s.file, nil)
+		require.NoError(t, err)
+		return inFile.schema, s.schema
+	}
+	require.NoError(t, s.Save(leases(lent(8, day(5)))))
+	inFile, known := versions()
+	require.Equal(t, []uint32{schemaWhole, schemaWhole}, []uint32{inFile, known})
+
+	require.Error(t, s.Save(leases(sharing(5, day(4)), mapping.SavedLease{})))
+	first := mapping.SavedLease{IPv4: v4(1), First: 1024, Last: 2047, IPv6: v6(4), Since: day(4), Proven: true}
+	second := mapping.SavedLease{IPv4: v4(1), First: 2048, Last: 3071, IPv6: v6(5), Since: day(4)}
+	require.NoError(t, s.Save(leases(first, second)))
+	require.NoError(t, s.Save(leases(ended(first, day(6)))))
+	inFile, known = versions()
+	require.Equal(t, []uint32{schema, schema}, []uint32{inFile, known})
+	require.NoError(t, s.Close())
+
+	s, err = Open(dir, 100*365*24*time.Hour, quiet)
+	require.NoError(t, err)
+	want.Leases = []mapping.SavedLease{whole[0], ended(first, day(6)), second, whole[1], lent(8, day(5))}
+	require.Equal(t, want, load(t, s))
+	require.Equal(t, []mapping.SavedLease{whole[0], past}, history(t, s, day(1)))
+	require.Equal(t, []mapping.SavedLease{ended(first, day(6)), whole[0], second, whole[1], lent(8, day(5))}, history(t, s, day(5)))
+}
+
+// TestRangeOfAMovingClient has a client take another range, and then a whole
+// address: it has one lease at a time.
+func TestRangeOfAMovingClient(t *testing.T) {
+	s := open(t, t.TempDir())
+	a := mapping.SavedLease{IPv4: v4(1), First: 1024, Last: 2047, IPv6: v6(1), Since: past(1), Proven: true}
+	b := mapping.SavedLease{IPv4: v4(1), First: 2048, Last: 3071, IPv6: v6(1), Since: past(2), Proven: true}
+	c := mapping.SavedLease{IPv4: v4(1), IPv6: v6(1), Since: past(3)}
+	require.NoError(t, s.Save(leases(a, b)))
+	require.NoError(t, s.Save(leases(c)))
+	require.Equal(t, []mapping.SavedLease{c, ended(a, past(2)), ended(b, past(3))}, load(t, s).Leases)
+	require.Equal(t, []mapping.SavedLease{ended(a, past(2))}, history(t, s, past(1)))
+	require.Equal(t, []mapping.SavedLease{ended(b, past(3))}, history(t, s, past(2)))
+	for _, l := range []mapping.SavedLease{
+		{IPv4: v4(1), First: 2, Last: 1, IPv6: v6(1), Since: past(1)},
+		{IPv4: v4(1), Last: 1, IPv6: v6(1), Since: past(1)},
+	} {
+		require.Error(t, s.Save(leases(l)))
+	}
+}
+
 func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, open(t, dir).Close())
@@ -464,7 +556,7 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	require.NoError(t, err)
 
 	_, err = Open(dir, month, quiet)
-	require.EqualError(t, err, fmt.Sprintf("open state: %s: its schema is version 2, made by a newer natless; this one knows version 1: use the newer one, or another state.dir", path))
+	require.EqualError(t, err, fmt.Sprintf("open state: %s: its schema is version 3, made by a newer natless; this one knows version 2: use the newer one, or another state.dir", path))
 	after, err := os.ReadFile(path)
 	require.NoError(t, err)
 	assert.True(t, bytes.Equal(before, after))
