@@ -172,7 +172,7 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 		case errno == 0:
 			h := decode((*[HeaderLen]byte)(b))
 			q.left--
-			q.observe(h.GSOType != unix.VIRTIO_NET_HDR_GSO_NONE)
+			q.observe(h.GSOType)
 			return n - HeaderLen, h, nil
 		case errno == unix.EAGAIN:
 			q.left = 0
@@ -220,7 +220,8 @@ func transfer(call uintptr, fd int, b []byte) (int, unix.Errno) {
 // it takes to go to sleep and be woken, and waking a sleeper costs the sender
 // more than anything else here: so Read tries again for a short time before it
 // waits, and lets others have the CPU meanwhile. Small packets alone are not
-// worth it.
+// worth it, nor are those of UDP: whoever gathers them lets more time pass
+// between two than Read would linger, and its sender waits for nobody.
 const (
 	lingerFor = 50 * time.Microsecond
 	// bulkReads is how many small packets may follow a super-packet: a
@@ -229,9 +230,9 @@ const (
 )
 
 // observe notes whether a bulk transfer runs.
-func (q *rawQueue) observe(super bool) {
+func (q *rawQueue) observe(gsoType uint8) {
 	switch {
-	case super:
+	case gsoType != unix.VIRTIO_NET_HDR_GSO_NONE && gsoType != unix.VIRTIO_NET_HDR_GSO_UDP_L4:
 		q.bulk = bulkReads
 	case q.bulk > 0:
 		q.bulk--
