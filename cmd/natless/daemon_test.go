@@ -86,13 +86,13 @@ func (f *fake) Maps() (uint64, iter.Seq[any]) {
 	rows = append(rows, control.Row{Rule: mapping.RulePref64, MapInfo: mapping.MapInfo{
 		IPv4: netip.MustParsePrefix("0.0.0.0/0"), IPv6: netip.MustParsePrefix("64:ff9b::/96"),
 	}})
-	return f.revision, control.Each(rows)
+	return f.revision, control.Each(slices.Values(rows))
 }
 
 func (f *fake) Leases() (uint64, iter.Seq[any]) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.revision, control.Each(slices.Clone(f.leases))
+	return f.revision, control.Each(slices.Values(slices.Clone(f.leases)))
 }
 
 func (f *fake) Status() control.Status {

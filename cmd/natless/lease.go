@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -84,28 +83,20 @@ func leaseListing(within *sides, watch bool) *listing[mapping.Lease] {
 	return l
 }
 
-// pastLease is a lease as the history has it.
-type pastLease struct {
-	IPv4  netip.Addr `json:"ipv4"`
-	IPv6  netip.Addr `json:"ipv6"`
-	Since time.Time  `json:"since"`
-	Until time.Time  `json:"until"` // the zero time: still lent
-}
-
-func pastListing(at time.Time, within *sides) *listing[pastLease] {
-	return &listing[pastLease]{
+func pastListing(at time.Time, within *sides) *listing[control.PastLease] {
+	return &listing[control.PastLease]{
 		ask: func(ctx context.Context, c *control.Client) (control.Listing, error) {
 			return control.Listing{Rows: c.LeasesAt(ctx, at)}, nil
 		},
 		head: []any{"IPV4", "IPV6", "SINCE", "UNTIL"},
-		cells: func(l pastLease) []any {
+		cells: func(l control.PastLease) []any {
 			until := "-"
 			if !l.Until.IsZero() {
 				until = local(l.Until)
 			}
 			return []any{l.IPv4, l.IPv6, local(l.Since), until}
 		},
-		admit: func(l pastLease) bool { return within.admit(single(l.IPv4), single(l.IPv6)) },
+		admit: func(l control.PastLease) bool { return within.admit(single(l.IPv4), single(l.IPv6)) },
 	}
 }
 

@@ -69,10 +69,10 @@ type Source interface {
 	Changed() <-chan struct{}
 }
 
-// Each gives the elements of a slice as a Source's lists do.
-func Each[T any](s []T) iter.Seq[any] {
+// Each gives the elements of a sequence as a Source's lists do.
+func Each[T any](s iter.Seq[T]) iter.Seq[any] {
 	return func(yield func(any) bool) {
-		for _, v := range s {
+		for v := range s {
 			if !yield(v) {
 				return
 			}
@@ -90,6 +90,7 @@ type Row struct {
 type PastLease struct {
 	IPv4  netip.Addr `json:"ipv4"`
 	IPv6  netip.Addr `json:"ipv6"`
+	Ports string     `json:"ports,omitempty"` // "FIRST-LAST", if clients share the IPv4 address
 	Since time.Time  `json:"since"`
 	Until time.Time  `json:"until,omitzero"` // absent: still lent
 }

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,7 +52,7 @@ func (source) Stats() Stats {
 	return Stats{Verdicts: map[string]uint64{"translated": 5}, IPv6In: Traffic{Packets: 5, Bytes: 500}, ErrorsSent: 1}
 }
 func (s source) Maps() (uint64, iter.Seq[any]) { return 7, s.maps }
-func (source) Leases() (uint64, iter.Seq[any]) { return 7, Each([]row{}) }
+func (source) Leases() (uint64, iter.Seq[any]) { return 7, Each(slices.Values([]row{})) }
 func (source) Explain(a netip.Addr) any        { return map[string]any{"address": a} }
 func (s source) Config() any                   { return s.config }
 func (source) Trace(packet []byte) any         { return map[string]int{"bytes": len(packet)} }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -137,10 +138,12 @@ func (j *journal) Maps() (uint64, iter.Seq[any]) {
 	for _, m := range j.maps {
 		list = append(list, Row{mapping.RuleMap, m})
 	}
-	return j.revision, Each(list)
+	return j.revision, Each(slices.Values(list))
 }
 
-func (j *journal) Leases() (uint64, iter.Seq[any]) { return j.Revision(), Each(j.leases) }
+func (j *journal) Leases() (uint64, iter.Seq[any]) {
+	return j.Revision(), Each(slices.Values(j.leases))
+}
 
 func (j *journal) LeasesAt(at time.Time, yield func(any) bool) error {
 	if at.Before(j.now.AddDate(0, 0, -30)) {

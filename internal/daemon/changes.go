@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
 )
@@ -103,22 +104,9 @@ func (d *daemon) Release(a netip.Addr, by string) (mapping.Lease, error) {
 }
 
 func (d *daemon) LeasesAt(at time.Time, yield func(any) bool) error {
-	return d.table.History(at, func(l mapping.SavedLease) bool { return yield(pastLease(l)) })
-}
-
-// pastLease is a lease of the history as lists show it.
-func pastLease(l mapping.SavedLease) any {
-	row := struct {
-		IPv4  netip.Addr `json:"ipv4"`
-		IPv6  netip.Addr `json:"ipv6"`
-		Ports string     `json:"ports,omitempty"`
-		Since time.Time  `json:"since"`
-		Until *time.Time `json:"until,omitempty"` // none: still lent
-	}{l.IPv4, l.IPv6, l.Ports(), l.Since, nil}
-	if !l.Until.IsZero() {
-		row.Until = &l.Until
-	}
-	return row
+	return d.table.History(at, func(l mapping.SavedLease) bool {
+		return yield(control.PastLease{IPv4: l.IPv4, IPv6: l.IPv6, Ports: l.Ports(), Since: l.Since, Until: l.Until})
+	})
 }
 
 func (d *daemon) Revision() uint64 { return d.table.Revision() }

@@ -76,13 +76,7 @@ func (d *daemon) Maps() (uint64, iter.Seq[any]) {
 
 func (d *daemon) Leases() (uint64, iter.Seq[any]) {
 	revision, leases := d.table.LeasesAt()
-	return revision, func(yield func(any) bool) {
-		for l := range leases {
-			if !yield(l) {
-				return
-			}
-		}
-	}
+	return revision, control.Each(leases)
 }
 
 func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }
