@@ -4,11 +4,12 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 )
 
 // flowOf is a packet of the client's i-th session that fill made, as it leaves.
-func flowOf(r *Range, proto uint8, i int) translate.Flow {
+func flowOf(r *mapping.Range, proto uint8, i int) translate.Flow {
 	return translate.Flow{Src: r.IPv4, Dst: server, SrcPort: uint16(i), DstPort: 80, Proto: proto}
 }
 
@@ -16,7 +17,7 @@ func flowOf(r *Range, proto uint8, i int) translate.Flow {
 // them or from a thousand. The time includes drawing.
 func BenchmarkLookup(b *testing.B) {
 	const clients = 1000
-	ranges := make([]Range, clients)
+	ranges := make([]mapping.Range, clients)
 	for i := range ranges {
 		ranges[i] = clientRange(i)
 	}
@@ -81,7 +82,7 @@ func BenchmarkLookup(b *testing.B) {
 func BenchmarkOpen(b *testing.B) {
 	const clients, perTick = 1000, 3000
 	table := newTable(b, func(c *Config) { c.Sessions = 1_000_000 })
-	ranges := make([]Range, clients)
+	ranges := make([]mapping.Range, clients)
 	for i := range ranges {
 		ranges[i] = clientRange(i)
 	}

@@ -3,8 +3,8 @@
 //
 // In the way of a packet it comes after package mapping. That has found which
 // client a packet belongs to and which part of the client's port range is kept
-// for sessions (a Range), in both directions by arithmetic, and has translated
-// the addresses. A Table then changes the ports:
+// for sessions (Session to Last of a mapping.Range), in both directions by
+// arithmetic, and has translated the addresses. A Table then changes the ports:
 //
 //   - IPv6 to IPv4, the source port outside the stateless part, or an echo
 //     request: Out changes the client's port to one of the session part.
@@ -64,17 +64,9 @@ import (
 	"math/rand/v2"
 	"net/netip"
 
+	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 )
-
-// Range is the part of a client's port range that is kept for sessions: the
-// external ports First to Last, both included, of the IPv4 address. First is at
-// most Last, and 0 is no port.
-type Range struct {
-	Client      netip.Addr // IPv6
-	IPv4        netip.Addr
-	First, Last uint16
-}
 
 // Timeouts are how long a session is kept without a packet that refreshes it,
 // in seconds. A session lives at least that long: a clock of whole seconds
@@ -183,14 +175,11 @@ func New(c Config, now uint32) (*Table, error) {
 // client's ports still; flags are the byte of them in a TCP header, without
 // meaning for other protocols. Of ICMP it takes echo requests only, whose identifier is in
 // both ports. Unless it returns OK, f is as it was.
-func (t *Table) Out(r *Range, f *translate.Flow, flags uint8, now uint32) Reason {
-	p, reason := protocolOf(f.Proto)
+func (t *Table) Out(r *mapping.Range, f *translate.Flow, flags uint8, now uint32) Reason {
+	s, k, p, reason := t.lock(r, f)
 	if reason != OK {
 		return reason
 	}
-	k := t.key(r)
-	s := t.shard(k.hash)
-	s.mu.Lock()
 	port, reason := s.outbound(&k, p, f.SrcPort, peer{number4(f.Dst), f.DstPort}, flags, now)
 	s.mu.Unlock()
 	if reason == OK {
@@ -202,14 +191,11 @@ func (t *Table) Out(r *Range, f *translate.Flow, flags uint8, now uint32) Reason
 // In changes the destination port of a packet to a client's session part to
 // the client's own. f has IPv4 addresses and the external port. Of ICMP it
 // takes echo replies only. Unless it returns OK, f is as it was.
-func (t *Table) In(r *Range, f *translate.Flow, flags uint8, now uint32) Reason {
-	p, reason := protocolOf(f.Proto)
+func (t *Table) In(r *mapping.Range, f *translate.Flow, flags uint8, now uint32) Reason {
+	s, k, p, reason := t.lock(r, f)
 	if reason != OK {
 		return reason
 	}
-	k := t.key(r)
-	s := t.shard(k.hash)
-	s.mu.Lock()
 	port, reason := s.inbound(&k, p, f.DstPort, peer{number4(f.Src), f.SrcPort}, flags, now)
 	s.mu.Unlock()
 	if reason == OK {
@@ -221,14 +207,11 @@ func (t *Table) In(r *Range, f *translate.Flow, flags uint8, now uint32) Reason 
 // PeekOut is Out without consequences: it opens and refreshes nothing, and
 // where Out would open a session it returns NoSession. It serves packets that
 // ICMP errors quote (RFC 5508 REQ-3 to REQ-7), later fragments, and traces.
-func (t *Table) PeekOut(r *Range, f *translate.Flow, now uint32) Reason {
-	p, reason := protocolOf(f.Proto)
+func (t *Table) PeekOut(r *mapping.Range, f *translate.Flow, now uint32) Reason {
+	s, k, p, reason := t.lock(r, f)
 	if reason != OK {
 		return reason
 	}
-	k := t.key(r)
-	s := t.shard(k.hash)
-	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := s.findOut(&k, p, f.SrcPort)
 	if m == 0 || !s.alive(m, now) {
@@ -239,14 +222,11 @@ func (t *Table) PeekOut(r *Range, f *translate.Flow, now uint32) Reason {
 }
 
 // PeekIn is In without consequences, as PeekOut is for Out.
-func (t *Table) PeekIn(r *Range, f *translate.Flow, now uint32) Reason {
-	p, reason := protocolOf(f.Proto)
+func (t *Table) PeekIn(r *mapping.Range, f *translate.Flow, now uint32) Reason {
+	s, k, p, reason := t.lock(r, f)
 	if reason != OK {
 		return reason
 	}
-	k := t.key(r)
-	s := t.shard(k.hash)
-	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := s.findIn(&k, p, f.DstPort)
 	if m == 0 || !s.alive(m, now) {
@@ -254,6 +234,19 @@ func (t *Table) PeekIn(r *Range, f *translate.Flow, now uint32) Reason {
 	}
 	setDestination(f, p, t.slots.mappings[m].internal)
 	return OK
+}
+
+// lock finds and locks the shard of a client's sessions, which the caller
+// unlocks; unless the reason is OK, it locks nothing.
+func (t *Table) lock(r *mapping.Range, f *translate.Flow) (s *shard, k key, p protocol, _ Reason) {
+	p, reason := protocolOf(f.Proto)
+	if reason != OK {
+		return nil, key{}, p, reason
+	}
+	k = t.key(r)
+	s = t.shard(k.hash)
+	s.mu.Lock()
+	return s, k, p, OK
 }
 
 // End removes all sessions of a client, because its lease has ended or has
@@ -328,9 +321,9 @@ type peer struct {
 	port uint16
 }
 
-func (t *Table) key(r *Range) key {
+func (t *Table) key(r *mapping.Range) key {
 	c := addressOf(r.Client)
-	return key{c, t.hash(c), part{number4(r.IPv4), r.First, r.Last}}
+	return key{c, t.hash(c), part{number4(r.IPv4), r.Session, r.Last}}
 }
 
 func (t *Table) shard(hash uint64) *shard { return &t.shards[hash>>(64-shardBits)] }

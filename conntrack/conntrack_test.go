@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 )
 
@@ -23,8 +24,8 @@ var (
 	server  = netip.MustParseAddr("203.0.113.5")
 	other   = netip.MustParseAddr("203.0.113.6")
 
-	rangeA = Range{clientA, shared, 1920, 2047}
-	rangeB = Range{clientB, shared, 2944, 3071}
+	rangeA = sessions(clientA, shared, 1920, 2047)
+	rangeB = sessions(clientB, shared, 2944, 3071)
 )
 
 const (
@@ -44,7 +45,7 @@ func newTable(t testing.TB, edit func(*Config)) *Table {
 }
 
 // out sends a packet of a client to a remote and returns the external port.
-func out(table *Table, r Range, proto uint8, port uint16, remote netip.Addr, remotePort uint16, flags uint8, now uint32) (uint16, Reason) {
+func out(table *Table, r mapping.Range, proto uint8, port uint16, remote netip.Addr, remotePort uint16, flags uint8, now uint32) (uint16, Reason) {
 	f := translate.Flow{Src: r.IPv4, Dst: remote, SrcPort: port, DstPort: remotePort, Proto: proto}
 	if proto == numICMP {
 		f.DstPort = port
@@ -54,7 +55,7 @@ func out(table *Table, r Range, proto uint8, port uint16, remote netip.Addr, rem
 }
 
 // in sends a packet from a remote to an external port and returns the client's.
-func in(table *Table, r Range, proto uint8, port uint16, remote netip.Addr, remotePort uint16, flags uint8, now uint32) (uint16, Reason) {
+func in(table *Table, r mapping.Range, proto uint8, port uint16, remote netip.Addr, remotePort uint16, flags uint8, now uint32) (uint16, Reason) {
 	f := translate.Flow{Src: remote, Dst: r.IPv4, SrcPort: remotePort, DstPort: port, Proto: proto}
 	if proto == numICMP {
 		f.SrcPort = port
@@ -64,7 +65,7 @@ func in(table *Table, r Range, proto uint8, port uint16, remote netip.Addr, remo
 }
 
 // mustOut is out where it has to succeed.
-func mustOut(t testing.TB, table *Table, r Range, proto uint8, port uint16, flags uint8, now uint32) uint16 {
+func mustOut(t testing.TB, table *Table, r mapping.Range, proto uint8, port uint16, flags uint8, now uint32) uint16 {
 	t.Helper()
 	external, reason := out(table, r, proto, port, server, 80, flags, now)
 	require.Equal(t, OK, reason)
@@ -72,7 +73,7 @@ func mustOut(t testing.TB, table *Table, r Range, proto uint8, port uint16, flag
 }
 
 // alive reports whether a mapping answers, without refreshing it.
-func alive(table *Table, r Range, proto uint8, external uint16, now uint32) bool {
+func alive(table *Table, r mapping.Range, proto uint8, external uint16, now uint32) bool {
 	f := translate.Flow{Src: server, Dst: r.IPv4, SrcPort: 80, DstPort: external, Proto: proto}
 	return table.PeekIn(&r, &f, now) == OK
 }
@@ -82,7 +83,7 @@ func TestEndpointIndependent(t *testing.T) {
 	for _, proto := range []uint8{numTCP, numUDP, 33, 136} {
 		external, reason := out(table, rangeA, proto, 40000, server, 80, flagSYN, 0)
 		require.Equal(t, OK, reason)
-		assert.True(t, external >= rangeA.First && external <= rangeA.Last, external)
+		assert.True(t, external >= rangeA.Session && external <= rangeA.Last, external)
 		again, reason := out(table, rangeA, proto, 40000, other, 443, flagSYN, 0)
 		require.Equal(t, OK, reason)
 		assert.Equal(t, external, again, "mapping is endpoint-independent")
@@ -92,7 +93,7 @@ func TestEndpointIndependent(t *testing.T) {
 		_, reason = in(table, rangeB, proto, external, server, 80, 0, 0)
 		assert.Equal(t, NoSession, reason, "another's")
 	}
-	_, reason := in(table, rangeA, numICMP, rangeA.First, server, 0, 0, 0)
+	_, reason := in(table, rangeA, numICMP, rangeA.Session, server, 0, 0, 0)
 	assert.Equal(t, NoSession, reason, "ports of other protocols are not identifiers")
 }
 
@@ -101,7 +102,7 @@ func TestEcho(t *testing.T) {
 	f := translate.Flow{Src: shared, Dst: server, SrcPort: 77, DstPort: 77, Proto: numberICMPv6}
 	require.Equal(t, OK, table.Out(&rangeA, &f, 0, 0))
 	assert.Equal(t, f.SrcPort, f.DstPort)
-	assert.True(t, f.SrcPort >= rangeA.First && f.SrcPort <= rangeA.Last)
+	assert.True(t, f.SrcPort >= rangeA.Session && f.SrcPort <= rangeA.Last)
 	reply := f.Reversed()
 	reply.Proto = numICMP
 	peek := reply
@@ -356,7 +357,7 @@ func TestSamePart(t *testing.T) {
 	table.mask, table.seed = 0, [3]uint64{addressOf(clientA)[0]} // all meet in one bucket
 	mustOut(t, table, rangeB, numUDP, 1, 0, 0)
 	external := mustOut(t, table, rangeA, numUDP, 7, 0, 0)
-	_, reason := in(table, Range{clientB, shared, rangeA.First, rangeA.Last}, numUDP, external, server, 80, 0, 0)
+	_, reason := in(table, sessions(clientB, shared, rangeA.Session, rangeA.Last), numUDP, external, server, 80, 0, 0)
 	assert.Equal(t, NoSession, reason)
 }
 
@@ -373,12 +374,12 @@ func TestEndAndMove(t *testing.T) {
 	assert.Equal(t, 1, table.Len())
 
 	old := mustOut(t, table, rangeA, numUDP, 1, 0, 0)
-	moved := Range{clientA, netip.MustParseAddr("198.51.100.2"), 5000, 5001}
+	moved := sessions(clientA, netip.MustParseAddr("198.51.100.2"), 5000, 5001)
 	external := mustOut(t, table, moved, numUDP, 2, 0, 0)
 	assert.True(t, external == 5000 || external == 5001)
 	assert.False(t, alive(table, rangeA, numUDP, old, 0), "another range ends what was there")
 	assert.Equal(t, 2, table.Len())
-	again := mustOut(t, table, Range{clientA, moved.IPv4, 5001, 5002}, numUDP, 2, 0, 0)
+	again := mustOut(t, table, sessions(clientA, moved.IPv4, 5001, 5002), numUDP, 2, 0, 0)
 	assert.True(t, again == 5001 || again == 5002)
 	assert.Equal(t, 2, table.Len())
 }
@@ -386,7 +387,7 @@ func TestEndAndMove(t *testing.T) {
 func TestSessions(t *testing.T) {
 	table := newTable(t, nil)
 	assert.Empty(t, slices.Collect(table.Sessions(netip.Addr{}, 0)))
-	wide := Range{clientA, shared, 1, 65535}
+	wide := sessions(clientA, shared, 1, 65535)
 	for i := range uint16(1000) { // more than a page
 		mustOut(t, table, wide, numUDP, i, 0, 5)
 	}
@@ -462,7 +463,7 @@ func TestLongTimeouts(t *testing.T) {
 // TestExpireIsBounded: one call leaves what is too much for it to the next.
 func TestExpireIsBounded(t *testing.T) {
 	table := newTable(t, func(c *Config) { c.Sessions, c.ClientSessions = 60_000, 60_000 })
-	wide := Range{clientA, shared, 1, 65535}
+	wide := sessions(clientA, shared, 1, 65535)
 	for i := range uint16(50_000) {
 		mustOut(t, table, wide, numUDP, i, 0, 0)
 	}
@@ -500,7 +501,7 @@ func TestHairpin(t *testing.T) {
 	b := mustOut(t, table, rangeB, numUDP, 5000, 0, 0)
 	f := translate.Flow{Src: shared, Dst: shared, SrcPort: 6000, DstPort: b, Proto: numUDP}
 	require.Equal(t, OK, table.Out(&rangeA, &f, 0, 0))
-	assert.True(t, f.SrcPort >= rangeA.First && f.SrcPort <= rangeA.Last)
+	assert.True(t, f.SrcPort >= rangeA.Session && f.SrcPort <= rangeA.Last)
 	require.Equal(t, OK, table.In(&rangeB, &f, 0, 0))
 	assert.EqualValues(t, 5000, f.DstPort)
 }
@@ -540,7 +541,7 @@ func TestTogether(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
-			r := Range{netip.AddrFrom16([16]byte{0x20, 1, 15: byte(g % 4)}), shared, uint16(2000 + g%4*100), uint16(2099 + g%4*100)}
+			r := sessions(netip.AddrFrom16([16]byte{0x20, 1, 15: byte(g % 4)}), shared, uint16(2000+g%4*100), uint16(2099+g%4*100))
 			for i := range uint32(5000) {
 				now := i / 10
 				port := uint16(g/4*1000) + uint16(i%150)
@@ -602,9 +603,14 @@ func fill(t testing.TB, table *Table, sessions, clients int, now uint32) {
 }
 
 // clientRange gives every client an address and a session part of 1000 ports.
-func clientRange(i int) Range {
-	return Range{
+func clientRange(i int) mapping.Range {
+	return sessions(
 		netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)}),
 		netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 2000, 2999,
-	}
+	)
+}
+
+// sessions is a range whose session part is the ports first to last.
+func sessions(client, v4 netip.Addr, first, last uint16) mapping.Range {
+	return mapping.Range{Client: client, IPv4: v4, First: 1, Session: first, Last: last}
 }

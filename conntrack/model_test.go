@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/natless/natless/mapping"
 )
 
 // model is what a Table has to be, slow and obvious: a list of mappings, each
@@ -21,7 +23,7 @@ type model struct {
 }
 
 type modelMapping struct {
-	r        Range
+	r        mapping.Range
 	proto    uint8
 	internal uint16
 	external uint16
@@ -119,10 +121,10 @@ func (m *model) step(f *modelFlow, v6 bool, flags uint8) {
 
 // out says what a client's packet has to come to. Where that is a new mapping,
 // its port is 0 and the mapping the last.
-func (m *model) out(r Range, proto uint8, port uint16, remote netip.AddrPort, flags uint8) (uint16, Reason) {
+func (m *model) out(r mapping.Range, proto uint8, port uint16, remote netip.AddrPort, flags uint8) (uint16, Reason) {
 	mp := m.find(func(mp *modelMapping) bool {
 		return mp.r.Client == r.Client && mp.proto == proto && mp.internal == port &&
-			mp.r.IPv4 == r.IPv4 && r.First <= mp.external && mp.external <= r.Last
+			mp.r.IPv4 == r.IPv4 && r.Session <= mp.external && mp.external <= r.Last
 	})
 	syn, ack, rst := flags&0x02 != 0, flags&0x10 != 0, flags&0x04 != 0
 	state, lives, opens := V6Init, uint64(240), syn && !rst
@@ -148,7 +150,7 @@ func (m *model) out(r Range, proto uint8, port uint16, remote netip.AddrPort, fl
 		switch full := m.full(r.Client); {
 		case full == ClientFull:
 			return 0, full
-		case taken == int(r.Last-r.First)+1:
+		case taken == int(r.Last-r.Session)+1:
 			return 0, PartFull
 		case full != OK:
 			return 0, full
@@ -177,7 +179,7 @@ func (m *model) out(r Range, proto uint8, port uint16, remote netip.AddrPort, fl
 	return mp.external, OK
 }
 
-func (m *model) in(r Range, proto uint8, port uint16, remote netip.AddrPort, flags uint8) (uint16, Reason) {
+func (m *model) in(r mapping.Range, proto uint8, port uint16, remote netip.AddrPort, flags uint8) (uint16, Reason) {
 	mp := m.mapped(r, proto, port)
 	if mp == nil {
 		return 0, NoSession
@@ -196,7 +198,7 @@ func (m *model) in(r Range, proto uint8, port uint16, remote netip.AddrPort, fla
 	return mp.internal, OK
 }
 
-func (m *model) mapped(r Range, proto uint8, port uint16) *modelMapping {
+func (m *model) mapped(r mapping.Range, proto uint8, port uint16) *modelMapping {
 	return m.find(func(mp *modelMapping) bool {
 		return mp.r.Client == r.Client && mp.r.IPv4 == r.IPv4 && mp.proto == proto && mp.external == port
 	})
@@ -247,12 +249,12 @@ func TestModel(t *testing.T) {
 		m := &model{limit: c.ClientSessions, total: c.Sessions}
 		tick := func() uint32 { return start + uint32(m.now) }
 
-		ranges := []Range{
-			{clientA, shared, 1920, 1923}, {clientB, shared, 2944, 2947},
-			{netip.MustParseAddr("2001:db8::c"), other, 1920, 1989},
-			{clientA, shared, 1922, 1925}, {clientA, other, 1920, 1923}, // after a move
+		ranges := []mapping.Range{
+			sessions(clientA, shared, 1920, 1923), sessions(clientB, shared, 2944, 2947),
+			sessions(netip.MustParseAddr("2001:db8::c"), other, 1920, 1989),
+			sessions(clientA, shared, 1922, 1925), sessions(clientA, other, 1920, 1923), // after a move
 		}
-		drawRange := func(t *rapid.T) Range {
+		drawRange := func(t *rapid.T) mapping.Range {
 			return ranges[rapid.SampledFrom([]int{0, 0, 0, 0, 0, 0, 1, 2, 2, 3, 4}).Draw(t, "range")]
 		}
 		drawProto := rapid.SampledFrom([]uint8{numTCP, numTCP, numTCP, numUDP, numUDP, numICMP, 33, 136})
@@ -286,14 +288,14 @@ func TestModel(t *testing.T) {
 				case want != 0:
 					require.Equal(t, want, got)
 				default: // a new mapping, with any port that nobody has
-					require.True(t, r.First <= got && got <= r.Last, got)
+					require.True(t, r.Session <= got && got <= r.Last, got)
 					require.Nil(t, m.mapped(r, proto, got), "port %d is another's", got)
 					m.mappings[len(m.mappings)-1].external = got
 				}
 			},
 			"in": func(t *rapid.T) {
 				r, proto, flags := drawRange(t), drawProto.Draw(t, "proto"), drawFlags.Draw(t, "flags")
-				port := rapid.Uint16Range(r.First, min(r.Last, r.First+5)).Draw(t, "port")
+				port := rapid.Uint16Range(r.Session, min(r.Last, r.Session+5)).Draw(t, "port")
 				remote := drawRemote(t, proto, port)
 				if len(m.mappings) > 0 && rapid.IntRange(0, 3).Draw(t, "mapped") > 0 {
 					mp := rapid.SampledFrom(m.mappings).Draw(t, "mapping")

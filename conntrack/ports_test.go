@@ -6,6 +6,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
+
+	"github.com/natless/natless/mapping"
 )
 
 // chi2 is the sum of squares that an even distribution over n places makes
@@ -49,7 +51,7 @@ func TestPortsAreEven(t *testing.T) {
 	var places []int
 	for i := range draws {
 		external := mustOut(t, table, rangeA, numUDP, uint16(i), 0, 0)
-		places = append(places, int(external-rangeA.First))
+		places = append(places, int(external-rangeA.Session))
 		table.End(clientA)
 	}
 	assert.Less(t, chi2(places, n), limit)
@@ -76,9 +78,9 @@ func TestPortsAreEven(t *testing.T) {
 // TestPortsDiffer: what one client gets tells nothing of another, nor one run
 // of the next.
 func TestPortsDiffer(t *testing.T) {
-	sequence := func(table *Table, r Range) (places []int) {
+	sequence := func(table *Table, r mapping.Range) (places []int) {
 		for i := range uint16(32) {
-			places = append(places, int(mustOut(t, table, r, numTCP, i, flagSYN, 0)-r.First))
+			places = append(places, int(mustOut(t, table, r, numTCP, i, flagSYN, 0)-r.Session))
 		}
 		return places
 	}

@@ -126,7 +126,7 @@ func (s *shard) create(k *key, p protocol, internal uint16) (uint32, Reason) {
 	}
 	o.flows++
 	mp := &s.t.slots.mappings[m]
-	*mp = mapping{
+	*mp = portMapping{
 		client: k.client, v4: k.part.v4, protocol: p, internal: internal,
 		external: k.part.first + uint16(o.ports[p].take(k.part.size())), flows: fl,
 	}

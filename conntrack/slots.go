@@ -2,10 +2,10 @@ package conntrack
 
 import "sync"
 
-// mapping ties a client's port to an external one. Like a flow it holds no
+// portMapping ties a client's port to an external one. Like a flow it holds no
 // pointer, so that the collector has nothing to follow; mappings and flows are
 // named by their place, and place 0 is none.
-type mapping struct {
+type portMapping struct {
 	client          address
 	v4              uint32
 	external        uint16
@@ -33,7 +33,7 @@ type flow struct {
 // taken belongs to one shard.
 type slots struct {
 	flows    []flow
-	mappings []mapping
+	mappings []portMapping
 
 	mu          sync.Mutex
 	freeFlow    uint32 // chained by chain
@@ -44,7 +44,7 @@ type slots struct {
 }
 
 func newSlots(n int) slots {
-	return slots{flows: make([]flow, n+1), mappings: make([]mapping, n+1), newFlow: 1, newMapping: 1}
+	return slots{flows: make([]flow, n+1), mappings: make([]portMapping, n+1), newFlow: 1, newMapping: 1}
 }
 
 // take gives a flow, and a mapping if that is wanted; 0 if there is none left.
