@@ -95,9 +95,7 @@ func (t *Table) heard(e *entry, tick uint32) {
 }
 
 func (t *Table) answered(e *entry, tick uint32) {
-	if e.stamp.Load() != tick {
-		e.stamp.Store(tick)
-	}
+	e.used(tick)
 	if !e.proven.Load() {
 		t.prove(e)
 	}
