@@ -33,7 +33,7 @@ map import" reads, and what may be put into a configuration.`,
 			var list []config.Map
 			for _, m := range inForce {
 				if m.Runtime || !runtime {
-					list = append(list, config.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label})
+					list = append(list, asGiven(config.Map(m)))
 				}
 			}
 			slices.SortFunc(list, func(a, b config.Map) int { return a.IPv4.Compare(b.IPv4) })
@@ -127,6 +127,11 @@ type imported struct {
 	Left     []config.Left     `json:"not_imported,omitempty"`
 }
 
+// asGiven is what a mapping says, without where it was asked for.
+func asGiven(m config.Map) config.Map {
+	return config.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}
+}
+
 func importMaps(ctx context.Context, c *control.Client, maps []config.Map, dryRun bool) (imported, error) {
 	r := imported{Added: []mapping.MapInfo{}, DryRun: dryRun}
 	revision, inForce, err := explicit(ctx, c)
@@ -135,16 +140,17 @@ func importMaps(ctx context.Context, c *control.Client, maps []config.Map, dryRu
 	}
 	known := make(map[config.Map]bool, len(inForce))
 	for _, m := range inForce {
-		known[config.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}] = true
+		known[asGiven(config.Map(m))] = true
 	}
 	var batch []mapping.Change
 	for _, m := range maps {
-		if known[config.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}] {
+		m = asGiven(m)
+		if known[m] {
 			r.InForce++
 			continue
 		}
-		r.Added = append(r.Added, mapping.MapInfo{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label})
-		batch = append(batch, mapping.Change{Add: &mapping.Map{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}})
+		r.Added = append(r.Added, mapping.MapInfo(m))
+		batch = append(batch, mapping.Change{Add: &m})
 	}
 	r.Revision = revision
 	if len(batch) > 0 && !dryRun {
@@ -172,7 +178,7 @@ func (r *imported) print(cmd *cobra.Command, ask *asking) error {
 		if m.Label != "" {
 			label = " (" + m.Label + ")"
 		}
-		fmt.Fprintf(out, "would add %s = %s%s\n", config.Short(m.IPv4), config.Short(m.IPv6), label)
+		fmt.Fprintf(out, "would add %s%s\n", sidesOf(config.Map(m)), label)
 	}
 	fmt.Fprintf(out, "would add %d, in force already %d\n", len(r.Added), r.InForce)
 	return nil
