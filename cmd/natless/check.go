@@ -53,6 +53,9 @@ func checkHost(out io.Writer, c *config.Config) error {
 	if err != nil {
 		return err
 	}
+	if dns64 := c.DNS64.String(); dns64 != "" {
+		report.Actions = append(report.Actions, "answer as "+dns64)
+	}
 	report.Warnings = append(report.Warnings, c.Warnings()...)
 	fmt.Fprint(out, report)
 	if len(report.Conflicts) > 0 {

@@ -14,18 +14,21 @@
 //	DELETE /v1/lease/{addr}    ends a lease
 //	GET    /v1/watch           every change after a revision, one JSON object a line
 //	POST   /v1/reload          reads the configuration again
+//	GET    /v1/dns             what DNS64 answers, and why
 //	POST   /v1/trace           what would become of the packet in the body, step by step
 //
 // Anything else, and what went wrong, is answered with {"error": "..."}.
 package control
 
 import (
+	"context"
 	"errors"
 	"iter"
 	"net/http"
 	"net/netip"
 	"time"
 
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/mapping"
 )
 
@@ -43,6 +46,8 @@ type Source interface {
 	Config() any
 	Explain(netip.Addr) any
 	Trace(packet []byte) any
+	// DNS is what DNS64 answers to a question, and why.
+	DNS(ctx context.Context, name, qtype string) (any, error)
 
 	// Maps and Leases are of one revision, which they tell.
 	Maps() (revision uint64, rows iter.Seq[any])
@@ -110,8 +115,9 @@ type Status struct {
 	Pools    []mapping.PoolInfo `json:"pools"`
 	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
 	State    State              `json:"state"`
-	Revision uint64             `json:"revision"` // of the mapping table
-	Refused  []string           `json:"refused"`  // what natless does not translate, in words
+	Revision uint64             `json:"revision"`        // of the mapping table
+	DNS64    *dns64.Status      `json:"dns64,omitempty"` // absent when it is off
+	Refused  []string           `json:"refused"`         // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
 }

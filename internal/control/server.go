@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -146,7 +147,7 @@ type exchange struct {
 // they are expected.
 type route struct {
 	pattern, method string
-	query           string // the one parameter that it may have
+	query           string // the parameters that it may have
 	body            int64  // the most bytes; 0: none
 	answer          func(exchange)
 }
@@ -164,6 +165,7 @@ var routes = []route{
 	{"/v1/lease/{addr}", "DELETE", "", 0, exchange.release},
 	{"/v1/watch", "GET", "after", 0, exchange.watch},
 	{"/v1/reload", "POST", "", 0, exchange.reload},
+	{"/v1/dns", "GET", "name type", 0, exchange.dns},
 	{"/v1/trace", "POST", "", maxPacket, exchange.trace},
 }
 
@@ -271,6 +273,16 @@ func (x exchange) leases() {
 	default:
 		lines.begin()
 	}
+}
+
+// dns answers a question of the name server's clients.
+func (x exchange) dns() {
+	answer, err := x.source.DNS(x.r.Context(), x.query.Get("name"), cmp.Or(x.query.Get("type"), "AAAA"))
+	if err != nil {
+		x.fail(http.StatusBadRequest, "%v", err)
+		return
+	}
+	x.one(http.StatusOK, answer)
 }
 
 // trace answers about the packet in the body, which no header counts as text.

@@ -24,6 +24,7 @@ import (
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/dataplane"
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/tun"
@@ -67,6 +68,14 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 		return err
 	}
 
+	names, err := openNames(c, table, log)
+	if err != nil {
+		return err
+	}
+	if names != nil {
+		defer names.Close()
+	}
+
 	added := runtimeSides(table)
 	plan := Plan(c)
 	host, err := hostnet.Prepare(withAdded(plan, added))
@@ -104,7 +113,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	}
 	d := &daemon{
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
-		host: host, device: device, plane: plane, server: server, log: log, level: level,
+		host: host, device: device, plane: plane, server: server, names: names, log: log, level: level,
 		added: added, clashes: map[string]bool{},
 	}
 	d.inForce.Store(&inForce{c, plan})
@@ -172,6 +181,7 @@ type daemon struct {
 	device  *tun.Device
 	plane   *dataplane.Plane
 	server  *control.Server
+	names   *dns64.Server // nil: DNS64 is off
 	log     *slog.Logger
 	level   *slog.LevelVar
 
@@ -204,11 +214,12 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	keeperCtx, stopKeeper := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopKeeper()
 	var workers, beside, keeping sync.WaitGroup
-	var plane, watch, server, keeper error
+	var plane, watch, server, names, keeper error
 	keeping.Go(func() { defer cancel(); keeper = d.table.RunKeeper(keeperCtx) })
 	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
 	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
+	beside.Go(func() { defer cancel(); names = d.serveNames(ctx) })
 	beside.Go(func() { d.reportRefusals(ctx) })
 	beside.Go(func() { feedWatchdog(ctx) })
 	d.becomeReady()
@@ -221,7 +232,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	workers.Wait()
 	stopKeeper()
 	keeping.Wait()
-	return errors.Join(plane, watch, server, keeper)
+	return errors.Join(plane, watch, server, names, keeper)
 }
 
 // becomeReady says in one line what natless does from now on.
@@ -258,6 +269,9 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	for _, m := range d.lost {
 		warnings = append(warnings, "a saved map is not in force: "+m)
 	}
+	if s := d.nameStatus(); s != nil && s.Problem != "" {
+		warnings = append(warnings, "DNS64 cannot answer: "+s.Problem)
+	}
 	degraded = len(warnings) > 0 || d.stateProblem() != ""
 	return degraded, slices.Concat(warnings, d.saved.problems(), d.config().Warnings())
 }
@@ -292,6 +306,9 @@ func (d *daemon) summary() string {
 			d.device.Features().Rings, d.device.Features()))
 	if m := d.inForce.Load().plan.Masquerade; len(m) > 0 {
 		said = append(said, "masquerading pool addresses")
+	}
+	if s := c.DNS64.String(); s != "" {
+		said = append(said, s)
 	}
 	return strings.Join(append(said, "refused: "+strings.Join(d.refused(), ", ")), "; ")
 }
