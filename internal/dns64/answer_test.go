@@ -2,6 +2,7 @@ package dns64
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -134,16 +135,16 @@ func TestAnswer(t *testing.T) {
 func TestErrorAboutAAAA(t *testing.T) {
 	for _, rcode := range []int{dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented, dns.RcodeFormatError, -1} {
 		u := scripted(t, zone...)
-		answers := u.do
-		var bad uint16 = dns.TypeAAAA
-		u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+		var bad atomic.Uint32
+		bad.Store(uint32(dns.TypeAAAA))
+		u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 			switch {
-			case q.Question[0].Qtype != bad:
-				answers(w, q)
+			case uint32(q.Question[0].Qtype) != bad.Load():
+				answers()
 			case rcode >= 0:
 				w.WriteMsg(new(dns.Msg).SetRcode(q, rcode))
 			}
-		}
+		})
 		s := serverOf(t, small(), u.addr)
 		m := get(t, s, "long.example.", dns.TypeAAAA)
 		assert.Equal(t, []string{"long.example. 600 IN AAAA 2001:db8:64::c000:206"}, lines(m.Answer), dns.RcodeToString[rcode])
@@ -152,7 +153,7 @@ func TestErrorAboutAAAA(t *testing.T) {
 		assert.Equal(t, dns.RcodeSuccess, m.Rcode, "neither")
 		assert.Len(t, m.Ns, 1)
 
-		bad = dns.TypeA
+		bad.Store(uint32(dns.TypeA))
 		s.Set(*s.settings.Load())
 		m = get(t, s, "four.example.", dns.TypeAAAA)
 		assert.NotEqual(t, dns.RcodeSuccess, m.Rcode)
@@ -165,7 +166,7 @@ func TestErrorAboutAAAA(t *testing.T) {
 // 5.3.2, 5.4).
 func TestSections(t *testing.T) {
 	u := scripted(t)
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		m := new(dns.Msg)
 		m.SetReply(q)
 		if q.Question[0].Qtype == dns.TypeA {
@@ -175,7 +176,7 @@ func TestSections(t *testing.T) {
 			m.SetEdns0(1232, false)
 		}
 		w.WriteMsg(m)
-	}
+	})
 	s := serverOf(t, small(), u.addr)
 	m := get(t, s, "four.example.", dns.TypeAAAA)
 	assert.Equal(t, []string{"example. 60 IN NS ns.example."}, lines(m.Ns))

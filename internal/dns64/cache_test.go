@@ -32,7 +32,7 @@ func TestLife(t *testing.T) {
 			t.Parallel()
 			u := scripted(t, c.zone...)
 			if c.do != nil {
-				u.do = c.do
+				u.script(func(w dns.ResponseWriter, q *dns.Msg, _ func()) { c.do(w, q) })
 			}
 			s := serverOf(t, small(), u.addr)
 			now := time.Unix(1000, 0)

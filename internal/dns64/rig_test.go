@@ -66,10 +66,10 @@ func (table) Permits(a netip.Addr) bool { return clients.Contains(a) }
 // upstreamRig is a scripted upstream: what it answers is a matter of do.
 type upstreamRig struct {
 	addr netip.AddrPort
-	do   func(w dns.ResponseWriter, q *dns.Msg)
 
 	mu    sync.Mutex
-	asked []string // "UDP name TYPE"
+	do    func(w dns.ResponseWriter, q *dns.Msg) // see script
+	asked []string                               // "udp name TYPE"
 }
 
 // scripted starts an upstream that answers of records, in the notation of zone
@@ -89,8 +89,9 @@ func (u *upstreamRig) start(t *testing.T) {
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		u.mu.Lock()
 		u.asked = append(u.asked, w.RemoteAddr().Network()+" "+q.Question[0].Name+" "+dns.Type(q.Question[0].Qtype).String())
+		do := u.do
 		u.mu.Unlock()
-		u.do(w, q)
+		do(w, q)
 	})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -108,6 +109,14 @@ func (u *upstreamRig) start(t *testing.T) {
 			<-ended
 		})
 	}
+}
+
+// script has it do something else; answers does what it did before.
+func (u *upstreamRig) script(do func(w dns.ResponseWriter, q *dns.Msg, answers func())) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	before := u.do
+	u.do = func(w dns.ResponseWriter, q *dns.Msg) { do(w, q, func() { before(w, q) }) }
 }
 
 // questions are what was asked since the last call.

@@ -351,7 +351,10 @@ func (s *Server) handle(query []byte, from netip.Addr, udp bool) []byte {
 		if bad || !s.mayTell() {
 			return nil
 		}
-		return packed(reply(&m, dns.RcodeRefused))
+		if answer := packed(reply(&m, dns.RcodeRefused)); len(answer) <= len(query) {
+			return answer
+		}
+		return nil // the question was not whole
 	}
 	s.counters.queries.Add(1)
 	if bad {

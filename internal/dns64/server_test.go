@@ -68,14 +68,13 @@ func TestUDP(t *testing.T) {
 // not in their order (RFC 7766 6.2.1.1).
 func TestPipelining(t *testing.T) {
 	u := scripted(t, zone...)
-	answers := u.do
 	release := make(chan struct{})
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		if q.Question[0].Name == "text.example." {
 			<-release
 		}
-		answers(w, q)
-	}
+		answers()
+	})
 	l := small()
 	l.ask, l.query = 10*time.Second, 10*time.Second
 	_, at := serving(t, l, u.addr)
@@ -289,6 +288,8 @@ func TestBounds(t *testing.T) {
 	}
 	assert.Empty(t, s.queries)
 	assert.Empty(t, s.asking)
+	s.cache.mu.Lock()
+	defer s.cache.mu.Unlock()
 	assert.Empty(t, s.cache.flights)
 }
 
@@ -324,12 +325,11 @@ func TestMemory(t *testing.T) {
 // TestCoalescing: who asks the same at the same time waits for one question.
 func TestCoalescing(t *testing.T) {
 	u := scripted(t, "n.example. 0 IN A 192.0.2.1") // which is not kept
-	answers := u.do
 	release := make(chan struct{})
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		<-release
-		answers(w, q)
-	}
+		answers()
+	})
 	s := serverOf(t, defaultLimits, u.addr)
 	var asking sync.WaitGroup
 	for range 50 {

@@ -86,8 +86,7 @@ func TestBadUpstream(t *testing.T) {
 // TestForgery: what is not the answer is passed over, and the answer found.
 func TestForgery(t *testing.T) {
 	u := scripted(t, zone...)
-	answers := u.do
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		forged := new(dns.Msg).SetReply(q)
 		forged.Answer = rrs(t, "four.example. 60 IN A 192.0.2.66")
 		forged.Id++
@@ -96,8 +95,8 @@ func TestForgery(t *testing.T) {
 		forged.Question = []dns.Question{{Name: "bank.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}
 		w.WriteMsg(forged)
 		w.Write([]byte("x"))
-		answers(w, q)
-	}
+		answers()
+	})
 	s := serverOf(t, small(), u.addr)
 	assert.Equal(t, []string{"four.example. 60 IN A 192.0.2.4", "four.example. 60 IN A 192.0.2.5"}, lines(get(t, s, "four.example.", dns.TypeA).Answer))
 }
@@ -106,11 +105,10 @@ func TestForgery(t *testing.T) {
 // the upstream goes on being asked.
 func TestSlow(t *testing.T) {
 	u := scripted(t, zone...)
-	answers := u.do
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		time.Sleep(firstTry + 200*time.Millisecond)
-		answers(w, q)
-	}
+		answers()
+	})
 	l := small()
 	l.ask, l.query = 3*time.Second, 7*time.Second
 	s := serverOf(t, l, u.addr)
@@ -120,10 +118,9 @@ func TestSlow(t *testing.T) {
 
 func TestTruncated(t *testing.T) {
 	u := scripted(t, zone...)
-	answers := u.do
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		if w.RemoteAddr().Network() == "tcp" {
-			answers(w, q)
+			answers()
 			return
 		}
 		m := new(dns.Msg).SetReply(q)
@@ -131,7 +128,7 @@ func TestTruncated(t *testing.T) {
 		data, _ := m.Pack()
 		data[7] = 9 // answers that are not there
 		w.Write(data)
-	}
+	})
 	s := serverOf(t, small(), u.addr)
 	assert.Len(t, get(t, s, "four.example.", dns.TypeA).Answer, 2)
 	assert.Equal(t, []string{"udp four.example. A", "tcp four.example. A"}, u.questions())
@@ -140,14 +137,13 @@ func TestTruncated(t *testing.T) {
 // TestBeforeEDNS: an upstream that does not know EDNS is asked without.
 func TestBeforeEDNS(t *testing.T) {
 	u := scripted(t, zone...)
-	answers := u.do
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		if q.IsEdns0() != nil {
 			w.WriteMsg(new(dns.Msg).SetRcodeFormatError(q))
 			return
 		}
-		answers(w, q)
-	}
+		answers()
+	})
 	s := serverOf(t, small(), u.addr)
 	assert.Len(t, get(t, s, "four.example.", dns.TypeA).Answer, 2)
 }
@@ -156,13 +152,12 @@ func TestBeforeEDNS(t *testing.T) {
 func TestRandomness(t *testing.T) {
 	ports, ids := map[string]bool{}, map[uint16]bool{}
 	u := scripted(t)
-	answers := u.do
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		u.mu.Lock()
 		ports[w.RemoteAddr().String()], ids[q.Id] = true, true
 		u.mu.Unlock()
-		answers(w, q)
-	}
+		answers()
+	})
 	s := serverOf(t, small(), u.addr)
 	for i := range 50 {
 		get(t, s, strings.Repeat("a", i+1)+".nosoa.", dns.TypeA)
@@ -178,8 +173,7 @@ func TestRandomness(t *testing.T) {
 func TestBits(t *testing.T) {
 	var seen []string
 	u := scripted(t, zone...)
-	answers := u.do
-	u.do = func(w dns.ResponseWriter, q *dns.Msg) {
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
 		bits := ""
 		if q.IsEdns0().Do() {
 			bits += "do "
@@ -190,8 +184,8 @@ func TestBits(t *testing.T) {
 		u.mu.Lock()
 		seen = append(seen, bits)
 		u.mu.Unlock()
-		answers(w, q)
-	}
+		answers()
+	})
 	s := serverOf(t, small(), u.addr)
 	for range 2 {
 		get(t, s, "four.example.", dns.TypeA)
@@ -199,6 +193,8 @@ func TestBits(t *testing.T) {
 		get(t, s, "four.example.", dns.TypeA, "cd")
 		get(t, s, "four.example.", dns.TypeA, "do", "cd")
 	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	assert.Equal(t, []string{"", "do ", "cd ", "do cd "}, seen)
 }
 
