@@ -127,7 +127,7 @@ func authority(t *testing.T, n *lab.Network) {
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o755))
 	texts := []string{ipv4only, regexp.MustCompile(`BIG\d`).ReplaceAllString(exampleZone, "$0"+strings.Repeat("x", 190)), netZone, reverse4, reverse6, ofPref64}
-	conf := "server:\n ip-address: " + lab.ServerIPv4 + "\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n zonesdir: \"" + dir + "\"\n database: \"\"\n xfrdfile: \"" + dir + "/xfrd\"\n zonelistfile: \"" + dir + "/zones\"\n server-count: 1\nremote-control:\n control-enable: no\n"
+	conf := "server:\n ip-address: " + lab.ServerIPv4 + "\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n zonesdir: \"" + dir + "\"\n database: \"\"\n xfrdfile: \"" + dir + "/xfrd\"\n zonelistfile: \"" + dir + "/zones\"\n server-count: 1\n rrl-ratelimit: 0\nremote-control:\n control-enable: no\n"
 	for i, name := range labZones {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(texts[i]), 0o600))
 		file := name
@@ -155,14 +155,14 @@ func sign(t *testing.T, dir, zone string) (file string) {
 	return zone + ".signed"
 }
 
-// unbound runs Debian's in the host, at a port of its loopback, with a
-// configuration besides.
+// unbound runs Debian's in the host, at a port of the address that natless has
+// too, with a configuration besides.
 func unbound(t *testing.T, n *lab.Network, port int, more string) (address string) {
 	t.Helper()
 	needs(t, "unbound")
-	address = fmt.Sprintf("127.0.0.1:%d", port)
+	address = fmt.Sprintf("[2001:db8:1::1]:%d", port)
 	conf := fmt.Sprintf(`server:
- interface: 127.0.0.1@%d
+ interface: 2001:db8:1::1@%d
  do-daemonize: no
  username: ""
  chroot: ""
@@ -172,8 +172,7 @@ func unbound(t *testing.T, n *lab.Network, port int, more string) (address strin
  logfile: ""
  minimal-responses: yes
  qname-minimisation: no
- do-not-query-localhost: no
- access-control: 127.0.0.0/8 allow
+ access-control: 2001:db8:1::/64 allow
  local-zone: "2.0.192.in-addr.arpa." nodefault
  local-zone: "8.b.d.0.1.0.0.2.ip6.arpa." nodefault
 %s
@@ -364,7 +363,7 @@ func TestLabDNSComparison(t *testing.T) {
 		x := answered{asks: q}
 		x.ours, err = exchange(t, w.client, dnsAddress, q.name, q.qtype, q.bits)
 		require.NoError(t, err, q)
-		x.theirs, err = exchange(t, n.Host, other, q.name, q.qtype, q.bits)
+		x.theirs, err = exchange(t, w.client, other, q.name, q.qtype, q.bits)
 		require.NoError(t, err, q)
 		ours, theirs := told(x.ours), told(x.theirs)
 		before[q.String()] = ours
