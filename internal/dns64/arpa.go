@@ -24,6 +24,9 @@ var (
 // no DS only the zone above can say, so that question goes on.
 func (s *Server) local(q question, x *Explanation) *dns.Msg {
 	zone := ""
+	if !strings.HasSuffix(q.name, ".arpa.") {
+		return nil // as nearly always, and at once
+	}
 	for _, z := range localZones {
 		if dns.IsSubDomain(z, q.name) && (q.name != z || q.qtype != dns.TypeDS) {
 			zone = z
