@@ -90,11 +90,8 @@ func (s *Server) answerAAAA(ctx context.Context, q question, x *Explanation) *dn
 		return failed(x, err)
 	case a.Rcode == dns.RcodeSuccess && has(a, dns.TypeA):
 		return s.synthesise(a, aaaa, x)
-	case a.Rcode == dns.RcodeSuccess && aaaa != nil:
-		return aaaa // whose SOA is about AAAA
 	}
-	a.Answer = slices.DeleteFunc(a.Answer, signs(dns.TypeA))
-	return a
+	return a // 5.1.6: what is wrong with A is the answer
 }
 
 // synthesise makes the AAAA answer of an answer about A (RFC 6147 5.1.6, 5.1.7,

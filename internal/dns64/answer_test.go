@@ -54,7 +54,7 @@ func TestAnswer(t *testing.T) {
 	const negative = "example. 900 IN SOA ns.example. hostmaster.example. 1 3600 600 86400 300"
 	ip := func(a string) string { return arpa(t, a) }
 	for name, c := range map[string]struct {
-		ask    string // name, type, and words of query
+		ask    string // name, type, and words of packetOf
 		code   int
 		answer []string
 		ns     string
@@ -70,7 +70,7 @@ func TestAnswer(t *testing.T) {
 		"packets to some of them are":           {"partly.example. AAAA", 0, []string{"partly.example. 60 IN AAAA 2001:db8:64::c000:208"}, "", "AAAA A"},
 		"all AAAA excluded":                     {"excluded.example. AAAA", 0, []string{"excluded.example. 60 IN AAAA 2001:db8:64::c000:209"}, "", "AAAA A"},
 		"some AAAA excluded":                    {"somewhat.example. AAAA", 0, []string{"somewhat.example. 60 IN AAAA 2001:db8::10"}, "", "AAAA"},
-		"all AAAA excluded, and no A":           {"only.excluded.example. AAAA", 0, []string{}, "", "AAAA A"},
+		"all AAAA excluded, and no A":           {"only.excluded.example. AAAA", 0, []string{}, negative, "AAAA A"},
 		"a name that is not there":              {"missing.example. AAAA", 3, []string{}, negative, "AAAA"},
 		"neither AAAA nor A":                    {"text.example. AAAA", 0, []string{}, negative, "AAAA A"},
 		"aliases to A":                          {"alias.example. AAAA", 0, []string{"alias.example. 30 IN CNAME two.example.", "two.example. 50 IN CNAME four.example.", "four.example. 60 IN AAAA 2001:db8:64::c000:204", "four.example. 60 IN AAAA 2001:db8:64::c000:205"}, "", "AAAA A"},
@@ -78,11 +78,11 @@ func TestAnswer(t *testing.T) {
 		"an alias to nowhere":                   {"nowhere.example. AAAA", 3, []string{"nowhere.example. 30 IN CNAME missing.example."}, negative, "AAAA"},
 		"an alias to neither":                   {"textalias.example. AAAA", 0, []string{"textalias.example. 30 IN CNAME text.example."}, negative, "AAAA A"},
 		"aliases in a circle":                   {"loop.example. AAAA", 2, []string{}, "", "AAAA AAAA A A"},
-		"DO: what signs A is left out":          {"signed.example. AAAA do", 0, []string{"signed.example. 60 IN CNAME target.example.", "signed.example. 60 IN RRSIG CNAME 8 2 60 20300101000000 20200101000000 1 example. AAAA", "target.example. 60 IN AAAA 2001:db8:64::c000:20b"}, "", "AAAA A"},
+		"with DO what signs A is left out":      {"signed.example. AAAA do", 0, []string{"signed.example. 60 IN CNAME target.example.", "signed.example. 60 IN RRSIG CNAME 8 2 60 20300101000000 20200101000000 1 example. AAAA", "target.example. 60 IN AAAA 2001:db8:64::c000:20b"}, "", "AAAA A"},
 		"CD without DO":                         {"four.example. AAAA cd", 0, []string{"four.example. 60 IN AAAA 2001:db8:64::c000:204", "four.example. 60 IN AAAA 2001:db8:64::c000:205"}, "", "AAAA A"},
-		"DO and CD: nothing is synthesised":     {"four.example. AAAA do cd", 0, []string{}, negative, "AAAA"},
-		"DO and CD: nothing is excluded":        {"excluded.example. AAAA do cd", 0, []string{"excluded.example. 60 IN AAAA ::ffff:192.0.2.9"}, "", "AAAA"},
-		"DO and CD: nor a PTR":                  {ip("2001:db8:64::c000:201") + " PTR do cd", 3, []string{}, negative, "PTR"},
+		"with DO and CD nothing is synthesised": {"four.example. AAAA do cd", 0, []string{}, negative, "AAAA"},
+		"with DO and CD nothing is excluded":    {"excluded.example. AAAA do cd", 0, []string{"excluded.example. 60 IN AAAA ::ffff:192.0.2.9"}, "", "AAAA"},
+		"with DO and CD no PTR either":          {ip("2001:db8:64::c000:201") + " PTR do cd", 3, []string{}, negative, "PTR"},
 		"A":                                     {"four.example. A", 0, []string{"four.example. 60 IN A 192.0.2.4", "four.example. 60 IN A 192.0.2.5"}, "", "A"},
 		"another type":                          {"text.example. TXT", 0, []string{"text.example. 60 IN TXT \"hello\""}, "", "TXT"},
 		"a name in other letters":               {"FOUR.eXample. A", 0, []string{"four.example. 60 IN A 192.0.2.4", "four.example. 60 IN A 192.0.2.5"}, "", "A"},
@@ -188,21 +188,22 @@ func TestSections(t *testing.T) {
 func TestVet(t *testing.T) {
 	for name, c := range map[string]struct {
 		qtype     uint16
-		do        bool
 		have, got []string
 	}{
-		"others' names": {dns.TypeA, false, []string{"www.example. 60 IN A 192.0.2.1", "bank.example. 60 IN A 192.0.2.66"}, []string{"www.example. 60 IN A 192.0.2.1"}},
-		"other types":   {dns.TypeA, false, []string{"www.example. 60 IN A 192.0.2.1", "www.example. 60 IN TXT \"x\""}, []string{"www.example. 60 IN A 192.0.2.1"}},
-		"another class": {dns.TypeA, false, []string{"www.example. 60 CH A 192.0.2.1"}, []string{}},
-		"DNAME": {dns.TypeA, false, []string{"example. 60 IN DNAME example.net.", "www.example. 60 IN CNAME www.example.net.", "www.example.net. 60 IN A 192.0.2.1"},
+		"others' names": {dns.TypeA, []string{"www.example. 60 IN A 192.0.2.1", "bank.example. 60 IN A 192.0.2.66"}, []string{"www.example. 60 IN A 192.0.2.1"}},
+		"other types":   {dns.TypeA, []string{"www.example. 60 IN A 192.0.2.1", "www.example. 60 IN TXT \"x\""}, []string{"www.example. 60 IN A 192.0.2.1"}},
+		"another class": {dns.TypeA, []string{"www.example. 60 CH A 192.0.2.1"}, []string{}},
+		"DNAME": {dns.TypeA, []string{"example. 60 IN DNAME example.net.", "www.example. 60 IN CNAME www.example.net.", "www.example.net. 60 IN A 192.0.2.1"},
 			[]string{"example. 60 IN DNAME example.net.", "www.example. 60 IN CNAME www.example.net.", "www.example.net. 60 IN A 192.0.2.1"}},
-		"a foreign DNAME":  {dns.TypeA, false, []string{"other. 60 IN DNAME example.net.", "www.example. 60 IN A 192.0.2.1"}, []string{"www.example. 60 IN A 192.0.2.1"}},
-		"nobody asked":     {dns.TypeA, false, []string{"www.example. 60 IN A 192.0.2.1", "www.example." + signature + "A 8 2 60 20300101000000 20200101000000 1 example. AAAA"}, []string{"www.example. 60 IN A 192.0.2.1"}},
-		"everything asked": {dns.TypeANY, false, []string{"www.example. 60 IN A 192.0.2.1", "www.example. 60 IN TXT \"x\""}, []string{"www.example. 60 IN A 192.0.2.1", "www.example. 60 IN TXT \"x\""}},
+		"a foreign DNAME":  {dns.TypeA, []string{"other. 60 IN DNAME example.net.", "www.example. 60 IN A 192.0.2.1"}, []string{"www.example. 60 IN A 192.0.2.1"}},
+		"nobody asked":     {dns.TypeA, []string{"www.example. 60 IN A 192.0.2.1", "www.example." + signature + "A 8 2 60 20300101000000 20200101000000 1 example. AAAA"}, []string{"www.example. 60 IN A 192.0.2.1"}},
+		"everything asked": {dns.TypeANY, []string{"www.example. 60 IN A 192.0.2.1", "www.example. 60 IN TXT \"x\""}, []string{"www.example. 60 IN A 192.0.2.1", "www.example. 60 IN TXT \"x\""}},
 	} {
-		m := &dns.Msg{Answer: rrs(t, c.have...)}
-		require.NoError(t, vet(question{name: "www.example.", qtype: c.qtype, do: c.do}, m), name)
-		assert.Equal(t, c.got, lines(m.Answer), name)
+		t.Run(name, func(t *testing.T) {
+			m := &dns.Msg{Answer: rrs(t, c.have...)}
+			require.NoError(t, vet(question{name: "www.example.", qtype: c.qtype}, m))
+			assert.Equal(t, c.got, lines(m.Answer))
+		})
 	}
 
 	var long []dns.RR

@@ -74,6 +74,14 @@ func (c *cache) get(q question, now time.Time) (e *entry, f *flight, pilot bool)
 	return nil, f, true
 }
 
+// has reports whether there is an entry that is live at a time.
+func (c *cache) has(q question, at time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.byName[q]
+	return ok && at.Before(e.Value.(*entry).expires)
+}
+
 // land ends a flight; its answer is kept for a time.
 func (c *cache) land(q question, f *flight, life time.Duration, now time.Time) {
 	c.mu.Lock()

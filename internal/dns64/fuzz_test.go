@@ -11,15 +11,15 @@ import (
 // about that query and within the limits.
 func FuzzQuery(f *testing.F) {
 	for _, words := range [][]string{nil, {"noedns"}, {"do"}, {"do", "cd"}} {
-		f.Add(query(f, "four.example.", dns.TypeAAAA, words...))
-		f.Add(query(f, arpa(f, "2001:db8:64::c000:201"), dns.TypePTR, words...))
-		f.Add(query(f, "ipv4only.arpa.", dns.TypeAAAA, words...))
+		f.Add(packetOf(f, "four.example.", dns.TypeAAAA, words...))
+		f.Add(packetOf(f, arpa(f, "2001:db8:64::c000:201"), dns.TypePTR, words...))
+		f.Add(packetOf(f, "ipv4only.arpa.", dns.TypeAAAA, words...))
 	}
 	s := serverOf(f, small()) // which asks nobody
 	s.upstreams.file = "/nonexistent/resolv.conf"
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, udp := range []bool{true, false} {
-			answer := s.handle(data, client, udp)
+			answer := s.handle(parse(data), client, udp)
 			if answer == nil {
 				continue
 			}
@@ -31,7 +31,7 @@ func FuzzQuery(f *testing.F) {
 				t.Fatalf("%d bytes", len(answer))
 			}
 		}
-		if answer := s.handle(data, foreign, true); len(answer) > len(data) {
+		if answer := s.handle(parse(data), foreign, true); len(answer) > len(data) {
 			t.Fatalf("%x is told a stranger who sent %x", answer, data)
 		}
 	})
@@ -95,7 +95,7 @@ func FuzzAnswer(f *testing.F) {
 		flight.packed = packed
 		s.cache.land(q, flight, time.Minute, now)
 		for _, qtype := range []uint16{qtype, dns.TypeAAAA} {
-			answer := parsed(t, s.handle(query(t, "n.example.", qtype, "noedns"), client, true))
+			answer := parsed(t, s.handle(parse(packetOf(t, "n.example.", qtype, "noedns")), client, true))
 			for _, rr := range answer.Answer {
 				if rr.Header().Ttl > maxTTL {
 					t.Fatalf("%v is kept for ever", rr)

@@ -199,8 +199,8 @@ func serverOf(t testing.TB, l limits, upstreams ...netip.AddrPort) *Server {
 	return s
 }
 
-// query is a packet, with EDNS and the bits that words name: do, cd, noedns.
-func query(t testing.TB, name string, qtype uint16, words ...string) []byte {
+// packetOf is a query, with EDNS and the bits that words name: do, cd, noedns.
+func packetOf(t testing.TB, name string, qtype uint16, words ...string) []byte {
 	t.Helper()
 	m := new(dns.Msg)
 	m.SetQuestion(name, qtype)
@@ -229,7 +229,7 @@ func query(t testing.TB, name string, qtype uint16, words ...string) []byte {
 // get answers a query from a client, by TCP: nothing is truncated.
 func get(t testing.TB, s *Server, name string, qtype uint16, words ...string) *dns.Msg {
 	t.Helper()
-	return parsed(t, s.handle(query(t, name, qtype, words...), client, false))
+	return parsed(t, s.handle(parse(packetOf(t, name, qtype, words...)), client, false))
 }
 
 func parsed(t testing.TB, data []byte) *dns.Msg {

@@ -263,14 +263,30 @@ func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
 			s.counters.dropped.Add(1)
 			continue
 		}
-		query := append([]byte(nil), buffer[:n]...)
-		serving.Go(func() {
+		query := parse(buffer[:n])
+		answer := func() {
 			defer func() { <-s.queries }()
 			if answer := s.handle(query, from.Addr(), true); answer != nil {
 				conn.WriteToUDPAddrPort(answer, from) // nobody is left to tell of an error
 			}
-		})
+		}
+		if s.cached(query) {
+			answer() // which is sooner done than a goroutine started
+		} else {
+			serving.Go(answer)
+		}
 	}
+}
+
+// cached reports whether all that a query needs is in the cache, and stays
+// there while it is answered.
+func (s *Server) cached(m *query) bool {
+	if len(m.Question) != 1 {
+		return false
+	}
+	q := questionOf(&m.Msg)
+	soon := s.now().Add(time.Second)
+	return s.cache.has(q, soon) && (q.qtype != dns.TypeAAAA || s.cache.has(q.of(dns.TypeA), soon))
 }
 
 // serveTCP answers connections.
@@ -318,7 +334,7 @@ func (s *Server) converse(c net.Conn) {
 		s.queries <- struct{}{}
 		answering.Go(func() {
 			defer func() { <-turns; <-s.queries }()
-			answer := s.handle(query, from, false)
+			answer := s.handle(parse(query), from, false)
 			if answer == nil {
 				return
 			}
@@ -339,28 +355,39 @@ func (s *Server) permits(from netip.Addr) bool {
 	return from.IsLoopback() || s.table.Permits(from)
 }
 
+// query is what came in.
+type query struct {
+	dns.Msg      // as far as it could be read
+	bad     bool // not to its end
+	size    int  // bytes
+}
+
+func parse(packet []byte) *query {
+	q := &query{size: len(packet)}
+	q.bad = q.Unpack(packet) != nil
+	return q
+}
+
 // handle answers a query; with nil not at all.
-func (s *Server) handle(query []byte, from netip.Addr, udp bool) []byte {
-	if len(query) < headerSize || query[2]&flagQR != 0 {
+func (s *Server) handle(m *query, from netip.Addr, udp bool) []byte {
+	if m.size < headerSize || m.Response {
 		return nil
 	}
-	var m dns.Msg
-	bad := m.Unpack(query) != nil
 	if !s.permits(from) {
 		s.counters.refused.Add(1)
-		if bad || !s.mayTell() {
+		if m.bad || !s.mayTell() {
 			return nil
 		}
-		if answer := packed(reply(&m, dns.RcodeRefused)); len(answer) <= len(query) {
+		if answer := packed(reply(&m.Msg, dns.RcodeRefused)); len(answer) <= m.size {
 			return answer
 		}
 		return nil // the question was not whole
 	}
 	s.counters.queries.Add(1)
-	if bad {
-		return packed(&dns.Msg{MsgHdr: dns.MsgHdr{Id: uint16(query[0])<<8 | uint16(query[1]), Response: true, Rcode: dns.RcodeFormatError}})
+	if m.bad {
+		return packed(&dns.Msg{MsgHdr: dns.MsgHdr{Id: m.Id, Response: true, Rcode: dns.RcodeFormatError}})
 	}
-	r := s.respond(&m)
+	r := s.respond(&m.Msg)
 	size := dns.MaxMsgSize
 	opt := m.IsEdns0()
 	if opt != nil {
@@ -434,7 +461,7 @@ func (s *Server) respond(m *dns.Msg) *dns.Msg {
 	case asked.Qtype == dns.TypeAXFR, asked.Qtype == dns.TypeIXFR, asked.Qtype == dns.TypeOPT:
 		return reply(m, dns.RcodeNotImplemented)
 	}
-	q := question{name: dns.CanonicalName(asked.Name), qtype: asked.Qtype, do: opt != nil && opt.Do(), cd: m.CheckingDisabled}
+	q := questionOf(m)
 	ctx, cancel := context.WithTimeout(s.ctx, s.limits.query)
 	defer cancel()
 	answer := s.answer(ctx, q, nil)
@@ -444,6 +471,12 @@ func (s *Server) respond(m *dns.Msg) *dns.Msg {
 		s.log.Debug("dns query", "name", q.name, "type", dns.Type(q.qtype).String(), "code", dns.RcodeToString[r.Rcode], "answers", len(r.Answer))
 	}
 	return r
+}
+
+// questionOf is the one question of a query.
+func questionOf(m *dns.Msg) question {
+	opt := m.IsEdns0()
+	return question{name: dns.CanonicalName(m.Question[0].Name), qtype: m.Question[0].Qtype, do: opt != nil && opt.Do(), cd: m.CheckingDisabled}
 }
 
 // packed is a message as it is sent. One that cannot be, for what an upstream

@@ -17,21 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// permitting is a table that lets the given sources ask.
-type permitting struct {
-	table
-	sources []netip.Addr
-}
-
-func (p permitting) Permits(a netip.Addr) bool {
-	for _, s := range p.sources {
-		if s == a {
-			return true
-		}
-	}
-	return false
-}
-
 // serving is a server at work on a port of the loopback.
 func serving(t *testing.T, l limits, upstreams ...netip.AddrPort) (*Server, netip.AddrPort) {
 	t.Helper()
@@ -54,7 +39,7 @@ func TestUDP(t *testing.T) {
 	require.NoError(t, err)
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	_, err = conn.Write(query(t, "four.example.", dns.TypeAAAA))
+	_, err = conn.Write(packetOf(t, "four.example.", dns.TypeAAAA))
 	require.NoError(t, err)
 	buffer := make([]byte, 4096)
 	n, err := conn.Read(buffer)
@@ -87,7 +72,7 @@ func TestPipelining(t *testing.T) {
 		name  string
 		qtype uint16
 	}{{"text.example.", dns.TypeTXT}, {"four.example.", dns.TypeA}, {"six.example.", dns.TypeAAAA}} {
-		_, err := conn.Write(query(t, q.name, q.qtype))
+		_, err := conn.Write(packetOf(t, q.name, q.qtype))
 		require.NoError(t, err)
 	}
 	var order []string
@@ -116,7 +101,7 @@ func TestConnections(t *testing.T) {
 	require.NoError(t, err)
 	defer second.Close()
 	second.SetDeadline(time.Now().Add(10 * time.Second))
-	_, err = second.Write(query(t, "four.example.", dns.TypeA))
+	_, err = second.Write(packetOf(t, "four.example.", dns.TypeA))
 	require.NoError(t, err)
 	_, err = second.ReadMsg()
 	require.NoError(t, err, "it is served when the first is closed")
@@ -134,10 +119,10 @@ func TestStrangers(t *testing.T) {
 	s := serverOf(t, l, u.addr)
 	now := time.Unix(1000, 0)
 	s.now = func() time.Time { return now }
-	q := query(t, "four.example.", dns.TypeAAAA)
+	q := packetOf(t, "four.example.", dns.TypeAAAA)
 	for range 2 {
 		for i := range 5 {
-			answer := s.handle(q, foreign, true)
+			answer := s.handle(parse(q), foreign, true)
 			if i >= l.refusals {
 				assert.Nil(t, answer)
 				continue
@@ -149,7 +134,7 @@ func TestStrangers(t *testing.T) {
 		}
 		now = now.Add(time.Second)
 	}
-	assert.Nil(t, s.handle(q[:len(q)-1], foreign, true), "what is malformed is not answered")
+	assert.Nil(t, s.handle(parse(q[:len(q)-1]), foreign, true), "what is malformed is not answered")
 	assert.EqualValues(t, 11, s.Status().Refused)
 	assert.Zero(t, s.Status().Queries)
 	assert.Empty(t, u.questions())
@@ -175,20 +160,22 @@ func TestMalformed(t *testing.T) {
 		"without recursion": {func(m *dns.Msg) { m.RecursionDesired = false }, dns.RcodeRefused},
 		"zone transfer":     {func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAXFR }, dns.RcodeNotImplemented},
 	} {
-		m := parsed(t, query(t, "four.example.", dns.TypeAAAA))
-		c.change(m)
-		data, err := m.Pack()
-		require.NoError(t, err)
-		answer := parsed(t, s.handle(data, client, true))
-		assert.Equal(t, c.want, answer.Rcode, name)
-		assert.EqualValues(t, 4711, answer.Id, name)
-		assert.Empty(t, answer.Answer, name)
+		t.Run(name, func(t *testing.T) {
+			m := parsed(t, packetOf(t, "four.example.", dns.TypeAAAA))
+			c.change(m)
+			data, err := m.Pack()
+			require.NoError(t, err)
+			answer := parsed(t, s.handle(parse(data), client, true))
+			assert.Equal(t, c.want, answer.Rcode)
+			assert.EqualValues(t, 4711, answer.Id)
+			assert.Empty(t, answer.Answer)
+		})
 	}
-	q := query(t, "four.example.", dns.TypeAAAA)
-	assert.Nil(t, s.handle(q[:headerSize-1], client, true), "shorter than a header")
-	assert.Equal(t, dns.RcodeFormatError, parsed(t, s.handle(q[:headerSize+3], client, true)).Rcode)
+	q := packetOf(t, "four.example.", dns.TypeAAAA)
+	assert.Nil(t, s.handle(parse(q[:headerSize-1]), client, true), "shorter than a header")
+	assert.Equal(t, dns.RcodeFormatError, parsed(t, s.handle(parse(q[:headerSize+3]), client, true)).Rcode)
 	q[2] |= flagQR
-	assert.Nil(t, s.handle(q, client, true), "an answer: answering it would make a loop")
+	assert.Nil(t, s.handle(parse(q), client, true), "an answer: answering it would make a loop")
 	assert.Empty(t, u.questions())
 }
 
@@ -214,7 +201,7 @@ func TestAmplification(t *testing.T) {
 	worst := 0.0
 	for n := 200; n <= 3000; n += 200 {
 		for _, size := range []int{0, 100, 512, 1232, 4096, 65535} {
-			m := parsed(t, query(t, fmt.Sprintf("n%d.example.", n), dns.TypeTXT, "noedns"))
+			m := parsed(t, packetOf(t, fmt.Sprintf("n%d.example.", n), dns.TypeTXT, "noedns"))
 			most := minUDP
 			if size > 0 {
 				m.SetEdns0(uint16(size), false)
@@ -222,13 +209,13 @@ func TestAmplification(t *testing.T) {
 			}
 			q, err := m.Pack()
 			require.NoError(t, err)
-			answer := s.handle(q, client, true)
+			answer := s.handle(parse(q), client, true)
 			got := parsed(t, answer)
 			assert.LessOrEqual(t, len(answer), most)
 			if got.Truncated {
 				assert.LessOrEqual(t, len(answer), len(q), "truncated")
 				assert.Empty(t, got.Answer)
-				whole := parsed(t, s.handle(q, client, false))
+				whole := parsed(t, s.handle(parse(q), client, false))
 				assert.False(t, whole.Truncated)
 				assert.Len(t, whole.Answer, n/200, "by TCP")
 			}
@@ -245,13 +232,13 @@ func TestEDNS(t *testing.T) {
 	u := scripted(t, large("n.example.", 800)...)
 	s := serverOf(t, small(), u.addr)
 	for size, truncated := range map[uint16]bool{0: true, 511: true, 512: true, 1200: false, 4096: false} {
-		m := parsed(t, query(t, "n.example.", dns.TypeTXT, "noedns"))
+		m := parsed(t, packetOf(t, "n.example.", dns.TypeTXT, "noedns"))
 		if size > 0 {
 			m.SetEdns0(size, false)
 		}
 		q, err := m.Pack()
 		require.NoError(t, err)
-		got := parsed(t, s.handle(q, client, true))
+		got := parsed(t, s.handle(parse(q), client, true))
 		assert.Equal(t, truncated, got.Truncated, size)
 		assert.Equal(t, size > 0, got.IsEdns0() != nil, size)
 	}
@@ -271,7 +258,7 @@ func TestBounds(t *testing.T) {
 	before := runtime.NumGoroutine()
 	most := 0
 	for i := range 2000 {
-		_, err := conn.Write(query(t, fmt.Sprintf("n%d.example.", i), dns.TypeAAAA))
+		_, err := conn.Write(packetOf(t, fmt.Sprintf("n%d.example.", i), dns.TypeAAAA))
 		require.NoError(t, err)
 		assert.LessOrEqual(t, len(s.queries), l.queries)
 		assert.LessOrEqual(t, len(s.asking), l.asking)
