@@ -277,7 +277,8 @@ func (x exchange) leases() {
 
 // dns answers a question of the name server's clients.
 func (x exchange) dns() {
-	answer, err := x.source.DNS(x.r.Context(), x.query.Get("name"), cmp.Or(x.query.Get("type"), "AAAA"))
+	// It has a time of its own, longer than that for a request to come in.
+	answer, err := x.source.DNS(context.WithoutCancel(x.r.Context()), x.query.Get("name"), cmp.Or(x.query.Get("type"), "AAAA"))
 	if err != nil {
 		x.fail(http.StatusBadRequest, "%v", err)
 		return

@@ -15,8 +15,10 @@ package dns64
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -37,6 +39,7 @@ const (
 	flagTC     = 1 << 1
 	minUDP     = 512
 	maxUDP     = 1232 // what crosses every link of IPv6 in one piece
+	maxQuery   = 4096 // bytes; the longest that means anything is a tenth of it
 )
 
 // limits bound what clients can hold of the daemon.
@@ -54,7 +57,7 @@ type limits struct {
 }
 
 var defaultLimits = limits{
-	queries: 4096, asking: 512, connections: 128, pipeline: 16, refusals: 100,
+	queries: 4096, asking: 512, connections: 64, pipeline: 8, refusals: 100,
 	entries: 32768, bytes: 16 << 20,
 	ask: 3 * time.Second, query: 7 * time.Second, idle: 10 * time.Second,
 }
@@ -252,7 +255,7 @@ func (s *Server) Serve(ctx context.Context) error {
 // serveUDP answers packets. Beyond the limit they are dropped: who sent them
 // asks again.
 func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
-	buffer := make([]byte, 4*maxUDP)
+	buffer := make([]byte, maxQuery)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buffer)
 		if err != nil {
@@ -330,7 +333,7 @@ func (s *Server) converse(c net.Conn) {
 	turns := make(chan struct{}, s.limits.pipeline)
 	for {
 		c.SetReadDeadline(time.Now().Add(s.limits.idle))
-		query, err := conn.ReadMsgHeader(nil)
+		query, err := readQuery(c)
 		if err != nil {
 			return
 		}
@@ -350,6 +353,21 @@ func (s *Server) converse(c net.Conn) {
 			}
 		})
 	}
+}
+
+// readQuery reads a query as TCP has it, behind its length.
+func readQuery(in io.Reader) ([]byte, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(in, length[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint16(length[:])
+	if n > maxQuery {
+		return nil, fmt.Errorf("a query of %d bytes", n)
+	}
+	query := make([]byte, n)
+	_, err := io.ReadFull(in, query)
+	return query, err
 }
 
 // permits reports whether a source may ask: the clients of natless, and the

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -108,6 +109,40 @@ func TestConnections(t *testing.T) {
 	first.SetDeadline(time.Now().Add(10 * time.Second))
 	_, err = first.Read(make([]byte, 1))
 	assert.ErrorIs(t, err, io.EOF)
+}
+
+// TestLongQuery: who announces a query that nobody needs is let go.
+func TestLongQuery(t *testing.T) {
+	_, at := serving(t, small(), scripted(t).addr)
+	c, err := net.Dial("tcp", at.String())
+	require.NoError(t, err)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, err = c.Write([]byte{(maxQuery + 1) >> 8, (maxQuery + 1) & 255})
+	require.NoError(t, err)
+	_, err = c.Read(make([]byte, 1))
+	assert.ErrorIs(t, err, io.EOF)
+}
+
+// TestLimitsAreDocumented holds docs/dns64.md to the limits there are.
+func TestLimitsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/dns64.md")
+	require.NoError(t, err)
+	l := defaultLimits
+	for what, most := range map[string]string{
+		"queries under way; more are dropped, or wait by TCP":                            fmt.Sprint(l.queries),
+		"questions that upstreams are asked at once; for more there is a server failure": fmt.Sprint(l.asking),
+		"bytes of a query":                               fmt.Sprint(maxQuery),
+		"TCP connections; others wait":                   fmt.Sprint(l.connections),
+		"queries at once of one connection; others wait": fmt.Sprint(l.pipeline),
+		"time of a connection without a query":           fmt.Sprintf("%g s", l.idle.Seconds()),
+		"time for upstreams to answer a question":        fmt.Sprintf("%g s", l.ask.Seconds()),
+		"answers kept":                                   fmt.Sprintf("%d, and %d MiB", l.entries, l.bytes>>20),
+	} {
+		assert.Contains(t, string(page), "| "+what+" | "+most+" |\n")
+	}
+	assert.Contains(t, string(page), fmt.Sprintf("at most %d a second", l.refusals))
+	assert.Contains(t, string(page), fmt.Sprintf("more than %d, are a", maxChain))
 }
 
 // TestStrangers: who may not ask is told so by an answer no larger than the
