@@ -114,7 +114,7 @@ func TestEcho(t *testing.T) {
 
 func TestReasons(t *testing.T) {
 	table := newTable(t, func(c *Config) { c.Sessions, c.ClientSessions = 200, 150 })
-	for proto, want := range map[uint8]Reason{132: FixedPorts, 47: NoPorts, 50: NoPorts, 2: NoPorts, 0: NoPorts} {
+	for proto, want := range map[uint8]Reason{47: NoPorts, 50: NoPorts, 2: NoPorts, 0: NoPorts} {
 		f := translate.Flow{Src: shared, Dst: server, SrcPort: 1, DstPort: 2, Proto: proto}
 		was := f
 		assert.Equal(t, want, table.Out(&rangeA, &f, flagSYN, 0), proto)

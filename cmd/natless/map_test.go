@@ -224,10 +224,11 @@ func TestMapGetAsDocumented(t *testing.T) {
 	settings.Revision = uint64(began.Unix()) * 1000
 	table, err := mapping.New(settings)
 	require.NoError(t, err)
-	out := translate.Flow{Src: netip.MustParseAddr("2001:db8::5"), Dst: netip.MustParseAddr("2001:db8:64::203.0.113.9"), Proto: 17}
-	reply, verdict := table.Resolve(out, 1)
+	flow := translate.Flow{Src: netip.MustParseAddr("2001:db8::5"), Dst: netip.MustParseAddr("2001:db8:64::203.0.113.9"), Proto: 17}
+	_, verdict := table.ResolveRanges(&flow, 1)
 	require.Equal(t, translate.OK, verdict)
-	_, verdict = table.Resolve(reply.Reversed(), 1)
+	flow = flow.Reversed()
+	_, verdict = table.ResolveRanges(&flow, 1)
 	require.Equal(t, translate.OK, verdict)
 
 	path := filepath.Join(t.TempDir(), "natless.sock")

@@ -162,7 +162,7 @@ func exampleOf(t *testing.T, dir, text string) example {
 	tc.Revision = uint64(x.now.Unix()) * 1000
 	x.table, err = mapping.New(tc)
 	require.NoError(t, err)
-	_, v := x.table.Resolve(translate.Flow{Src: netip.MustParseAddr("2001:db8:c::5"), Dst: netip.MustParseAddr("64:ff9b::c000:221"), Proto: 6}, 0)
+	_, v := x.table.ResolveRanges(&translate.Flow{Src: netip.MustParseAddr("2001:db8:c::5"), Dst: netip.MustParseAddr("64:ff9b::c000:221"), Proto: 6}, 0)
 	require.Equal(t, translate.OK, v)
 	return x
 }
