@@ -56,6 +56,9 @@ func (c *Config) CheckReload(next *Config) (changes []string, err error) {
 		}
 		changes = append(changes, d.String())
 	}
+	if next.SharesAddresses() && !c.SharesAddresses() {
+		errs = append(errs, errors.New("needs a restart: pool.mode: port-range, where no pool had it: there is no room for sessions"))
+	}
 	return changes, errors.Join(errs...)
 }
 

@@ -21,6 +21,7 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/dataplane"
@@ -67,6 +68,12 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 		return err
 	}
 
+	sharing, err := Sharing(c)
+	if err != nil {
+		return err
+	}
+	sessions, _ := sharing.Sessions.(*conntrack.Table)
+
 	added := runtimeSides(table)
 	plan := Plan(c)
 	host, err := hostnet.Prepare(withAdded(plan, added))
@@ -82,7 +89,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	defer device.Close()
 
 	plane = dataplane.New(dataplane.Config{
-		Queues: device.Queues(), Resolver: table, Options: c.Options(host.MTU()),
+		Queues: device.Queues(), Resolver: table, Sharing: sharing, Options: c.Options(host.MTU()),
 		IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6(),
 	})
 	server, err := control.Listen(c.Control.Socket, c.Control.Group, log)
@@ -104,7 +111,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	}
 	d := &daemon{
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
-		host: host, device: device, plane: plane, server: server, log: log, level: level,
+		host: host, device: device, plane: plane, sessions: sessions, server: server, log: log, level: level,
 		added: added, clashes: map[string]bool{},
 	}
 	d.inForce.Store(&inForce{c, plan})
@@ -162,18 +169,19 @@ func queues(c *config.Config) int {
 
 // daemon is a natless at work.
 type daemon struct {
-	version string
-	started time.Time
-	load    func() (*config.Config, error)
-	table   *mapping.Table
-	saved   *saved
-	lost    []string // maps that were saved and are not in force
-	host    *hostnet.Host
-	device  *tun.Device
-	plane   *dataplane.Plane
-	server  *control.Server
-	log     *slog.Logger
-	level   *slog.LevelVar
+	version  string
+	started  time.Time
+	load     func() (*config.Config, error)
+	table    *mapping.Table
+	saved    *saved
+	lost     []string // maps that were saved and are not in force
+	host     *hostnet.Host
+	device   *tun.Device
+	plane    *dataplane.Plane
+	sessions *conntrack.Table // nil: no clients share an address
+	server   *control.Server
+	log      *slog.Logger
+	level    *slog.LevelVar
 
 	inForce atomic.Pointer[inForce]
 

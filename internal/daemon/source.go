@@ -83,5 +83,7 @@ func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }
 func (d *daemon) Config() any              { return d.config() }
 
 func (d *daemon) Trace(packet []byte) any {
-	return trace.Trace(Tracing(d.config(), d.table, d.host.MTU()), packet)
+	c := Tracing(d.config(), d.table, d.host.MTU())
+	c.Sessions, c.Tick = d.sessions, d.plane.Tick()
+	return trace.Trace(c, packet)
 }
