@@ -241,7 +241,15 @@ func (d *daemon) becomeReady() {
 	d.log.Info("ready: "+d.summary(), "version", d.version)
 	notify(systemd.SdNotifyReady)
 	debug.FreeOSMemory() // reading a million maps takes several times what they do
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(collectAt)
+	}
 }
+
+// collectAt is by how many percent the heap grows before it is collected. What
+// looks after the host leaves some 20 KiB of garbage a second, and no packet
+// leaves any: at Go's own 100 percent the resident size creeps up for minutes.
+const collectAt = 25
 
 // problems are what the operator should know now, and whether natless cannot
 // do what it was asked for because of it.
