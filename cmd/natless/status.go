@@ -84,10 +84,17 @@ func tabulateStatus(r *rows, s control.Status) {
 	r.add("pref64", pref64)
 	r.add("own addresses", fmt.Sprintf("%v, %v", s.OwnIPv4, s.OwnIPv6))
 	for _, p := range s.Pools {
-		r.add("pool", fmt.Sprintf("%v: %d of %d lent, %d in quarantine", p.IPv4, p.Lent, p.Usable, p.Quarantined))
+		shared := ""
+		if p.PerAddress > 0 {
+			shared = fmt.Sprintf(" port ranges (%d an address)", p.PerAddress)
+		}
+		r.add("pool", fmt.Sprintf("%v: %d of %d%s lent, %d in quarantine", p.IPv4, p.Lent, p.Usable, shared, p.Quarantined))
 	}
 	for _, n := range s.Networks {
 		r.add("leases of", fmt.Sprintf("%v: %d", n.Prefix, n.Leases))
+	}
+	if s.Sessions != nil {
+		r.add("sessions", fmt.Sprintf("%d of at most %d", s.Sessions.Open, s.Sessions.Max))
 	}
 	state := "in memory"
 	if s.State.Dir != "" {

@@ -12,6 +12,7 @@
 //	POST   /v1/batch           several of these at once, or none of them
 //	GET    /v1/lease           what is lent from pools, or was at a time, one JSON object a line
 //	DELETE /v1/lease/{addr}    ends a lease
+//	GET    /v1/session         the flows that take memory, of a client or of all, one JSON object a line
 //	GET    /v1/watch           every change after a revision, one JSON object a line
 //	POST   /v1/reload          reads the configuration again
 //	POST   /v1/trace           what would become of the packet in the body, step by step
@@ -50,6 +51,9 @@ type Source interface {
 	// LeasesAt yields each PastLease of a time by IPv4 address, until yield returns false. Its
 	// error is of the time before the first row, or breaks the list off.
 	LeasesAt(at time.Time, yield func(any) bool) error
+
+	// Sessions are those of a client, or of all for the zero Addr.
+	Sessions(client netip.Addr) iter.Seq[Session]
 
 	// Change does all of the changes, or none.
 	Change(changes []mapping.Change, by string) (revision uint64, err error)
@@ -108,12 +112,19 @@ type Status struct {
 	OwnIPv4  netip.Addr         `json:"own_ipv4"`
 	OwnIPv6  netip.Addr         `json:"own_ipv6"`
 	Pools    []mapping.PoolInfo `json:"pools"`
-	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
+	Networks []mapping.Network  `json:"networks"`           // the /64s with the most leases
+	Sessions *Sessions          `json:"sessions,omitempty"` // absent: no clients share an address
 	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
+}
+
+// Sessions is how many there are.
+type Sessions struct {
+	Open int `json:"open"`
+	Max  int `json:"max"`
 }
 
 // State is what outlives the daemon.

@@ -53,10 +53,13 @@ func (source) Stats() Stats {
 }
 func (s source) Maps() (uint64, iter.Seq[any]) { return 7, s.maps }
 func (source) Leases() (uint64, iter.Seq[any]) { return 7, Each(slices.Values([]row{})) }
-func (source) Explain(a netip.Addr) any        { return map[string]any{"address": a} }
-func (s source) Config() any                   { return s.config }
-func (source) Trace(packet []byte) any         { return map[string]int{"bytes": len(packet)} }
-func rows(n int) iter.Seq[any]                 { return func(yield func(any) bool) { some(n, yield) } }
+func (source) Sessions(client netip.Addr) iter.Seq[Session] {
+	return slices.Values([]Session{{Protocol: "udp", Client: client, State: "open"}})
+}
+func (source) Explain(a netip.Addr) any { return map[string]any{"address": a} }
+func (s source) Config() any            { return s.config }
+func (source) Trace(packet []byte) any  { return map[string]int{"bytes": len(packet)} }
+func rows(n int) iter.Seq[any]          { return func(yield func(any) bool) { some(n, yield) } }
 func some(n int, yield func(any) bool) {
 	for i := range n {
 		if !yield(row{"192.0.2.1", i}) {
@@ -166,7 +169,12 @@ func TestShape(t *testing.T) {
 		{"GET /v1/map/2001:db8::1", 200, "application/json", `{"address":"2001:db8::1"}` + "\n"},
 		{"GET /v1/map/web", 400, "application/json", `{"error":"\"web\": expected an IPv4 or IPv6 address"}` + "\n"},
 		{"GET /v1/map/::ffff:192.0.2.1", 400, "application/json", `{"error":"\"::ffff:192.0.2.1\": expected an IPv4 or IPv6 address"}` + "\n"},
-		{"GET /v1/session", 404, "application/json", `{"error":"\"/v1/session\": no such path in this version"}` + "\n"},
+		{"GET /v1/session", 200, "application/x-ndjson", `{"protocol":"udp","client":"","client_port":0,"ipv4":"","port":0,"remote":"","state":"open","idle_seconds":0,"expires_seconds":0}` + "\n"},
+		{"GET /v1/session?client=2001:db8::1", 200, "application/x-ndjson", `{"protocol":"udp","client":"2001:db8::1","client_port":0,"ipv4":"","port":0,"remote":"","state":"open","idle_seconds":0,"expires_seconds":0}` + "\n"},
+		{"GET /v1/session?client=192.0.2.1", 400, "application/json", `{"error":"client=\"192.0.2.1\": expected an IPv6 address"}` + "\n"},
+		{"GET /v1/session?client=", 400, "application/json", `{"error":"client=\"\": expected an IPv6 address"}` + "\n"},
+		{"GET /v1/session?remote=192.0.2.1", 400, "application/json", `{"error":"the query \"remote=192.0.2.1\": no such parameter here"}` + "\n"},
+		{"GET /v1/sessions", 404, "application/json", `{"error":"\"/v1/sessions\": no such path in this version"}` + "\n"},
 		{"GET /", 404, "application/json", `{"error":"\"/\": no such path in this version"}` + "\n"},
 		{"GET //v1/map", 404, "application/json", `{"error":"\"//v1/map\": no such path in this version"}` + "\n"},
 		{"GET /v1/map/../status", 404, "application/json", `{"error":"\"/v1/map/../status\": no such path in this version"}` + "\n"},

@@ -298,7 +298,11 @@ func (d *daemon) summary() string {
 	}
 	said := []string{pref64}
 	for _, p := range c.Pools {
-		said = append(said, fmt.Sprintf("pool %v %s", p.IPv4, p.Mode))
+		pool := fmt.Sprintf("pool %v %s", p.IPv4, p.Mode)
+		if ports := p.Ports(); ports.PerClient > 0 {
+			pool += fmt.Sprintf(" (%d clients an address, of %d ports)", ports.Clients(), ports.PerClient)
+		}
+		said = append(said, pool)
 	}
 	d.changing.Lock()
 	maps := len(c.Maps) + len(d.added)
