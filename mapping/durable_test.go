@@ -88,7 +88,7 @@ func (d *durable) check(t *rapid.T) {
 		case OpLeaseEnded:
 			d.last[place(*e.Lease)] = end{e.Lease.IPv6, e.Time, e.Lease.Proven}
 		case OpLeaseMade:
-			if was, ok := d.last[place(*e.Lease)]; ok && was.proven && was.client != e.Lease.IPv6 {
+			if was, ok := d.last[place(*e.Lease)]; ok && (was.proven || e.Lease.Ports != "") && was.client != e.Lease.IPv6 {
 				require.GreaterOrEqual(t, e.Time.Sub(was.at), d.config.Pools[0].Quarantine, "%v in quarantine", e.Lease.IPv4)
 			}
 		}
