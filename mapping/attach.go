@@ -25,21 +25,21 @@ import (
 // Attachment is a network namespace that was set up for natless. The JSON
 // names are stable.
 type Attachment struct {
-	ID        string          `json:"id"`                // "DEV:INODE" of the namespace's file in hex: one namespace has one attachment
-	Target    string          `json:"target"`            // as the user named it
-	Label     string          `json:"label,omitempty"`   //
-	Namespace string          `json:"namespace"`         // the path by which it was opened: /proc/PID/ns/net, or a file such as /run/netns/NAME
-	PID       int             `json:"pid,omitempty"`     // of the process by which it was found; 0: by a file
-	Started   uint64          `json:"started,omitempty"` // field 22 of /proc/PID/stat, so that a reused PID is not it
-	IPv6      netip.Addr      `json:"ipv6"`              // of the client
-	IPv4      netip.Addr      `json:"ipv4,omitzero"`     // lent or mapped to it
-	Ports     string          `json:"ports,omitempty"`   // "FIRST-LAST", of a range
-	Stateless uint16          `json:"stateless_last,omitempty"`
-	Count     int             `json:"count"`          // attach calls that hold it
-	Undo      json.RawMessage `json:"undo,omitempty"` // what must be restored inside; the command's own
-	Host      *HostSide       `json:"host,omitempty"`
-	Since     time.Time       `json:"since"`          // when it was first recorded
-	Seen      string          `json:"seen,omitempty"` // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
+	ID            string          `json:"id"`                // "DEV:INODE" of the namespace's file in hex: one namespace has one attachment
+	Target        string          `json:"target"`            // as the user named it
+	Label         string          `json:"label,omitempty"`   //
+	Namespace     string          `json:"namespace"`         // the path by which it was opened: /proc/PID/ns/net, or a file such as /run/netns/NAME
+	PID           int             `json:"pid,omitempty"`     // of the process by which it was found; 0: by a file
+	Started       uint64          `json:"started,omitempty"` // field 22 of /proc/PID/stat, so that a reused PID is not it
+	IPv6          netip.Addr      `json:"ipv6"`              // of the client
+	IPv4          netip.Addr      `json:"ipv4,omitzero"`     // lent or mapped to it
+	Ports         string          `json:"ports,omitempty"`   // "FIRST-LAST", of a range
+	StatelessLast uint16          `json:"stateless_last,omitempty"`
+	Count         int             `json:"count"`          // attach calls that hold it
+	Undo          json.RawMessage `json:"undo,omitempty"` // what must be restored inside; the command's own
+	Host          *HostSide       `json:"host,omitempty"`
+	Since         time.Time       `json:"since"`          // when it was first recorded
+	Seen          string          `json:"seen,omitempty"` // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
 }
 
 // HostSide is what was made on the host for an attachment, on one link.
@@ -65,7 +65,7 @@ func (a Attachment) Check() error {
 	odd := func(r rune) bool { return !unicode.IsPrint(r) }
 	switch {
 	case !attachmentID.MatchString(a.ID):
-		return fmt.Errorf("id %q: expected DEV:INODE in hex", a.ID)
+		return errors.New("id: expected DEV:INODE in hex")
 	case a.Target == "" || len(a.Target) > 4096 || strings.ContainsFunc(a.Target, odd):
 		return errors.New("target: expected 1 to 4096 bytes of printable characters")
 	case !filepath.IsAbs(a.Namespace) || len(a.Namespace) > 4096 || strings.ContainsFunc(a.Namespace, odd):
@@ -201,11 +201,11 @@ func (g *stage) settled(a Attachment) (Attachment, error) {
 	}
 	said := a
 	v4, r, _ := e.source(a.IPv6)
-	a.IPv4, a.Ports, a.Stateless = v4, "", 0
+	a.IPv4, a.Ports, a.StatelessLast = v4, "", 0
 	if r != nil {
-		a.Ports, a.Stateless = e.of.(*lease).saved(time.Time{}).Ports(), r.Session-1
+		a.Ports, a.StatelessLast = e.of.(*lease).saved(time.Time{}).Ports(), r.Session-1
 	}
-	if said.IPv4.IsValid() && (said.IPv4 != a.IPv4 || said.Ports != a.Ports || said.Stateless != a.Stateless) {
+	if said.IPv4.IsValid() && (said.IPv4 != a.IPv4 || said.Ports != a.Ports || said.StatelessLast != a.StatelessLast) {
 		return a, conflict("%v has %s, and not %s", a.IPv6, a.side4(), said.side4())
 	}
 	return a, nil
@@ -224,11 +224,14 @@ func (a Attachment) side4() string {
 // Until its quarantine is over the address or range is kept for its client. It
 // returns what was recorded. by says who asked, or why it is done.
 func (t *Table) Detach(id, by string) (Attachment, error) {
+	if !attachmentID.MatchString(id) {
+		return Attachment{}, errors.New("detach: expected the id of an attachment, DEV:INODE in hex")
+	}
 	t.writing.Lock()
 	defer t.writing.Unlock()
 	a, there := t.attachments[id]
 	if !there {
-		return a, fmt.Errorf("detach %q: %w: there is no such attachment", id, ErrUnknown)
+		return a, fmt.Errorf("detach %s: %w: there is no such attachment", id, ErrUnknown)
 	}
 	g := t.stage(1)
 	g.unpin(a, by)
@@ -329,6 +332,7 @@ func (t *Table) lend(client netip.Addr, label, by string) (Lease, error) {
 	if l == nil {
 		return t.lendNew(g, client, label, by)
 	}
+	l.used(t.tick.Load()) // so that it does not end before somebody comes to use it
 	if label == "" || label == l.labelled() {
 		return t.leaseInfo(&l.entry), nil
 	}
