@@ -112,7 +112,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	d := &daemon{
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
 		host: host, device: device, plane: plane, sessions: sessions, server: server, log: log, level: level,
-		added: added, clashes: map[string]bool{},
+		added: added, clashes: map[string]bool{}, stuck: map[string]bool{},
 	}
 	d.inForce.Store(&inForce{c, plan})
 	return d.serve(ctx, hangups)
@@ -188,6 +188,9 @@ type daemon struct {
 	changing sync.Mutex // held by whoever changes mappings or the configuration
 	added    []sides    // of the maps added at runtime
 
+	attaching sync.Mutex      // held by whoever changes attachments
+	stuck     map[string]bool // those that are gone and could not be detached
+
 	mu      sync.Mutex
 	clashes map[string]bool // what on the host stands in natless's way now
 }
@@ -218,6 +221,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
 	beside.Go(func() { d.reportRefusals(ctx) })
+	beside.Go(func() { d.watchAttachments(ctx) })
 	beside.Go(func() { feedWatchdog(ctx) })
 	d.becomeReady()
 	beside.Go(func() { d.reloadAt(ctx, hangups) })
@@ -274,6 +278,7 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	for _, m := range d.lost {
 		warnings = append(warnings, "a saved map is not in force: "+m)
 	}
+	warnings = append(warnings, d.table.Unheld()...)
 	degraded = len(warnings) > 0 || d.stateProblem() != ""
 	return degraded, slices.Concat(warnings, d.saved.problems(), d.config().Warnings())
 }
