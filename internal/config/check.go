@@ -40,6 +40,7 @@ func (c *Config) Validate() error {
 func (c *Config) check(r *report) {
 	c.checkNotYet(r)
 	c.checkDevice(r)
+	c.checkFirewall(r)
 	c.checkMTUs(r)
 	c.checkPref64(r)
 	c.checkOwn(r)
@@ -85,6 +86,12 @@ func (c *Config) checkDevice(r *report) {
 	}
 	if d.Queues < 0 || d.Queues > maxQueues {
 		r.add("device.queues", "%d: expected 0 (one per CPU, at most 8) or 1 to %d", d.Queues, maxQueues)
+	}
+}
+
+func (c *Config) checkFirewall(r *report) {
+	if c.Network.Firewall == "open" && !c.Network.Manage {
+		r.add("network.firewall", `open: network.manage is false, which leaves the host to you: expected "name"`)
 	}
 }
 
