@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/internal/lab"
 	"github.com/natless/natless/internal/testenv"
@@ -194,4 +195,113 @@ func TestLabFirewallWithoutTools(t *testing.T) {
 	assert.Contains(t, string(out), "the table is locked")
 	natless(t, w, "down")
 	unchanged(t, w.Host, before, "after a start that failed")
+}
+
+// ufw and firewalld drop what is forwarded, each with files of its own and the
+// programs that Debian has of them.
+func TestLabFirewallsWithTheirTools(t *testing.T) {
+	for name, c := range map[string]struct {
+		tools                 []string
+		files, begin, enables string // in shell
+		list                  string
+		named, opened         string
+	}{
+		"ufw": {
+			[]string{"ufw"}, "/etc/ufw /etc/default", "", "ufw --force enable; ufw reload",
+			"ufw show added; iptables-save; ip6tables-save",
+			"ufw drops forwarded packets (ip6 filter FORWARD); this lets natless's through: ufw route allow in on natless0 && ufw route allow out on natless0",
+			"ufw route allow out on natless0 comment 'natless natless0'",
+		},
+		"firewalld": {
+			[]string{"firewalld", "firewall-cmd", "dbus-daemon"}, "/etc/firewalld",
+			"mkdir /run/dbus; dbus-daemon --system --nofork --nopidfile & until [ -S /run/dbus/system_bus_socket ]; do sleep 0.1; done; exec firewalld --nofork --nopid",
+			// As Podman has it for its networks.
+			"firewall-cmd --zone=trusted --add-source=2001:db8:1::/64",
+			"firewall-cmd --list-all-zones; nft list table inet firewalld | sort",
+			"firewalld drops forwarded packets (inet firewalld filter_FORWARD, coming in over natless0); this lets natless's through: " +
+				"firewall-cmd --zone=trusted --add-interface=natless0",
+			"interfaces: natless0",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if lab.Inside() {
+				testenv.Skip(t, name+" has to be root's")
+			}
+			for _, tool := range c.tools {
+				if _, err := exec.LookPath(tool); err != nil {
+					testenv.Skip(t, tool+" is not installed")
+				}
+			}
+			w := build(t, setup{})
+			in := withFiles(t, w.Host, c.files, c.begin)
+			within(t, c.enables, func() bool {
+				return w.Host.Command(t.Context(), in, "sh", "-ec", c.enables).Run() == nil
+			})
+			list := func() string {
+				out, err := w.Host.Command(t.Context(), in, "sh", "-ec", c.list).CombinedOutput()
+				require.NoError(t, err, "%s", out)
+				return counters.ReplaceAllString(string(out), "")
+			}
+			command := func(args ...string) string {
+				out, err := w.Host.Command(t.Context(), in, append([]string{lab.Binary(t)}, args...)...).CombinedOutput()
+				require.NoError(t, err, "%s", out)
+				return string(out)
+			}
+			run := func(flags ...string) *lab.Daemon {
+				wrapper := filepath.Join(t.TempDir(), "natless")
+				require.NoError(t, os.WriteFile(wrapper, []byte("#!/bin/sh\nexec "+in+" "+lab.Binary(t)+" \"$@\"\n"), 0o755))
+				d, err := w.Host.Natless(wrapper, own, append(flags, "--pref64", lab.Pref64)...)
+				require.NoError(t, err)
+				require.NoError(t, d.Start())
+				within(t, "ready", func() bool { return strings.Contains(d.Output(), "ready: ") })
+				return d
+			}
+			before := list()
+			assert.Contains(t, command("check", "--pref64", lab.Pref64), c.named)
+			d := run()
+			assert.Contains(t, d.Output(), c.named)
+			assert.Error(t, reaches(t, w, shut))
+			require.NoError(t, d.Stop())
+
+			d = run("--firewall")
+			assert.NoError(t, reaches(t, w, 20*time.Second), d.Output())
+			assert.Contains(t, list(), c.opened)
+			require.NoError(t, d.Stop())
+			assert.Equal(t, before, list())
+
+			d = run("--firewall")
+			require.NoError(t, d.Kill())
+			command("down")
+			assert.Equal(t, before, list())
+		})
+	}
+}
+
+// withFiles is a command that runs others in a node where these files are
+// copies, with a /run of their own, and where a program runs beside.
+func withFiles(t *testing.T, n *lab.Node, files, begin string) string {
+	t.Helper()
+	dir := t.TempDir()
+	script := "mount -t tmpfs tmpfs /run\n"
+	for f := range strings.FieldsSeq(files) {
+		copied := filepath.Join(dir, filepath.Base(f))
+		script += fmt.Sprintf("cp -a %s %s; mount --bind %s %s\n", f, copied, copied, f)
+	}
+	if begin == "" {
+		begin = "exec sleep 600"
+	}
+	ready := filepath.Join(dir, "ready")
+	c := n.Command(context.Background(), "unshare", "-m", "sh", "-ec", script+"touch "+ready+"\n"+begin)
+	var out strings.Builder
+	c.Stdout, c.Stderr = &out, &out
+	require.NoError(t, c.Start())
+	t.Cleanup(func() {
+		_ = unix.Kill(-c.Process.Pid, unix.SIGKILL) // the group, with what begin has started
+		_ = c.Wait()
+	})
+	within(t, "files of its own", func() bool { _, err := os.Stat(ready); return err == nil })
+	in := filepath.Join(dir, "in")
+	require.NoError(t, os.WriteFile(in, fmt.Appendf(nil, "#!/bin/sh\nexec nsenter -t %d -m -- \"$@\"\n", c.Process.Pid), 0o755))
+	return in
 }

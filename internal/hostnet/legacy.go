@@ -153,8 +153,11 @@ func (t *legacyTable) parse(policy int) error {
 		data := e[target+legacyInside : next]
 		switch name := text(e[target+legacyName:][:legacyExtName]); {
 		case name == "ERROR":
-			chain = text(data)
-			t.names[at+next] = chain
+			if n := len(t.rules[chain]); n > 0 {
+				t.rules[chain] = t.rules[chain][:n-1] // its end, a RETURN for all
+			}
+			chain = ""
+			t.names[at+next] = text(data)
 		case name != "":
 			r.verdict = targetVerdict(name)
 		case len(data) < 4:
