@@ -311,6 +311,8 @@ func TestUFWIsOpenedAndClosed(t *testing.T) {
 	require.Equal(t, before, saved(t, ""))
 	require.Equal(t, rules, shell(t, "ufw show added"))
 
+	shell(t, "ufw route allow out on natless0 comment 'my own'")
+	rules = shell(t, "ufw show added")
 	h, shut = start(t, openPlan())
 	kill(h, shut)
 	require.NoError(t, os.RemoveAll(runDir)) // as after the next boot, with the rules that ufw keeps
