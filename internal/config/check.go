@@ -90,8 +90,14 @@ func (c *Config) checkDevice(r *report) {
 }
 
 func (c *Config) checkFirewall(r *report) {
-	if c.Network.Firewall == "open" && !c.Network.Manage {
+	if c.Network.Firewall != "open" {
+		return
+	}
+	if !c.Network.Manage {
 		r.add("network.firewall", `open: network.manage is false, which leaves the host to you: expected "name"`)
+	}
+	if strings.HasSuffix(c.Device.Name, "+") {
+		r.add("device.name", `%s: iptables takes it for all names that begin so: expected another where network.firewall is "open"`, given(c.Device.Name))
 	}
 }
 

@@ -230,6 +230,8 @@ func TestBad(t *testing.T) {
 
 		"firewall": {"[network]\nmanage = false\nfirewall = \"open\"",
 			`f:3: network.firewall: open: network.manage is false, which leaves the host to you: expected "name"`},
+		"firewall of many": {"[device]\nname = \"nat+\"\n[network]\nfirewall = \"open\"",
+			`f:2: device.name: nat+: iptables takes it for all names that begin so: expected another where network.firewall is "open"`},
 		"several": {"[network]\nmasquerade = 1\n[device]\nmtu = 5\n[translation]\npref64 = \"::1\"",
 			"f:2: network.masquerade: 1: expected \"auto\", \"on\" or \"off\"\n" +
 				"f:4: device.mtu: 5: expected 0 or 1280 to 65535\n" +

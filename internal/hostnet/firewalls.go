@@ -150,10 +150,8 @@ func (f *foreign) firewalld(device string, clients []string) []Firewall {
 }
 
 // marked finds by their comments the rules of natless's own in the tables of
-// iptables, and among those that ufw keeps from boot to boot.
-func marked() []opening {
-	var found []opening
-	inUFW := false
+// iptables, and tells whether ufw is at work there.
+func marked() (found []opening, inUFW bool) {
 	for _, f := range foreignChains() {
 		if !f.compatible() {
 			continue
@@ -168,8 +166,5 @@ func marked() []opening {
 		}
 		inUFW = inUFW || f.hasChain("ufw-") || f.hasChain("ufw6-")
 	}
-	if inUFW {
-		found = addOpening(found, ufwMarked()...)
-	}
-	return found
+	return found, inUFW
 }

@@ -68,17 +68,30 @@ func (o opening) add() error {
 	return nil
 }
 
-// remove takes natless's own rules away, where they still are.
+// remove takes natless's own rules away, where they still are. A program that
+// is gone has taken them along.
 func (o opening) remove() error {
 	switch o.Tool {
 	case ufw:
-		return o.removeUFW()
-	case firewallCmd:
-		_, err := call(firewallCmd, o.zone("remove")...)
-		if exited(err, 17, 252) { // UNKNOWN_INTERFACE, and firewalld is not running
+		if _, err := findTool(ufw); err != nil {
 			return nil
 		}
+		return o.removeUFW()
+	case firewallCmd:
+		if _, err := findTool(firewallCmd); err != nil {
+			return nil
+		}
+		_, err := call(firewallCmd, o.zone("query")...)
+		if exited(err, 1, 252) { // it is not in the zone, firewalld is not running
+			return nil
+		} else if err != nil {
+			return err
+		}
+		_, err = call(firewallCmd, o.zone("remove")...)
 		return err
+	}
+	if there, _ := marked(); !slices.Contains(there, o) {
+		return nil // as when somebody has emptied the chain, or the whole ruleset
 	}
 	for _, r := range o.iptables() {
 		for {
@@ -97,7 +110,7 @@ func (o opening) remove() error {
 }
 
 // zone are the arguments that add the device to the zone where everything is
-// accepted, or remove it.
+// accepted, remove it, or query whether it is there.
 func (o opening) zone(do string) []string {
 	return []string{"--zone=trusted", "--" + do + "-interface=" + o.Device}
 }
@@ -197,8 +210,8 @@ func addOpening(list []opening, more ...opening) []opening {
 	return list
 }
 
-// patienceWith is how long a command may take.
-const patienceWith = 30 * time.Second
+// callTimeout is how long a command may take.
+const callTimeout = 30 * time.Second
 
 // call runs a command in the network namespace of the calling thread. It is in
 // a process group of its own, so that a Ctrl-C meant for natless does not stop
@@ -208,7 +221,7 @@ func call(tool string, args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patienceWith)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(cmd.Environ(), "LC_ALL=C")
@@ -218,7 +231,7 @@ func call(tool string, args ...string) (string, error) {
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
-			err = fmt.Errorf("not done after %v", patienceWith)
+			err = fmt.Errorf("not done after %v", callTimeout)
 		}
 		said := strings.Join(strings.Fields(stderr.String()+out.String()), " ")
 		return "", fmt.Errorf("%s %s: %w: %s", tool, strings.Join(args, " "), err, said)
@@ -351,7 +364,13 @@ func (r *record) close(o opening) error {
 
 // adopt adds to the record what bears natless's comment, as what ufw has kept
 // over a reboot.
-func (r *record) adopt() { r.Opened = addOpening(r.Opened, marked()...) }
+func (r *record) adopt() {
+	found, inUFW := marked()
+	r.Opened = addOpening(r.Opened, found...)
+	if inUFW {
+		r.Opened = addOpening(r.Opened, ufwMarked()...)
+	}
+}
 
 // undoFirewalls closes what was opened and is still open.
 func undoFirewalls(rec *record) (done []string, err error) {
