@@ -89,6 +89,9 @@ func tabulateStatus(r *rows, s control.Status) {
 	for _, n := range s.Networks {
 		r.add("leases of", fmt.Sprintf("%v: %d", n.Prefix, n.Leases))
 	}
+	for _, a := range s.RA {
+		r.add("advertising", advertising(a))
+	}
 	state := "in memory"
 	if s.State.Dir != "" {
 		state = s.State.Dir
@@ -99,6 +102,17 @@ func tabulateStatus(r *rows, s control.Status) {
 	for _, w := range s.Warnings {
 		r.add("warning", w)
 	}
+}
+
+// advertising is how it goes with router advertisements on an interface.
+func advertising(a control.Advertising) string {
+	switch {
+	case a.Problem != "":
+		return fmt.Sprintf("nothing on %s, see the warnings", a.Interface)
+	case a.Last.IsZero():
+		return fmt.Sprintf("on %s, soon", a.Interface)
+	}
+	return fmt.Sprintf("on %s from %v: %d sent, the last at %s", a.Interface, a.Address, a.Sent, a.Last.Format(time.TimeOnly))
 }
 
 func statsCommand() *cobra.Command {

@@ -111,6 +111,7 @@ type Status struct {
 	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
 	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
+	RA       []Advertising      `json:"ra"`       // where router advertisements are sent
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
@@ -120,6 +121,16 @@ type Status struct {
 type State struct {
 	Dir     string `json:"dir"`               // "": nothing does
 	Problem string `json:"problem,omitempty"` // why nothing can be saved now
+}
+
+// Advertising is how it goes with router advertisements on one interface.
+type Advertising struct {
+	Interface string     `json:"interface"`
+	Address   netip.Addr `json:"address"`           // their source; "" while none can be sent
+	Sent      uint64     `json:"sent"`              // advertisements
+	Last      time.Time  `json:"last,omitzero"`     // when the last one was; absent: none
+	Problem   string     `json:"problem,omitempty"` // why none is sent
+	Others    []string   `json:"others,omitempty"`  // what other routers say against it, in words
 }
 
 // Stats is what the daemon has counted since it started.

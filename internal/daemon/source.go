@@ -31,6 +31,7 @@ func (d *daemon) Status() control.Status {
 		Networks: d.table.Networks(),
 		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
+		RA:       advertising(d.ra.Status()),
 		Refused:  d.refused(),
 		Warnings: warnings,
 		Degraded: degraded,
