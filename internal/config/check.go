@@ -23,6 +23,9 @@ const (
 	minPool   = 8   // its addresses are counted in memory
 	maxSocket = 107 // sockaddr_un.sun_path - 1
 	maxPort   = 65535
+
+	maxSessions = 1 << 26 // of package conntrack
+	maxRanges   = 1 << 30 // of package mapping, in a pool
 )
 
 const portRange = "port-range"
@@ -40,6 +43,7 @@ func (c *Config) Validate() error {
 func (c *Config) check(r *report) {
 	c.checkNotYet(r)
 	c.checkDevice(r)
+	c.checkFirewall(r)
 	c.checkMTUs(r)
 	c.checkPref64(r)
 	c.checkOwn(r)
@@ -48,30 +52,17 @@ func (c *Config) check(r *report) {
 	c.checkControl(r)
 	c.checkState(r)
 	c.checkDNS64(r)
+	c.checkRA(r)
 }
 
 // checkNotYet refuses what the contract names and this version does not do: no
 // key is read and then ignored.
 func (c *Config) checkNotYet(r *report) {
-	refuse := func(path, what string) {
-		if _, ok := c.given[path]; ok {
-			r.add(path, "this version does not have %s: leave the key out", what)
-		}
-	}
 	for i, p := range c.Pools {
-		path := element("pool", i)
-		if p.Mode != "one-to-one" {
-			r.add(path+".mode", `%s: this version does not have it: expected "one-to-one"`, p.Mode)
-			continue
-		}
-		for _, key := range []string{"ports_per_client", "session_ports", "first_port", "last_port"} {
-			refuse(path+"."+key, "port ranges")
+		if p.Mode == "stateful" {
+			r.add(element("pool", i)+".mode", `stateful: this version does not have it: expected "one-to-one" or "port-range"`)
 		}
 	}
-	if len(c.RA.Interfaces) > 0 {
-		refuse("ra.interfaces", "router advertisements")
-	}
-	refuse("ra.lifetime", "router advertisements")
 }
 
 func (c *Config) checkDevice(r *report) {
@@ -81,6 +72,18 @@ func (c *Config) checkDevice(r *report) {
 	}
 	if d.Queues < 0 || d.Queues > maxQueues {
 		r.add("device.queues", "%d: expected 0 (one per CPU, at most 8) or 1 to %d", d.Queues, maxQueues)
+	}
+}
+
+func (c *Config) checkFirewall(r *report) {
+	if c.Network.Firewall != "open" {
+		return
+	}
+	if !c.Network.Manage {
+		r.add("network.firewall", `open: network.manage is false, which leaves the host to you: expected "name"`)
+	}
+	if strings.HasSuffix(c.Device.Name, "+") {
+		r.add("device.name", `%s: iptables takes it for all names that begin so: expected another where network.firewall is "open"`, given(c.Device.Name))
 	}
 }
 
@@ -292,7 +295,25 @@ func (c *Config) checkPools(r *report) {
 		}
 		if p.Mode == portRange {
 			checkPorts(r, path, p)
+			continue
 		}
+		for _, key := range []string{"ports_per_client", "session_ports", "first_port", "last_port"} {
+			if _, ok := c.given[path+"."+key]; ok {
+				r.add(path+"."+key, `means nothing to a pool of mode %q: leave the key out, or set mode = "port-range"`, p.Mode)
+			}
+		}
+	}
+	if !c.SharesAddresses() {
+		for _, key := range []string{"sessions.max", "sessions.max_per_client"} {
+			if _, ok := c.given[key]; ok {
+				r.add(key, `no pool has mode = "port-range", which alone has sessions: leave the key out`)
+			}
+		}
+	}
+	if s := c.Sessions; s.Max < 1 || s.Max > maxSessions {
+		r.add("sessions.max", "%d: expected 1 to %d", s.Max, maxSessions)
+	} else if s.MaxPerClient < 1 || s.MaxPerClient > s.Max {
+		r.add("sessions.max_per_client", "%d: expected 1 to %d, which is sessions.max", s.MaxPerClient, s.Max)
 	}
 }
 
@@ -311,6 +332,8 @@ func checkPorts(r *report, path string, p Pool) {
 		r.add(path+".ports_per_client", "%d: expected 2 to %d, which is all of first_port to last_port", p.PortsPerClient, room)
 	case p.SessionPorts < 1 || p.SessionPorts >= p.PortsPerClient:
 		r.add(path+".session_ports", "%d: expected 1 to %d, less than ports_per_client", p.SessionPorts, p.PortsPerClient-1)
+	case p.IPv4.IsValid() && (room/p.PortsPerClient)<<(32-p.IPv4.Bits()) > maxRanges:
+		r.add(path+".ports_per_client", "%d: %v has more than %d ranges of so many: expected a smaller pool, or more ports per client", p.PortsPerClient, p.IPv4, maxRanges)
 	}
 }
 
@@ -391,5 +414,33 @@ func (c *Config) checkDNS64(r *report) {
 		case a.IsValid() && slices.Contains(d.Upstreams[:i], a):
 			r.add(path, "%v: given twice", a)
 		}
+	}
+}
+
+// What a prefix in router advertisements may live: to be told three times it
+// takes 12 seconds (RFC 4861 6.2.1), and the option has 13 bits of 8 seconds (RFC
+// 8781 4).
+const (
+	minPrefixLife = 12 * time.Second
+	maxPrefixLife = 65528 * time.Second
+)
+
+func (c *Config) checkRA(r *report) {
+	if l := c.RA.Lifetime; l < minPrefixLife || l > maxPrefixLife {
+		r.add("ra.lifetime", "%s: expected %s to %s, which is 65528 seconds (RFC 8781 4)", formatDuration(l),
+			formatDuration(minPrefixLife), formatDuration(maxPrefixLife))
+	}
+	for i, name := range c.RA.Interfaces {
+		path := element("ra.interfaces", i)
+		if why := badName(name); why != "" {
+			r.add(path, "%s: %s", given(name), why)
+		} else if slices.Contains(c.RA.Interfaces[:i], name) {
+			r.add(path, "%s: named before: expected each interface once", given(name))
+		} else if name == c.Device.Name {
+			r.add(path, "%s: natless's own device, behind which no host listens: expected an interface with clients", given(name))
+		}
+	}
+	if len(c.RA.Interfaces) > 0 && !c.Translation.Pref64.IsValid() {
+		r.add("ra.interfaces", `translation.pref64 is "", so there is nothing to advertise: expected a pref64`)
 	}
 }
