@@ -22,7 +22,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -232,12 +231,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, s.end)
 	defer stop()
 	var serving sync.WaitGroup
-	readers := runtime.GOMAXPROCS(0) // of each socket
-	failures := make(chan error, readers*len(s.packets)+len(s.listeners))
+	failures := make(chan error, len(s.packets)+len(s.listeners))
 	for _, conn := range s.packets {
-		for range readers {
-			serving.Go(func() { failures <- s.serveUDP(conn, &serving) })
-		}
+		serving.Go(func() { failures <- s.serveUDP(conn, &serving) })
 	}
 	for _, ln := range s.listeners {
 		serving.Go(func() { failures <- s.serveTCP(ln, &serving) })
