@@ -273,7 +273,7 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestPeek: quoted packets open and refresh nothing (RFC 5508 REQ-3 to REQ-7).
+// TestPeek: quoted packets open and refresh nothing (RFC 5508 REQ-4 to REQ-7).
 func TestPeek(t *testing.T) {
 	table := newTable(t, nil)
 	f := translate.Flow{Src: shared, Dst: server, SrcPort: 7, DstPort: 53, Proto: numUDP}

@@ -53,7 +53,7 @@ func checkHost(out io.Writer, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	report.Warnings = append(report.Warnings, c.Warnings()...)
+	report.Warnings = slices.Concat(report.Warnings, c.Warnings(), c.Notes())
 	fmt.Fprint(out, report)
 	if len(report.Conflicts) > 0 {
 		return errors.New("checking this host: it could not run, see what stands in the way")

@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"reflect"
@@ -95,6 +96,40 @@ func (p *Pool) Ports() mapping.Ports {
 // SharesAddresses reports whether a pool has clients share its addresses.
 func (c *Config) SharesAddresses() bool {
 	return slices.ContainsFunc(c.Pools, func(p Pool) bool { return p.Mode == portRange })
+}
+
+// timeWait is how long Linux keeps the port of a connection that was closed
+// from it from connecting to the same destination.
+const timeWait = time.Minute
+
+// sessionBytes is what a session takes at most (conntrack.TestMemory).
+const sessionBytes = 200
+
+// Notes are what is worth knowing before natless runs with c: what a pool of
+// shared addresses gives a client, and what it costs.
+func (c *Config) Notes() []string {
+	var notes []string
+	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
+	for i := range c.Pools {
+		p := &c.Pools[i]
+		ports := p.Ports()
+		if ports.PerClient == 0 {
+			continue
+		}
+		stateless := ports.PerClient - ports.Session
+		note("pool %v: %d clients share an address, each with %d ports: %d without state, %d for sessions. "+
+			"A client that closes its connections itself begins about %.0f a second to one destination from the former, "+
+			"since each port rests for a minute in TIME_WAIT; tcp_tw_reuse, which natless port-range sets, makes it more",
+			p.IPv4, ports.Clients(), ports.PerClient, stateless, ports.Session, float64(stateless)/timeWait.Seconds())
+		if slices.Contains(c.Masquerade(), p.IPv4) {
+			note("pool %v: clients share its addresses, and it is masqueraded: the kernel tracks every connection and may change "+
+				"its port, so that nothing is gained over mode = \"one-to-one\". Sharing pays where the addresses are routed to this host", p.IPv4)
+		}
+	}
+	if c.SharesAddresses() {
+		note("sessions: at most %d, which then take %d MiB", c.Sessions.Max, c.Sessions.Max*sessionBytes>>20)
+	}
+	return notes
 }
 
 // OwnIPv4 is natless's own IPv4 address: the one configured, or else the first

@@ -19,6 +19,19 @@ func mustParse(t *testing.T, file string) *Config {
 	return c
 }
 
+func TestNotes(t *testing.T) {
+	assert.Empty(t, Default().Notes())
+	c := mustParse(t, "[[pool]]\nmode = \"port-range\"\n[[pool]]\nipv4 = \"203.0.113.0/24\"\nmode = \"port-range\"\nports_per_client = 256\n[sessions]\nmax = 100000")
+	const rate = " a second to one destination from the former, since each port rests for a minute in TIME_WAIT; tcp_tw_reuse, which natless port-range sets, makes it more"
+	assert.Equal(t, []string{
+		"pool 169.254.64.0/20: 63 clients share an address, each with 1024 ports: 896 without state, 128 for sessions. A client that closes its connections itself begins about 15" + rate,
+		"pool 169.254.64.0/20: clients share its addresses, and it is masqueraded: the kernel tracks every connection and may change its port, " +
+			`so that nothing is gained over mode = "one-to-one". Sharing pays where the addresses are routed to this host`,
+		"pool 203.0.113.0/24: 252 clients share an address, each with 256 ports: 128 without state, 128 for sessions. A client that closes its connections itself begins about 2" + rate,
+		"sessions: at most 100000, which then take 19 MiB",
+	}, c.Notes())
+}
+
 func TestOwnIPv4(t *testing.T) {
 	for want, file := range map[string]string{
 		"169.254.64.1": "",
