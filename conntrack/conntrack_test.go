@@ -102,6 +102,9 @@ func TestEcho(t *testing.T) {
 	require.Equal(t, OK, table.Out(&rangeA, &f, 0, 0))
 	assert.Equal(t, f.SrcPort, f.DstPort)
 	assert.True(t, f.SrcPort >= rangeA.Session && f.SrcPort <= rangeA.Last)
+	elsewhere := translate.Flow{Src: shared, Dst: other, SrcPort: 77, DstPort: 77, Proto: numberICMPv6}
+	require.Equal(t, OK, table.Out(&rangeA, &elsewhere, 0, 0))
+	assert.Equal(t, f.SrcPort, elsewhere.SrcPort, "whatever it asks (RFC 5508 REQ-1a)")
 	reply := f.Reversed()
 	reply.Proto = numICMP
 	peek := reply
