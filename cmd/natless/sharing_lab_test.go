@@ -2,8 +2,8 @@ package main_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strconv"
@@ -18,7 +18,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/natless/natless/internal/lab"
-	"github.com/natless/natless/mapping"
 )
 
 const (
@@ -34,27 +33,19 @@ func sharing(offload string, clients int) setup {
 	}
 }
 
-// portsOf is the range of a client, whose first packet is sent if it has none.
+// portsOf is the range of a client, which is lent one if it has none: the
+// first port and the last that takes no session.
 func (w *world) portsOf(t *testing.T, k int) (first, stateless uint16) {
 	t.Helper()
-	client := fmt.Sprintf("2001:db8:%d::2", k)
-	pings(t, w.Clients[k-1], client)
-	for line := range strings.Lines(w.query(t, "lease", "ls", "-o", "json")) {
-		var l mapping.Lease
-		require.NoError(t, json.Unmarshal([]byte(line), &l))
-		if l.IPv6.String() != client {
-			continue
-		}
-		require.Equal(t, shared4, l.IPv4.String())
-		from, to, _ := strings.Cut(l.Ports, "-")
-		low, err := strconv.Atoi(from)
-		require.NoError(t, err)
-		high, err := strconv.Atoi(to)
-		require.NoError(t, err)
-		return uint16(low), uint16(high - l.SessionPorts)
-	}
-	require.Fail(t, "no lease", "%s", client)
-	return 0, 0
+	l, err := w.asks().Lend(t.Context(), netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::2", k)), "")
+	require.NoError(t, err)
+	require.Equal(t, shared4, l.IPv4.String())
+	from, to, _ := strings.Cut(l.Ports, "-")
+	low, err := strconv.Atoi(from)
+	require.NoError(t, err)
+	high, err := strconv.Atoi(to)
+	require.NoError(t, err)
+	return uint16(low), uint16(high - l.SessionPorts)
 }
 
 // confine has the sockets of a node take their ports from its range.
@@ -223,4 +214,96 @@ func TestLabSharedPathMTU(t *testing.T) {
 			})
 		}
 	})
+}
+
+// A thousand connections of a container whose ports are in its range take no
+// memory of natless's, and outlive it.
+func TestLabSharedConnections(t *testing.T) {
+	eachOffload(t, func(t *testing.T, offload string) {
+		w := build(t, sharing(offload, 1))
+		s := sharing(offload, 1)
+		w.run(t, s)
+		first, last := w.portsOf(t, 1)
+		confine(t, w.client, first, last)
+		// 896 ports serve more connections than that where there is more than
+		// one destination.
+		second := serverAgain(t, w)
+		conns := make([]net.Conn, 0, 1000)
+		for i := range cap(conns) {
+			to := server6 + ":9"
+			if i%2 == 1 {
+				to = second
+			}
+			conn, err := w.client.Dial(t.Context(), "tcp", to)
+			require.NoError(t, err, i)
+			defer conn.Close()
+			port := conn.LocalAddr().(*net.TCPAddr).Port
+			require.True(t, port >= int(first) && port <= int(last), port)
+			conns = append(conns, conn)
+		}
+		speak := func(when string) {
+			t.Helper()
+			for i, conn := range conns {
+				require.NoError(t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+				_, err := fmt.Fprintf(conn, "%s %d\n", when, i)
+				require.NoError(t, err, i)
+			}
+			for i, conn := range conns {
+				want := fmt.Sprintf("%s %d\n", when, i)
+				got := make([]byte, len(want))
+				_, err := io.ReadFull(conn, got)
+				require.NoError(t, err, i)
+				require.Equal(t, want, string(got))
+			}
+		}
+		speak("before")
+		require.Empty(t, w.query(t, "session", "ls", "-o", "json"))
+
+		for i, conn := range conns { // in the midst: said before, to be heard after
+			_, err := fmt.Fprintf(conn, "midst %d\n", i)
+			require.NoError(t, err)
+			if i == len(conns)/2 {
+				require.NoError(t, w.daemon.Kill())
+			}
+		}
+		w.run(t, s)
+		for i, conn := range conns {
+			want := fmt.Sprintf("midst %d\n", i)
+			require.NoError(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+			got := make([]byte, len(want))
+			_, err := io.ReadFull(conn, got)
+			require.NoError(t, err, i)
+			require.Equal(t, want, string(got))
+		}
+		speak("after")
+		require.Empty(t, w.query(t, "session", "ls", "-o", "json"))
+		again, _ := w.portsOf(t, 1)
+		require.Equal(t, first, again)
+	})
+}
+
+// serverAgain starts a server that says what it hears, on port 9 of two
+// addresses of the server, and returns the second.
+func serverAgain(t *testing.T, w *world) string {
+	t.Helper()
+	const other = "198.51.100.3"
+	require.NoError(t, w.Server.Address("eth0", other+"/24"))
+	for _, a := range []string{lab.ServerIPv4, other} {
+		ln, err := w.Server.Listen("tcp", a+":9")
+		require.NoError(t, err)
+		t.Cleanup(func() { ln.Close() })
+		go func() {
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer conn.Close()
+					_, _ = io.Copy(conn, conn)
+				}()
+			}
+		}()
+	}
+	return "[" + lab.Embed(lab.Pref64, other).String() + "]:9"
 }

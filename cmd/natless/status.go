@@ -96,6 +96,7 @@ func tabulateStatus(r *rows, s control.Status) {
 	if s.Sessions != nil {
 		r.add("sessions", fmt.Sprintf("%d of at most %d", s.Sessions.Open, s.Sessions.Max))
 	}
+	r.add("attached", s.Attached)
 	state := "in memory"
 	if s.State.Dir != "" {
 		state = s.State.Dir

@@ -30,6 +30,7 @@ func (d *daemon) Status() control.Status {
 		Pools:    d.table.Pools(),
 		Networks: d.table.Networks(),
 		Sessions: d.sessionCount(),
+		Attached: len(d.table.Attachments()),
 		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
 		Refused:  d.refused(),
