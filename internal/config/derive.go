@@ -117,17 +117,16 @@ func (c *Config) Notes() []string {
 			continue
 		}
 		stateless := ports.PerClient - ports.Session
-		note("pool %v: %d clients share an address, each with %d ports: %d without state, %d for sessions. "+
-			"A client that closes its connections itself begins about %.0f a second to one destination from the former, "+
-			"since each port rests for a minute in TIME_WAIT; tcp_tw_reuse, which natless port-range sets, makes it more",
-			p.IPv4, ports.Clients(), ports.PerClient, stateless, ports.Session, float64(stateless)/timeWait.Seconds())
+		note("pool %v: %d clients share an address, each with %d ports without state and %d for sessions: about %.0f new connections "+
+			"a second to one destination, since a port rests for a minute in TIME_WAIT, or more with tcp_tw_reuse",
+			p.IPv4, ports.Clients(), stateless, ports.Session, max(1, float64(stateless)/timeWait.Seconds()))
 		if slices.Contains(c.Masquerade(), p.IPv4) {
-			note("pool %v: clients share its addresses, and it is masqueraded: the kernel tracks every connection and may change "+
-				"its port, so that nothing is gained over mode = \"one-to-one\". Sharing pays where the addresses are routed to this host", p.IPv4)
+			note("pool %v: clients share its addresses, but it is masqueraded: the kernel tracks every flow and may change its port, "+
+				"so that nothing is gained over mode = \"one-to-one\"", p.IPv4)
 		}
 	}
 	if c.SharesAddresses() {
-		note("sessions: at most %d, which then take %d MiB", c.Sessions.Max, c.Sessions.Max*sessionBytes>>20)
+		note("sessions take %[2]d MiB when there are %[1]d, the most there may be", c.Sessions.Max, c.Sessions.Max*sessionBytes>>20)
 	}
 	return notes
 }
