@@ -27,7 +27,7 @@ var restarts = map[string]bool{
 	"state.dir": true, "state.history": false,
 	"log.level": false, "log.format": true,
 	"dns64.listen": true, "dns64.upstreams": true, "dns64.exclude": true,
-	"ra.interfaces": true, "ra.lifetime": true,
+	"ra.interfaces": false, "ra.lifetime": false,
 }
 
 // other changes a value.

@@ -26,6 +26,8 @@ func TestExample(t *testing.T) {
 	c.given = nil
 	want.Translation.RFC6791 = c.Translation.RFC6791 // [] and left out are the same
 	assert.Empty(t, c.Translation.RFC6791)
+	want.RA.Interfaces = c.RA.Interfaces
+	assert.Empty(t, c.RA.Interfaces)
 	assert.Equal(t, want, c)
 
 	for _, key := range []string{
@@ -35,7 +37,7 @@ func TestExample(t *testing.T) {
 		"translation.lowest_ipv6_mtu", "translation.ipv6_mtu", "translation.ipv4_mtu",
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
 		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
-		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format",
+		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format", "ra.interfaces", "ra.lifetime",
 	} {
 		assert.Contains(t, given, key)
 	}
@@ -234,8 +236,12 @@ func TestBad(t *testing.T) {
 		"dns64":         {"[dns64]\nlisten = [\"[fd00::1]:53\"]", `f:2: dns64.listen: this version does not have DNS64: leave the key out`},
 		"dns64 exclude": {"[dns64]\nexclude = [\"::ffff:0:0/96\"]", `f:2: dns64.exclude: this version does not have DNS64: leave the key out`},
 		"upstreams":     {"[dns64]\nupstreams = [\"192.0.2.53\"]", `f:2: dns64.upstreams: this version does not have DNS64: leave the key out`},
-		"ra":            {"[ra]\ninterfaces = [\"eth0\"]", `f:2: ra.interfaces: this version does not have router advertisements: leave the key out`},
-		"ra lifetime":   {"[ra]\nlifetime = \"10m\"", `f:2: ra.lifetime: this version does not have router advertisements: leave the key out`},
+		"ra name":       {"[ra]\ninterfaces = [\"eth 0\"]", `f:2: ra.interfaces: "eth 0": expected a name without /, :, %, spaces and control characters`},
+		"ra twice":      {"[ra]\ninterfaces = [\n\"eth0\",\n\"eth0\"]", `f:4: ra.interfaces: eth0: named before: expected each interface once`},
+		"ra own":        {"[ra]\ninterfaces = [\"natless0\"]", `f:2: ra.interfaces: natless0: natless's own device, behind which no host listens: expected an interface with clients`},
+		"ra no pref64":  {"translation.pref64 = \"\"\n[ra]\ninterfaces = [\"eth0\"]", `f:3: ra.interfaces: translation.pref64 is "", so there is nothing to advertise: expected a pref64`},
+		"ra short":      {"[ra]\nlifetime = \"11s\"", `f:2: ra.lifetime: 11s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
+		"ra long":       {"[ra]\nlifetime = \"18h12m9s\"", `f:2: ra.lifetime: 18h12m9s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
 
 		"firewall": {"[network]\nmanage = false\nfirewall = \"open\"",
 			`f:3: network.firewall: open: network.manage is false, which leaves the host to you: expected "name"`},
@@ -296,6 +302,8 @@ func TestGood(t *testing.T) {
 		"no pref64":           "translation.pref64 = \"\"",
 		"off, said so":        "[dns64]\nlisten = []\n[ra]\ninterfaces = []\n[state]\ndir = \"\"",
 		"no pool":             "pool = []\ntranslation.ipv4 = \"192.0.2.1\"",
+		"ra, shortest":        "[ra]\ninterfaces = [\"eth0\", \"br-lan\"]\nlifetime = \"12s\"",
+		"ra, longest":         "[ra]\nlifetime = \"18h12m8s\"",
 		"nested maps":         "[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/120\"\n[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"",
 		"a larger IPv6 side":  "[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/64\"",
 		"mapped clients":      "[[pool]]\nclients = [\"::/0\"]",

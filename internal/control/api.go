@@ -134,6 +134,7 @@ type Status struct {
 	Attached int                `json:"attached"`           // namespaces
 	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
+	RA       []Advertising      `json:"ra"`       // where router advertisements are sent
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
@@ -149,6 +150,16 @@ type Sessions struct {
 type State struct {
 	Dir     string `json:"dir"`               // "": nothing does
 	Problem string `json:"problem,omitempty"` // why nothing can be saved now
+}
+
+// Advertising is how it goes with router advertisements on one interface.
+type Advertising struct {
+	Interface string     `json:"interface"`
+	Address   netip.Addr `json:"address"`           // their source; "" while none can be sent
+	Sent      uint64     `json:"sent"`              // advertisements
+	Last      time.Time  `json:"last,omitzero"`     // when the last one was; absent: none
+	Problem   string     `json:"problem,omitempty"` // why none is sent
+	Others    []string   `json:"others,omitempty"`  // what other routers say against it, in words
 }
 
 // Stats is what the daemon has counted since it started.

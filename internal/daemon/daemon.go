@@ -26,6 +26,7 @@ import (
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/dataplane"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/ra"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/tun"
 )
@@ -111,7 +112,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	}
 	d := &daemon{
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
-		host: host, device: device, plane: plane, sessions: sessions, server: server, log: log, level: level,
+		host: host, device: device, plane: plane, sessions: sessions, server: server, ra: ra.New(Advertisements(c), log), log: log, level: level,
 		added: added, clashes: map[string]bool{}, stuck: map[string]bool{},
 	}
 	d.inForce.Store(&inForce{c, plan})
@@ -180,6 +181,7 @@ type daemon struct {
 	plane    *dataplane.Plane
 	sessions *conntrack.Table // nil: no clients share an address
 	server   *control.Server
+	ra       *ra.Advertiser
 	log      *slog.Logger
 	level    *slog.LevelVar
 
@@ -215,11 +217,12 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	keeperCtx, stopKeeper := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopKeeper()
 	var workers, beside, keeping sync.WaitGroup
-	var plane, watch, server, keeper error
+	var plane, watch, server, keeper, advertiser error
 	keeping.Go(func() { defer cancel(); keeper = d.table.RunKeeper(keeperCtx) })
 	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
 	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
+	beside.Go(func() { defer cancel(); advertiser = d.ra.Run(ctx) })
 	beside.Go(func() { d.reportRefusals(ctx) })
 	beside.Go(func() { d.watchAttachments(ctx) })
 	beside.Go(func() { feedWatchdog(ctx) })
@@ -233,7 +236,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	workers.Wait()
 	stopKeeper()
 	keeping.Wait()
-	return errors.Join(plane, watch, server, keeper)
+	return errors.Join(plane, watch, server, keeper, advertiser)
 }
 
 // becomeReady says in one line what natless does from now on.
@@ -279,8 +282,10 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 		warnings = append(warnings, "a saved map is not in force: "+m)
 	}
 	warnings = append(warnings, d.table.Unheld()...)
+	silent, others := raProblems(d.ra.Status())
+	warnings = append(warnings, silent...)
 	degraded = len(warnings) > 0 || d.stateProblem() != ""
-	return degraded, slices.Concat(warnings, d.saved.problems(), d.config().Warnings())
+	return degraded, slices.Concat(warnings, others, d.saved.problems(), d.config().Warnings())
 }
 
 func (d *daemon) onEvent(e hostnet.Event) {
