@@ -64,6 +64,13 @@ func TestBadUpstream(t *testing.T) {
 				w.WriteMsg(m)
 			}
 		}, dns.RcodeServerFailure},
+		"truncated by UDP, and by TCP another ID": {func(w dns.ResponseWriter, q *dns.Msg) {
+			m := new(dns.Msg).SetReply(q)
+			if m.Truncated = w.RemoteAddr().Network() == "udp"; !m.Truncated {
+				m.Id++
+			}
+			w.WriteMsg(m)
+		}, dns.RcodeServerFailure},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
