@@ -67,10 +67,19 @@ until docker info >/dev/null 2>&1; do
 done
 ` + importImage
 
+// requireMachine skips the test where no node can be a machine of its own.
+func requireMachine(t *testing.T) {
+	t.Helper()
+	lab.Require(t)
+	if lab.Inside() {
+		testenv.Skip(t, "no machines of their own: it takes root")
+	}
+}
+
 // requirePodman skips the test where no Podman can be had.
 func requirePodman(t *testing.T) {
 	t.Helper()
-	lab.Require(t)
+	requireMachine(t)
 	if why := lacking("podman", "runc", "iptables"); why != "" {
 		testenv.Skip(t, "no Podman: "+why+" (Debian: apt-get install --no-install-recommends podman runc netavark iptables busybox-static)")
 	}
@@ -79,7 +88,7 @@ func requirePodman(t *testing.T) {
 // requireDocker skips the test where no engine of Docker's can be had.
 func requireDocker(t *testing.T) {
 	t.Helper()
-	lab.Require(t)
+	requireMachine(t)
 	if why := lacking("dockerd", "docker", "iptables"); why != "" {
 		testenv.SkipAnyway(t, "no Docker: "+why+" (Debian: apt-get install --no-install-recommends docker.io iptables busybox-static)")
 	}
@@ -87,9 +96,6 @@ func requireDocker(t *testing.T) {
 
 // lacking says what is missing for an engine, or nothing.
 func lacking(programs ...string) string {
-	if lab.Inside() {
-		return "it takes root of the machine"
-	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			return err.Error()

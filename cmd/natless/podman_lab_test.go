@@ -49,3 +49,13 @@ func TestLabDockerUntouched(t *testing.T) {
 	require.Equal(t, downloaded, w.sh(t, within))
 	assert.Contains(t, w.query(t, "lease", "ls"), " 2001:db8:77::2 ", "its own address, although Docker masquerades")
 }
+
+func TestLabByName(t *testing.T) {
+	requirePodman(t)
+	requireNSD(t)
+	t.Parallel()
+	w := machine(t)
+	w.serveNames(t)
+	w.engine(t, startPodman, "podman")
+	t.Log(w.sh(t, "busybox nslookup www.example.com 198.51.100.2"))
+}
