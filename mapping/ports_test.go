@@ -72,7 +72,7 @@ func TestSharedAddress(t *testing.T) {
 		"nobody's in":       {protoFlow(6, server4, 80, sharedV4, 3072), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
 		"low port in":       {protoFlow(6, server4, 80, sharedV4, 1023), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
 		"highest in":        {protoFlow(6, server4, 80, sharedV4, 65535), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
-		"without ports in":  {protoFlow(47, server4, 0, sharedV4, 0), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
+		"without ports in":  {protoFlow(47, server4, 0, sharedV4, 0), "", "", Ranges{}, translate.NoPorts, translate.NoPorts},
 		"DCCP in":           {protoFlow(33, server4, 80, sharedV4, 1024), server6, one, Ranges{Dst: first}, translate.OK, translate.NoSession},
 		"echo in":           {protoFlow(1, server4, 1024, sharedV4, 1024), server6, one, Ranges{Dst: first}, translate.OwnAddress, translate.OwnAddress},
 		"nobody's echo in":  {protoFlow(1, server4, 7, sharedV4, 7), "", "", Ranges{}, translate.OwnAddress, translate.OwnAddress},
@@ -261,7 +261,7 @@ func TestDividedAnew(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, diff.LeasesEnded, 1)
 	require.True(t, r.leases(4))
-	assert.Equal(t, []any{addr("192.0.2.2"), ""}, []any{r.x.Leases()[0].IPv4, r.x.Leases()[0].Ports}, "nobody answered 3")
+	assert.Equal(t, []any{addr("192.0.2.3"), ""}, []any{r.x.Leases()[0].IPv4, r.x.Leases()[0].Ports}, "what 3 had rests, though nobody answered")
 }
 
 // TestFlowsOfSharedAddresses sees that connection tracking of an address is

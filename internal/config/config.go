@@ -29,6 +29,7 @@ type Config struct {
 	Translation Translation `toml:"translation"`
 	Maps        []Map       `toml:"map"`
 	Pools       []Pool      `toml:"pool"`
+	Sessions    Sessions    `toml:"sessions"`
 	Control     Control     `toml:"control"`
 	State       State       `toml:"state"`
 	Log         Log         `toml:"log"`
@@ -58,6 +59,7 @@ type Device struct {
 type Network struct {
 	Manage     bool   `toml:"manage"`
 	Masquerade string `toml:"masquerade" enum:"auto on off"`
+	Firewall   string `toml:"firewall" enum:"name open"`
 	OnExit     string `toml:"on_exit" enum:"remove keep"`
 }
 
@@ -94,6 +96,13 @@ type Pool struct {
 	LastPort       int           `toml:"last_port"`
 
 	Origin string // FILE:LINE, the flag, or "default"
+}
+
+// Sessions bounds the flows that take memory: those of clients that share an
+// IPv4 address, outside the stateless part of their ports.
+type Sessions struct {
+	Max          int `toml:"max"`
+	MaxPerClient int `toml:"max_per_client"`
 }
 
 // Client is one entry of a pool's clients: the word "local", or a prefix.
@@ -137,7 +146,7 @@ type RA struct {
 func Default() *Config {
 	return &Config{
 		Device:  Device{Name: "natless0", Offload: "auto"},
-		Network: Network{Manage: true, Masquerade: "auto", OnExit: "remove"},
+		Network: Network{Manage: true, Masquerade: "auto", Firewall: "name", OnExit: "remove"},
 		Translation: Translation{
 			Pref64:          wellKnown,
 			LowestIPv6MTU:   1280,
@@ -146,12 +155,13 @@ func Default() *Config {
 			Hairpin:         "intrinsic",
 			PrivateIPv4:     "auto",
 		},
-		Pools:   []Pool{defaultPool()},
-		Control: Control{Socket: "/run/natless/natless.sock"},
-		State:   State{Dir: "/var/lib/natless", History: 30 * day},
-		Log:     Log{Level: "info", Format: "auto"},
-		DNS64:   DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}},
-		RA:      RA{Lifetime: 10 * time.Minute},
+		Pools:    []Pool{defaultPool()},
+		Sessions: Sessions{Max: 1_000_000, MaxPerClient: 4096},
+		Control:  Control{Socket: "/run/natless/natless.sock"},
+		State:    State{Dir: "/var/lib/natless", History: 30 * day},
+		Log:      Log{Level: "info", Format: "auto"},
+		DNS64:    DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}},
+		RA:       RA{Lifetime: 10 * time.Minute},
 	}
 }
 
