@@ -328,6 +328,7 @@ func TestAttach(t *testing.T) {
 		"pid and started: expected both or none":                   func(a *Attachment) { a.PID = 7 },
 		"ipv6 192.0.2.1: expected an IPv6 address":                 func(a *Attachment) { a.IPv6 = addr("192.0.2.1") },
 		"ipv4 fd00::1: expected an IPv4 address":                   func(a *Attachment) { a.IPv4 = addr("fd00::1") },
+		"undo: expected JSON":                                      func(a *Attachment) { a.Undo = []byte("{") },
 		"count 0: expected at least 1":                             func(a *Attachment) { a.Count = 0 },
 		"host: expected a link and its index":                      func(a *Attachment) { a.Host = &HostSide{Link: "veth1"} },
 		"label: expected printable characters only":                func(a *Attachment) { a.Label = "\x01" },
