@@ -58,6 +58,11 @@ type Table struct {
 	mu       sync.Mutex
 	local    []netip.Prefix
 	networks map[uint64]int // leases by the upper half of their clients' addresses
+
+	attachments map[string]Attachment // by ID
+	pins        map[netip.Addr]int    // how many of them a client has
+
+	lending chan struct{} // has one while Lend is at work
 }
 
 // snapshot is the table at one revision. It is never changed; only the stamps

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +94,21 @@ func (x example) Change(c []mapping.Change, by string) (uint64, error) { return 
 func (x example) Release(a netip.Addr, by string) (mapping.Lease, error) {
 	return x.table.Release(a, by)
 }
+
+func (x example) Lend(a netip.Addr, label, by string) (mapping.Lease, error) {
+	return x.table.Lend(context.Background(), a, label, by)
+}
+
+func (x example) Attachments() iter.Seq[any] {
+	return control.Each(slices.Values(x.table.Attachments()))
+}
+
+func (x example) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
+	a.Seen = "7d1e6a52-6a0c-4c1e-9a86-1d0f6d0a9f3b file 1773500900.000000000"
+	return x.table.Attach(a, by)
+}
+
+func (x example) Detach(id, by string) (mapping.Attachment, error) { return x.table.Detach(id, by) }
 
 func (x example) Reload(string) ([]string, error) { return nil, nil }
 

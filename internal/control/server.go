@@ -161,7 +161,11 @@ var routes = []route{
 	{"/v1/map/{addr...}", "DELETE", "", 0, exchange.removeMap},
 	{"/v1/batch", "POST", "", maxBatch, exchange.batch},
 	{"/v1/lease", "GET", "at", 0, exchange.leases},
+	{"/v1/lease", "POST", "", maxBody, exchange.lend},
 	{"/v1/lease/{addr}", "DELETE", "", 0, exchange.release},
+	{"/v1/attachment", "GET", "", 0, exchange.attachments},
+	{"/v1/attachment", "POST", "", maxBody, exchange.attach},
+	{"/v1/attachment/{id}", "DELETE", "", 0, exchange.detach},
 	{"/v1/watch", "GET", "after", 0, exchange.watch},
 	{"/v1/reload", "POST", "", 0, exchange.reload},
 	{"/v1/trace", "POST", "", maxPacket, exchange.trace},
@@ -270,6 +274,15 @@ func (x exchange) leases() {
 		x.refuse(err, http.StatusBadRequest)
 	default:
 		lines.begin()
+	}
+}
+
+// attachments lists what is attached. They have no revisions.
+func (x exchange) attachments() {
+	lines := x.lines()
+	lines.begin()
+	for a := range x.source.Attachments() {
+		lines.write(a)
 	}
 }
 

@@ -180,6 +180,8 @@ type daemon struct {
 	changing sync.Mutex // held by whoever changes mappings or the configuration
 	added    []sides    // of the maps added at runtime
 
+	attaching sync.Mutex // held by whoever changes attachments
+
 	mu      sync.Mutex
 	clashes map[string]bool // what on the host stands in natless's way now
 }
@@ -210,6 +212,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
 	beside.Go(func() { d.reportRefusals(ctx) })
+	beside.Go(func() { d.watchAttachments(ctx) })
 	beside.Go(func() { feedWatchdog(ctx) })
 	d.becomeReady()
 	beside.Go(func() { d.reloadAt(ctx, hangups) })
@@ -258,6 +261,7 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	for _, m := range d.lost {
 		warnings = append(warnings, "a saved map is not in force: "+m)
 	}
+	warnings = append(warnings, d.table.Unheld()...)
 	degraded = len(warnings) > 0 || d.stateProblem() != ""
 	return degraded, slices.Concat(warnings, d.saved.problems(), d.config().Warnings())
 }

@@ -29,6 +29,7 @@ func (d *daemon) Status() control.Status {
 		OwnIPv6:  c.OwnIPv6(),
 		Pools:    d.table.Pools(),
 		Networks: d.table.Networks(),
+		Attached: len(d.table.Attachments()),
 		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
 		Refused:  d.refused(),

@@ -78,6 +78,16 @@ func ended(l mapping.SavedLease, until time.Time) mapping.SavedLease {
 	return l
 }
 
+// attached is an attachment of the n-th client.
+func attached(n int) mapping.Attachment {
+	return mapping.Attachment{
+		ID: fmt.Sprintf("4:%x", n), Target: "web", Label: "web", Namespace: "/proc/4711/ns/net", PID: 4711, Started: 12345,
+		IPv6: v6(n), IPv4: v4(n), Ports: "1024-2047", Stateless: 1919, Count: 2,
+		Undo: []byte(`{"a":[1,"b"]}`), Host: &mapping.HostSide{Link: "veth1", Index: 7, Made: true, Routes: []netip.Prefix{pfx("2001:db8::/64")}},
+		Since: past(n), Seen: "1 2 3",
+	}
+}
+
 func leases(l ...mapping.SavedLease) mapping.Batch { return mapping.Batch{Leases: l} }
 
 func history(t require.TestingT, s *Store, at time.Time) (got []mapping.SavedLease) {
@@ -468,7 +478,8 @@ func TestAtOnce(t *testing.T) {
 }
 
 // TestFileOfBefore reads a file that natless wrote before it knew ranges. It
-// stays readable for that one until a range is saved.
+// stays readable for that one until a range is saved, and then for one that
+// knows no attachments until one of those is.
 func TestFileOfBefore(t *testing.T) {
 	packed, err := os.Open("testdata/schema1.db.gz")
 	require.NoError(t, err)
@@ -508,7 +519,13 @@ func TestFileOfBefore(t *testing.T) {
 	require.NoError(t, s.Save(leases(first, second)))
 	require.NoError(t, s.Save(leases(ended(first, day(6)))))
 	inFile, known = versions()
-	require.Equal(t, []uint32{schema, schema}, []uint32{inFile, known})
+	require.Equal(t, []uint32{schemaRanges, schemaRanges}, []uint32{inFile, known})
+	require.Error(t, s.Save(mapping.Batch{Leases: leases(first).Leases, PutAttachments: []mapping.Attachment{{}}}))
+	a := attached(1)
+	require.NoError(t, s.Save(mapping.Batch{PutAttachments: []mapping.Attachment{a}}))
+	want.Attachments = []mapping.Attachment{a}
+	inFile, known = versions()
+	require.Equal(t, []uint32{schemaAttached, schemaAttached}, []uint32{inFile, known})
 	require.NoError(t, s.Close())
 
 	s, err = Open(dir, 100*365*24*time.Hour, quiet)
@@ -556,7 +573,7 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	require.NoError(t, err)
 
 	_, err = Open(dir, month, quiet)
-	require.EqualError(t, err, fmt.Sprintf("open state: %s: its schema is version 3, made by a newer natless; this one knows version 2: use the newer one, or another state.dir", path))
+	require.EqualError(t, err, fmt.Sprintf("open state: %s: its schema is version 4, made by a newer natless; this one knows version 3: use the newer one, or another state.dir", path))
 	after, err := os.ReadFile(path)
 	require.NoError(t, err)
 	assert.True(t, bytes.Equal(before, after))

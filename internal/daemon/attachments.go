@@ -1,0 +1,164 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/mapping"
+)
+
+const (
+	lendTime = 10 * time.Second // until a lease that is asked for must be durable
+	lookTime = 2 * time.Second  // between two looks at what is attached
+)
+
+// Lend makes a lease on demand.
+func (d *daemon) Lend(client netip.Addr, label, by string) (mapping.Lease, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lendTime)
+	defer cancel()
+	return d.table.Lend(ctx, client, label, by)
+}
+
+func (d *daemon) Attachments() iter.Seq[any] {
+	return control.Each(slices.Values(d.table.Attachments()))
+}
+
+// Attach records an attachment, with what the daemon sees of its target.
+func (d *daemon) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	a.Seen, _ = sight(a) // if it cannot be seen, the answer says so
+	return d.table.Attach(a, by)
+}
+
+func (d *daemon) Detach(id, by string) (mapping.Attachment, error) {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	return d.table.Detach(id, by)
+}
+
+// watchAttachments detaches what has gone away, also while natless did not run.
+func (d *daemon) watchAttachments(ctx context.Context) {
+	told := map[string]bool{}
+	d.detachGone(told)
+	every(ctx, lookTime, func() { d.detachGone(told) })
+}
+
+// detachGone looks at every target that the daemon saw when it was attached.
+// With it its namespace has gone, and all that was set up inside; what was
+// made on the host for it is removed here. told has those whose failure was
+// logged.
+func (d *daemon) detachGone(told map[string]bool) {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	for _, a := range d.table.Attachments() {
+		if a.Seen == "" {
+			continue
+		}
+		seen, err := sight(a)
+		if err == nil && seen == a.Seen || err != nil && !errors.Is(err, errGone) {
+			continue
+		}
+		err = clearHost(a.Host)
+		if err == nil {
+			_, err = d.table.Detach(a.ID, "its target is gone")
+		}
+		if err == nil {
+			d.log.Info("detached: the target is gone", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
+			delete(told, a.ID)
+		} else if !told[a.ID] {
+			d.log.Warn("a target is gone and cannot be detached yet", "target", a.Target, "label", a.Label, "error", err)
+			told[a.ID] = true
+		}
+	}
+}
+
+func clearHost(h *mapping.HostSide) error {
+	if h == nil {
+		return nil
+	}
+	return hostnet.ClearLink(h.Link, h.Index, h.Made, h.Routes)
+}
+
+// errGone is for a target that is not there.
+var errGone = errors.New("it is gone")
+
+// sight is by what the target of an attachment is known again, as long as the
+// host runs: numbers of processes and of namespaces are used again soon. It
+// needs no privileges, and does not look into /proc/PID/ns, which does. The
+// error is errGone, or why nothing can be told.
+func sight(a mapping.Attachment) (string, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	look := fileSight
+	if a.PID != 0 {
+		look = processSight
+	}
+	seen, err := look(a)
+	if err != nil {
+		return "", err
+	}
+	return string(bytes.TrimSpace(boot)) + " " + seen, nil
+}
+
+// fileSight is the namespace's file and when it came to be.
+func fileSight(a mapping.Attachment) (string, error) {
+	var s unix.Stat_t
+	switch err := unix.Stat(a.Namespace, &s); {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return "", errGone
+	case err != nil:
+		return "", fmt.Errorf("stat %s: %w", a.Namespace, err)
+	case fmt.Sprintf("%x:%x", s.Dev, s.Ino) != a.ID:
+		return "", errGone // what is there is not it
+	}
+	return fmt.Sprintf("file %d.%09d", s.Ctim.Sec, s.Ctim.Nsec), nil
+}
+
+// processSight is the process and when it started.
+func processSight(a mapping.Attachment) (string, error) {
+	name := fmt.Sprintf("/proc/%d/stat", a.PID)
+	stat, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return "", errGone
+	}
+	if err != nil {
+		return "", err
+	}
+	state, started, err := parseStat(string(stat))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%s: %w", name, err)
+	case started != a.Started, state == "Z", state == "X":
+		return "", errGone
+	}
+	return fmt.Sprintf("process %d %d", a.PID, started), nil
+}
+
+// parseStat is the state of a process and field 22, when it started in ticks
+// since the host did. The second field is a name in parentheses, which may
+// contain anything.
+func parseStat(stat string) (state string, started uint64, err error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 20 {
+		return "", 0, errors.New("expected more fields")
+	}
+	started, err = strconv.ParseUint(fields[19], 10, 64)
+	return fields[0], started, err
+}
