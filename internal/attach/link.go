@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"strconv"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,11 +24,11 @@ type Link struct {
 	IPv6     netip.Prefix `json:"ipv6"`
 }
 
-const (
-	linkInside = "natless"
-	linkPrefix = "nl-" // begins the names of the host's ends
-	linkAlias  = "natless attach"
-)
+// linkInside is the name of the namespace's end.
+const linkInside = "natless"
+
+// linkName is what the host's ends are called.
+var linkName = regexp.MustCompile(`^nl-[0-9a-f]{10}$`)
 
 // linkFor is the link that a label gets: the same each time, as long as nothing
 // of the host's is in the way.
@@ -39,7 +39,7 @@ func linkFor(label string, outside, n *Namespace) (*Link, error) {
 	for k := range 100 {
 		p := config.LinkULA(label + "\x00" + strconv.Itoa(k))
 		a := p.Addr().As16()
-		l := &Link{Host: linkPrefix + hex.EncodeToString(a[1:6]), Inside: linkInside}
+		l := &Link{Host: "nl-" + hex.EncodeToString(a[1:6]), Inside: linkInside}
 		a[15] = 1
 		l.HostIPv6 = netip.PrefixFrom(netip.AddrFrom16(a), p.Bits())
 		a[15] = 2
@@ -73,73 +73,57 @@ func (n *Namespace) has(l *Link) (bool, error) {
 }
 
 // make makes the link, usable at once: no duplicates are looked for where there
-// are two ends.
-func (l *Link) make(outside, n *Namespace) error {
+// are two ends. index is of the host's.
+func (l *Link) make(outside, n *Namespace) (index int, err error) {
+	beforeStep("making the link")
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Alias = l.Host, linkAlias
+	attrs.Name = l.Host
 	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: l.Inside, PeerNamespace: netlink.NsFd(n.file)}
 	if err := outside.LinkAdd(pair); err != nil {
-		return withRights(err)
+		return 0, withRights(err)
 	}
-	if err := outside.bring(l.Host, l.HostIPv6); err != nil {
-		return err
+	beforeStep("bringing up the host's end")
+	if index, err = outside.bring(l.Host, l.HostIPv6); err != nil {
+		return 0, err
 	}
-	return n.bring(l.Inside, l.IPv6)
+	beforeStep("bringing up the other end")
+	_, err = n.bring(l.Inside, l.IPv6)
+	return index, err
 }
 
-// bring sets an end up and gives it its address.
-func (n *Namespace) bring(name string, prefix netip.Prefix) error {
+// bring sets an end up and gives it its address. Its settings go with it.
+func (n *Namespace) bring(name string, prefix netip.Prefix) (index int, err error) {
 	link, err := n.LinkByName(name)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	for key, value := range map[string]string{"disable_ipv6": "0", "accept_dad": "0"} {
-		if err := n.setSysctl("net/ipv6/conf/"+name+"/"+key, value); err != nil {
-			return err
+	for _, key := range []string{"disable_ipv6", "accept_dad"} {
+		if err := n.setSysctl("net/ipv6/conf/"+name+"/"+key, "0"); err != nil {
+			return 0, err
 		}
 	}
 	if err := n.LinkSetUp(link); err != nil {
-		return err
+		return 0, err
 	}
-	addr := &netlink.Addr{IPNet: ipNet(prefix), Flags: unix.IFA_F_NODAD}
-	if err := n.AddrAdd(link, addr); err != nil {
-		return err
+	if err := n.AddrAdd(link, &netlink.Addr{IPNet: ipNet(prefix), Flags: unix.IFA_F_NODAD}); err != nil {
+		return 0, err
 	}
-	// The kernel sees to it a moment later: until then no route takes it for a source.
-	for range 200 {
-		addrs, err := n.AddrList(link, netlink.FAMILY_V6)
-		if err != nil {
-			return err
-		}
-		tentative := false
-		for _, a := range addrs {
-			tentative = tentative || a.Flags&unix.IFA_F_TENTATIVE != 0
-		}
-		if !tentative {
-			return nil
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	return fmt.Errorf("the addresses of %s stay tentative", name)
+	return link.Attrs().Index, nil
 }
 
 // remove removes the link, by its host's end.
-func (l *Link) remove(outside *Namespace) error {
-	link, err := outside.LinkByName(l.Host)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
+func (l *Link) remove() error {
+	link, err := netlink.LinkByName(l.Host)
+	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && link.Type() != "veth" {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if link.Type() != "veth" {
-		return nil // somebody else's
+	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) { // gone with its namespace
+		return withRights(err)
 	}
-	err = outside.LinkDel(link)
-	if errors.Is(err, unix.ENODEV) {
-		return nil // gone with its namespace in the meantime
-	}
-	return withRights(err)
+	return nil
 }
 
 // RemoveLinks removes the host's ends of all links that attach ever made here,
@@ -151,7 +135,7 @@ func RemoveLinks() (done []string, err error) {
 	}
 	var errs []error
 	for _, l := range links {
-		if l.Type() != "veth" || l.Attrs().Alias != linkAlias {
+		if l.Type() != "veth" || !linkName.MatchString(l.Attrs().Name) {
 			continue
 		}
 		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {

@@ -7,110 +7,84 @@ import (
 	"strings"
 )
 
-// Changes are what attach makes of a namespace, and of the host for it. It is
-// written down before any of it is done, and says all that undoing takes.
+// Changes are what attach makes of a namespace, and of the host for it, but for
+// the resolvers of those who hold it. They are written down before any of them is
+// made, with all that undoing takes.
 type Changes struct {
-	Link     *Link    `json:"link,omitempty"`
-	Route    *Route   `json:"route,omitempty"`
-	Sysctls  []Sysctl `json:"sysctls,omitempty"`
-	Resolver *File    `json:"resolver,omitempty"`
+	Link    *Link    `json:"link,omitempty"`
+	Route   *Route   `json:"route,omitempty"`
+	Sysctls []Sysctl `json:"sysctls,omitempty"`
 }
 
 // beforeStep lets tests stop attach dead at any step.
 var beforeStep = func(string) {}
 
-// Make does all of it, and stops at the first error: then Undo takes back what
-// was done.
-func (c *Changes) Make(n *Namespace) error {
-	outside, err := host()
-	if err != nil {
-		return err
-	}
-	defer outside.Close()
-	step := func(what string, do func() error) {
-		if err == nil {
-			beforeStep(what)
-			if err = do(); err != nil {
-				err = fmt.Errorf("%s: %w", what, err)
-			}
+// make makes what is inside the namespace, over the link that is there. It stops
+// at the first error: then undo takes back what was done.
+func (c *Changes) make(n *Namespace) error {
+	if r := c.Route; r != nil {
+		beforeStep("adding the route")
+		if err := r.add(n); err != nil {
+			return fmt.Errorf("adding the route to %v: %w", r.To, err)
 		}
 	}
-	if l := c.Link; l != nil {
-		step("making link "+l.Host, func() error { return l.make(outside, n) })
-	}
-	if r := c.Route; r != nil {
-		step(fmt.Sprintf("adding the route to %v", r.To), func() error { return r.add(n) })
-	}
 	for _, s := range c.Sysctls {
-		step("setting "+s.text(s.Set), func() error { return n.setSysctl(s.Name, s.Set) })
+		beforeStep("setting " + s.Name)
+		if err := n.setSysctl(s.Name, s.Set); err != nil {
+			return fmt.Errorf("setting %s: %w", s.text(s.Set), err)
+		}
 	}
-	if f := c.Resolver; f != nil {
-		step("pointing "+f.Path, f.point)
-	}
-	return err
+	return nil
 }
 
 func (s Sysctl) text(value string) string {
 	return strings.ReplaceAll(s.Name, "/", ".") + " = " + strings.Join(strings.Fields(value), " ")
 }
 
-// Undo takes back what is still as Make left it, all of which may not have been
+// undo takes back what is still as it was made, whether or not all of it was
 // done; a second time it does nothing. n is nil where the namespace is gone, and
 // nothing is left to undo inside. The lines say what others have changed since,
 // which stays. Whatever fails, it goes on with the rest.
-func (c *Changes) Undo(n *Namespace) (stays []string, err error) {
+func (c *Changes) undo(n *Namespace) (stays []string, err error) {
 	var errs []error
-	step := func(what string, do func() error) {
-		beforeStep(what)
-		if err := do(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", what, err))
-		}
-	}
-	if f := c.Resolver; f != nil && (n != nil || f.PID == 0) {
-		step("restoring "+f.Path, func() error {
-			line, err := f.restore()
+	if n != nil {
+		for i := len(c.Sysctls) - 1; i >= 0; i-- {
+			line, err := c.Sysctls[i].restore(n)
 			if line != "" {
 				stays = append(stays, line)
 			}
-			return err
-		})
-	}
-	if n != nil {
-		lines, err := c.undoInside(n, step)
-		stays, errs = append(stays, lines...), append(errs, err)
+			errs = append(errs, err)
+		}
+		if r := c.Route; r != nil {
+			beforeStep("removing the route")
+			if err := r.remove(n); err != nil {
+				errs = append(errs, fmt.Errorf("removing the route to %v: %w", r.To, err))
+			}
+		}
 	}
 	if l := c.Link; l != nil {
-		step("removing link "+l.Host, func() error {
-			outside, err := host()
-			if err != nil {
-				return err
-			}
-			defer outside.Close()
-			return l.remove(outside)
-		})
+		beforeStep("removing the link")
+		if err := l.remove(); err != nil {
+			errs = append(errs, fmt.Errorf("removing link %s: %w", l.Host, err))
+		}
 	}
 	return stays, errors.Join(errs...)
 }
 
-func (c *Changes) undoInside(n *Namespace, step func(string, func() error)) (stays []string, err error) {
-	for i := len(c.Sysctls) - 1; i >= 0; i-- {
-		s := c.Sysctls[i]
-		step("setting back "+s.text(s.Was), func() error {
-			now, err := n.sysctl(s.Name)
-			switch {
-			case errors.Is(err, fs.ErrNotExist) || err == nil && now == s.Was:
-				return nil
-			case err != nil:
-				return err
-			case now != s.Set:
-				stays = append(stays, s.text(now)+" was set by others")
-				return nil
-			}
-			return n.setSysctl(s.Name, s.Was)
-		})
+// restore sets a setting back, unless others have set it since.
+func (s Sysctl) restore(n *Namespace) (stays string, err error) {
+	beforeStep("setting back " + s.Name)
+	now, err := n.sysctl(s.Name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && now == s.Was:
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("looking at %s: %w", s.Name, err)
+	case now != s.Set:
+		return s.text(now) + " was set by others", nil
 	}
-	if r := c.Route; r != nil {
-		step(fmt.Sprintf("removing the route to %v", r.To), func() error { return r.remove(n) })
+	if err := n.setSysctl(s.Name, s.Was); err != nil {
+		return "", fmt.Errorf("setting back %s: %w", s.text(s.Was), err)
 	}
-	return stays, nil
+	return "", nil
 }

@@ -1,0 +1,700 @@
+package attach
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/mapping"
+)
+
+var pref64 = netip.MustParsePrefix(lab.Pref64)
+
+// fake is a daemon that keeps records in memory.
+type fake struct {
+	status  control.Status
+	permits func(netip.Addr) error // nil: all
+	lease   func(netip.Addr) mapping.Lease
+	records map[string]mapping.Attachment
+	lent    map[netip.Addr]string // labels
+	killAt  int                   // panics after so many answers about attachments; 0: never
+	fail    error
+}
+
+func newFake() *fake {
+	return &fake{
+		status:  control.Status{Device: "natless0", Pref64: pref64},
+		records: map[string]mapping.Attachment{}, lent: map[netip.Addr]string{},
+		lease: func(a netip.Addr) mapping.Lease {
+			return mapping.Lease{IPv4: netip.MustParseAddr("192.0.2.7"), IPv6: a}
+		},
+	}
+}
+
+// killed is what stops attach dead.
+type killed struct{}
+
+func (f *fake) Status(context.Context) (control.Status, error) { return f.status, f.fail }
+
+func (f *fake) Lend(_ context.Context, a netip.Addr, label string) (mapping.Lease, error) {
+	if f.permits != nil {
+		if err := f.permits(a); err != nil {
+			return mapping.Lease{}, err
+		}
+	}
+	f.lent[a] = label
+	return f.lease(a), nil
+}
+
+func (f *fake) Attachments(context.Context) iter.Seq2[mapping.Attachment, error] {
+	return func(yield func(mapping.Attachment, error) bool) {
+		for _, a := range f.records {
+			if !yield(a, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (f *fake) Attach(_ context.Context, a mapping.Attachment) (mapping.Attachment, error) {
+	if err := a.Check(); err != nil {
+		return a, err
+	}
+	if _, ok := f.lent[a.IPv6]; ok {
+		l := f.lease(a.IPv6)
+		a.IPv4, a.Ports = l.IPv4, l.Ports
+	}
+	f.records[a.ID] = a
+	if f.killAt--; f.killAt == 0 {
+		panic(killed{})
+	}
+	return a, nil
+}
+
+func (f *fake) Detach(_ context.Context, id string) (mapping.Attachment, error) {
+	a, ok := f.records[id]
+	if !ok {
+		return a, mapping.ErrUnknown
+	}
+	delete(f.records, id)
+	return a, nil
+}
+
+// rig is a host, where everything happens, and a namespace.
+type rig struct {
+	*fake
+	lab          *lab.Lab
+	host, client *lab.Node
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	noEngines(t)
+	etc(t)
+	l, ns := nodes(t, "host", "client")
+	name(t, ns[1], "client")
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "natless0"
+	require.NoError(t, ns[0].Netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "other"}))
+	return &rig{newFake(), l, ns[0], ns[1]}
+}
+
+// wire joins the two, with the host's address on its end.
+func (r *rig) wire(t *testing.T, addresses ...string) {
+	t.Helper()
+	require.NoError(t, lab.Wire(r.host, "lan", r.client, "eth0", 0))
+	require.NoError(t, r.host.Address("lan", "2001:db8:1::1/64"))
+	for _, a := range addresses {
+		require.NoError(t, r.client.Address("eth0", a))
+	}
+}
+
+func (r *rig) attach(t *testing.T, given string, o Options) (result Result, err error) {
+	t.Helper()
+	err = r.host.Do(func() error {
+		target, err := Find(t.Context(), given)
+		if err == nil {
+			result, err = Attach(t.Context(), r.fake, target, o)
+		}
+		return err
+	})
+	return result, err
+}
+
+func (r *rig) detach(t *testing.T, given string) (result Result, err error) {
+	t.Helper()
+	err = r.host.Do(func() error {
+		result, err = Detach(t.Context(), r.fake, given)
+		return err
+	})
+	return result, err
+}
+
+func (r *rig) snapshots(t *testing.T) [2]lab.Snapshot {
+	t.Helper()
+	host, err := r.host.Snapshot()
+	require.NoError(t, err)
+	client, err := r.client.Snapshot()
+	require.NoError(t, err)
+	return [2]lab.Snapshot{host, client}
+}
+
+func (r *rig) unchanged(t *testing.T, before [2]lab.Snapshot, when string) {
+	t.Helper()
+	now := r.snapshots(t)
+	assert.Empty(t, before[0].Diff(now[0]), "the host "+when)
+	assert.Empty(t, before[1].Diff(now[1]), "the namespace "+when)
+}
+
+// source is where connections of the client's to pref64 come from, by the kernel.
+func (r *rig) source(t *testing.T) string {
+	t.Helper()
+	routes, err := r.client.Netlink.RouteGet(lab.Embed(lab.Pref64, "192.0.2.1").AsSlice())
+	require.NoError(t, err)
+	require.Len(t, routes, 1)
+	return routes[0].Src.String()
+}
+
+func (r *rig) address(t *testing.T, cidr string, flags int) {
+	t.Helper()
+	link, err := r.client.Netlink.LinkByName("eth0")
+	require.NoError(t, err)
+	a, err := netlink.ParseAddr(cidr)
+	require.NoError(t, err)
+	a.Flags = flags
+	if flags&unix.IFA_F_DEPRECATED != 0 {
+		a.ValidLft, a.PreferedLft = 3600, 0
+	}
+	require.NoError(t, r.client.Netlink.AddrAdd(link, a))
+}
+
+func TestAttachByDefaultRoute(t *testing.T) {
+	r := newRig(t)
+	r.wire(t, "2001:db8:1::2/64")
+	require.NoError(t, r.client.Route("::/0", "2001:db8:1::1", ""))
+	before := r.snapshots(t)
+	got, err := r.attach(t, "client", Options{})
+	require.NoError(t, err)
+	assert.Equal(t, "2001:db8:1::2", got.IPv6.String())
+	assert.Equal(t, "192.0.2.7", got.IPv4.String())
+	assert.Equal(t, "client", got.Label)
+	assert.Equal(t, "client", r.lent[got.IPv6])
+	assert.Equal(t, 1, got.Count)
+	assert.Empty(t, got.Warnings)
+	r.unchanged(t, before, "needs nothing")
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	assert.Empty(t, r.records)
+}
+
+// Without a default route the host is the way, where both are on one link.
+func TestAttachByNeighbour(t *testing.T) {
+	r := newRig(t)
+	r.wire(t, "2001:db8:1::2/64")
+	before := r.snapshots(t)
+	_, err := r.attach(t, "client", Options{Label: "web"})
+	require.NoError(t, err)
+	assert.Equal(t, "2001:db8:1::2", r.source(t))
+	_, err = r.detach(t, "web")
+	require.NoError(t, err)
+	r.unchanged(t, before, "after detach")
+}
+
+func TestAttachPins(t *testing.T) {
+	r := newRig(t)
+	r.wire(t, "fd00::2/64", "2001:db8:1::2/64")
+	r.address(t, "2001:db8:1::3/64", unix.IFA_F_NODAD|unix.IFA_F_DEPRECATED)
+	require.NoError(t, r.client.Route("::/0", "2001:db8:1::1", ""))
+	before := r.snapshots(t)
+	for source, permits := range map[string]string{"fd00::2": "fd00::/8", "2001:db8:1::2": "::/0"} {
+		r.permits = func(a netip.Addr) error {
+			if !netip.MustParsePrefix(permits).Contains(a) {
+				return fmt.Errorf("%v: %w", a, mapping.ErrNotPermitted)
+			}
+			return nil
+		}
+		got, err := r.attach(t, "client", Options{})
+		require.NoError(t, err)
+		assert.Equal(t, source, got.IPv6.String())
+		assert.Empty(t, got.Warnings)
+		assert.Equal(t, source, r.source(t))
+		_, err = r.detach(t, "client")
+		require.NoError(t, err)
+		r.unchanged(t, before, "after detach")
+	}
+	r.permits = func(a netip.Addr) error { return fmt.Errorf("%v: %w", a, mapping.ErrNotPermitted) }
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.ErrorIs(t, errors.Unwrap(err), err.(interface{ Unwrap() error }).Unwrap())
+	assert.ErrorContains(t, err, "2001:db8:1::2: ")
+	assert.ErrorContains(t, err, "; fd00::2: ")
+	assert.NotContains(t, err.Error(), "2001:db8:1::3")
+	r.unchanged(t, before, "after a refusal")
+}
+
+func TestAttachRefuses(t *testing.T) {
+	r := newRig(t)
+	before := r.snapshots(t)
+	check := func(given string, o Options, want string) {
+		t.Helper()
+		_, err := r.attach(t, given, o)
+		assert.ErrorContains(t, err, want)
+		assert.Empty(t, r.records)
+	}
+	check("client", Options{}, "it has no IPv6 address that connections can come from: --link makes it a link of its own")
+	check(r.host.Path(), Options{Link: true}, "host networking")
+	check(r.client.Path(), Options{Link: true, DNS: nameserver}, "a namespace that is known by its path alone has none")
+	r.status.Device = "natless9"
+	check("client", Options{Link: true}, "natless9 is not in this network namespace")
+	r.status = control.Status{Device: "natless0"}
+	check("client", Options{Link: true}, "no pref64")
+	r.fail = errors.New("is natless running?")
+	check("client", Options{Link: true}, "is natless running?")
+	r.unchanged(t, before, "after refusals")
+
+	r.fail, r.status = nil, newFake().status
+	r.wire(t, "192.0.2.2/24", "2001:db8:1::2/64")
+	before = r.snapshots(t)
+	check("client", Options{}, "it has IPv4 of its own (192.0.2.2 on eth0), which programs may take rather than natless: --force")
+	r.unchanged(t, before, "after a refusal")
+	_, err := r.attach(t, "client", Options{Force: true})
+	require.NoError(t, err)
+}
+
+func TestAttachTwice(t *testing.T) {
+	r := newRig(t)
+	before := r.snapshots(t)
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	r.settle(t)
+	attached := r.snapshots(t)
+	_, err = r.attach(t, "client", Options{Link: true})
+	assert.ErrorContains(t, err, "it is attached already, with 192.0.2.7: natless detach client undoes it")
+	r.unchanged(t, attached, "after the second attach")
+
+	// Another target in the same namespace counts.
+	name(t, r.client, "alias")
+	second, err := r.attach(t, "alias", Options{})
+	require.NoError(t, err)
+	assert.Equal(t, 2, second.Count)
+	r.unchanged(t, attached, "after another target")
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	r.unchanged(t, attached, "while the other holds it")
+	for _, a := range r.records {
+		assert.Equal(t, "alias", a.Target)
+		assert.Equal(t, 1, a.Count)
+	}
+	_, err = r.detach(t, "client")
+	assert.NoError(t, err, "by the namespace's identity")
+	r.unchanged(t, before, "after all have let go")
+	_, err = r.detach(t, "client")
+	assert.ErrorContains(t, err, "it is not attached: natless ps lists what is")
+	_, err = r.detach(t, "nobody")
+	assert.ErrorContains(t, err, "it is not attached (natless ps lists what is): finding nobody")
+}
+
+// The same label gets the same addresses.
+func TestLinkIsStable(t *testing.T) {
+	r := newRig(t)
+	first, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	assert.Equal(t, first.IPv6.String(), r.source(t))
+	_, err = lab.Ping(t.Context(), r.client, "", netip.MustParseAddr(r.link(t).HostIPv6.Addr().String()), 8)
+	require.NoError(t, err, "usable at once")
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	again, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	assert.Equal(t, first.IPv6, again.IPv6)
+
+	other, err := r.lab.Node("other")
+	require.NoError(t, err)
+	name(t, other, "other")
+	third, err := r.attach(t, "other", Options{Link: true, Label: "client"})
+	require.NoError(t, err)
+	assert.NotEqual(t, first.IPv6, third.IPv6, "the first is in use")
+}
+
+// settle waits until the kernel has seen to the link: it says so a moment later.
+func (r *rig) settle(t *testing.T) {
+	t.Helper()
+	for range 400 {
+		up := 0
+		for node, name := range map[*lab.Node]string{r.host: r.link(t).Host, r.client: linkInside} {
+			link, err := node.Netlink.LinkByName(name)
+			require.NoError(t, err)
+			addrs, err := node.Netlink.AddrList(link, netlink.FAMILY_V6)
+			require.NoError(t, err)
+			if link.Attrs().OperState == netlink.OperUp && len(addrs) == 2 {
+				up++
+			}
+		}
+		if up == 2 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("the link does not come up")
+}
+
+// link is what the only record says.
+func (r *rig) link(t *testing.T) *Link {
+	t.Helper()
+	for _, a := range r.records {
+		var s state
+		require.NoError(t, json.Unmarshal(a.Undo, &s))
+		return s.Link
+	}
+	return nil
+}
+
+func TestRemoveLinks(t *testing.T) {
+	r := newRig(t)
+	before := r.snapshots(t)
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	want := "removed link " + r.link(t).Host
+	require.NoError(t, r.host.Do(func() error {
+		done, err := RemoveLinks()
+		assert.Equal(t, []string{want}, done)
+		return err
+	}))
+	r.unchanged(t, before, "after all links went")
+}
+
+// withRange has leases be of a range.
+func (r *rig) withRange() {
+	r.lease = func(a netip.Addr) mapping.Lease {
+		return mapping.Lease{IPv4: netip.MustParseAddr("192.0.2.7"), IPv6: a, Ports: "2048-3071", SessionPorts: 128}
+	}
+}
+
+func (r *rig) sysctl(t *testing.T, name string) (value string) {
+	t.Helper()
+	require.NoError(t, r.client.Do(func() error {
+		b, err := os.ReadFile(filepath.Join("/proc/sys", name))
+		value = strings.TrimSpace(string(b))
+		return err
+	}))
+	return value
+}
+
+func TestPortRange(t *testing.T) {
+	r := newRig(t)
+	r.withRange()
+	r.wire(t, "2001:db8:1::2/64")
+	require.NoError(t, r.client.SetSysctl(keyReserved, "80,2048-2049,2900,5000"))
+	before := r.snapshots(t)
+	got, err := r.attach(t, "client", Options{})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"3 of the 896 ports 2048-2943 are reserved in the namespace (net.ipv4.ip_local_reserved_ports = 80,2048-2049,2900,5000)"},
+		slices.DeleteFunc(got.Warnings, func(s string) bool { return !strings.Contains(s, "reserved") }))
+	assert.Equal(t, "2048\t2943", r.sysctl(t, keyPortRange))
+	assert.Equal(t, "1", r.sysctl(t, keyTwReuse))
+
+	// What others have set since stays.
+	require.NoError(t, r.client.SetSysctl(keyPortRange, "4000\t4999"))
+	got, err = r.detach(t, "client")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"net.ipv4.ip_local_port_range = 4000 4999 was set by others"}, got.Warnings)
+	assert.Equal(t, "4000\t4999", r.sysctl(t, keyPortRange))
+	require.NoError(t, r.client.SetSysctl(keyPortRange, "32768\t60999"))
+	r.unchanged(t, before, "after detach")
+
+	require.NoError(t, r.client.SetSysctl(keyLowest, "2500"))
+	_, err = r.attach(t, "client", Options{})
+	assert.ErrorContains(t, err, "its ports below 2500 are kept for programs with rights (net.ipv4.ip_unprivileged_port_start), among them some of 2048-2943")
+	assert.Empty(t, r.records)
+}
+
+func TestReservedWithin(t *testing.T) {
+	for list, want := range map[string]int{
+		"": 0, "999": 0, "1000": 1, "1999": 1, "2000": 0, "1-65535": 1000, "900-1000,1999-2000": 2, "1100,1200-1202": 4, "x,1-y": 0,
+	} {
+		assert.Equal(t, want, reservedWithin(list, Ports{1000, 1999}), list)
+	}
+}
+
+func TestParsePorts(t *testing.T) {
+	p, err := ParsePorts("1024-2047")
+	require.NoError(t, err)
+	assert.Equal(t, Ports{1024, 2047}, p)
+	assert.Equal(t, "1024-2047", p.String())
+	for _, s := range []string{"", "1024", "2047-1024", "1-65536", "a-b", "-1-5"} {
+		_, err := ParsePorts(s)
+		assert.Error(t, err, s)
+	}
+}
+
+// etc is a place for what /etc/netns holds.
+func etc(t *testing.T) {
+	t.Helper()
+	was := netnsEtc
+	netnsEtc = filepath.Join(t.TempDir(), "netns")
+	t.Cleanup(func() { netnsEtc = was })
+}
+
+var nameserver = netip.MustParseAddr("fd00::53")
+
+func TestResolverOfName(t *testing.T) {
+	r := newRig(t)
+	dir := netnsEtc
+	file := filepath.Join(dir, "client/resolv.conf")
+	detached := func() {
+		t.Helper()
+		_, err := r.detach(t, "client")
+		require.NoError(t, err)
+	}
+	attached := func() string {
+		t.Helper()
+		_, err := r.attach(t, "client", Options{Link: true, DNS: nameserver})
+		require.NoError(t, err)
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		return string(text)
+	}
+	assert.Equal(t, "# by natless attach\nnameserver fd00::53\n", attached())
+	detached()
+	assert.NoDirExists(t, dir, "all of it was made")
+
+	const theirs = "search example.org\nnameserver 2001:db8::53\noptions edns0\n"
+	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	require.NoError(t, os.WriteFile(file, []byte(theirs), 0o644))
+	assert.Equal(t, "# by natless attach\nnameserver fd00::53\nsearch example.org\noptions edns0\n", attached())
+	detached()
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, theirs, string(text))
+
+	attached()
+	require.NoError(t, os.WriteFile(file, []byte("# mine\n"), 0o644))
+	got, err := r.detach(t, "client")
+	require.NoError(t, err)
+	assert.Equal(t, []string{file + " was changed by others"}, got.Warnings)
+	text, err = os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, "# mine\n", string(text))
+}
+
+// A writer that was killed leaves the beginning of one text or the other.
+func TestResolverTorn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	f := &File{Path: path, Was: "nameserver 2001:db8::53\n", Set: "# by natless attach\nnameserver fd00::53\n"}
+	for _, text := range []string{f.Was, f.Set} {
+		for n := range len(text) + 1 {
+			require.NoError(t, os.WriteFile(path, []byte(text[:n]), 0o644))
+			stays, err := f.restore()
+			require.NoError(t, err)
+			assert.Empty(t, stays)
+			now, err := os.ReadFile(path)
+			require.NoError(t, err)
+			assert.Equal(t, f.Was, string(now), "after %q", text[:n])
+		}
+	}
+}
+
+// A container's resolv.conf is that in its own mount namespace, and no link in
+// there leads out of it.
+func TestResolverOfProcess(t *testing.T) {
+	r := newRig(t)
+	root := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(root, "etc"), 0o755))
+	for _, dir := range []string{"bin", "lib", "lib64", "usr"} {
+		if _, err := os.Stat("/" + dir); err == nil {
+			require.NoError(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
+		}
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(secret, []byte("nameserver 192.0.2.1\n"), 0o600))
+	file := filepath.Join(root, "etc/resolv.conf")
+	require.NoError(t, os.WriteFile(file, []byte("nameserver 2001:db8::1\n"), 0o644))
+	// A child in the client's namespace with that root.
+	script := fmt.Sprintf(`PATH=/usr/sbin:/usr/bin:/sbin:/bin; for d in bin lib lib64 usr; do [ -d %[1]s/$d ] && mount --rbind /$d %[1]s/$d; done; exec chroot %[1]s /bin/sleep 60`, root)
+	c := r.client.Command(t.Context(), "/usr/bin/unshare", "-m", "/bin/sh", "-c", script)
+	require.NoError(t, c.Start())
+	defer func() { c.Process.Kill(); c.Wait() }()
+	given := fmt.Sprint(c.Process.Pid)
+	for range 400 {
+		if link, _ := os.Readlink("/proc/" + given + "/root"); link == root {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	link, err := os.Readlink("/proc/" + given + "/root")
+	require.NoError(t, err)
+	require.Equal(t, root, link, "the child has its root")
+
+	_, err = r.attach(t, given, Options{Link: true, DNS: nameserver})
+	require.NoError(t, err)
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, "# by natless attach\nnameserver fd00::53\n", string(text))
+	_, err = r.detach(t, given)
+	require.NoError(t, err)
+	text, err = os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, "nameserver 2001:db8::1\n", string(text))
+
+	require.NoError(t, os.Remove(file))
+	require.NoError(t, os.Symlink(secret, file))
+	_, err = r.attach(t, given, Options{Link: true, DNS: nameserver})
+	assert.ErrorContains(t, err, "no such file or directory", "the link leads nowhere inside")
+	text, err = os.ReadFile(secret)
+	require.NoError(t, err)
+	assert.Equal(t, "nameserver 192.0.2.1\n", string(text))
+	assert.Empty(t, r.records)
+
+	plain := r.client.Command(t.Context(), "/bin/sleep", "60")
+	require.NoError(t, plain.Start())
+	defer func() { plain.Process.Kill(); plain.Wait() }()
+	_, err = r.attach(t, fmt.Sprint(plain.Process.Pid), Options{Link: true, DNS: nameserver})
+	assert.ErrorContains(t, err, "is the host's own")
+}
+
+// An attach that is killed at any moment leaves nothing that detach does not
+// undo, and neither does a detach.
+func TestKilledAnywhere(t *testing.T) {
+	r := newRig(t)
+	r.withRange()
+	dir := netnsEtc
+	before := r.snapshots(t)
+	step, stopAt := 0, 0
+	beforeStep = func(string) {
+		if step++; step == stopAt {
+			panic(killed{})
+		}
+	}
+	defer func() { beforeStep = func(string) {} }()
+	try := func(do func() error) (dead bool, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				require.Equal(t, killed{}, p)
+				dead = true
+			}
+		}()
+		return false, do()
+	}
+	options := Options{Link: true, DNS: nameserver}
+	attach := func() error { _, err := r.attach(t, "client", options); return err }
+	detach := func() error { _, err := r.detach(t, "client"); return err }
+	check := func(when string) {
+		t.Helper()
+		r.unchanged(t, before, when)
+		assert.NoDirExists(t, dir, when)
+		assert.Empty(t, r.records, when)
+	}
+	for k := 1; ; k++ {
+		step, stopAt, r.killAt = 0, k, 0
+		dead, err := try(attach)
+		require.NoError(t, err)
+		if !dead {
+			stopAt = 0
+			require.Greater(t, k, 6, "there are that many steps")
+			break
+		}
+		stopAt = 0
+		require.NoError(t, detach())
+		check(fmt.Sprintf("killed at step %d of attach", k))
+		// and the next attach does as well as a detach
+		step, stopAt = 0, k
+		dead, _ = try(attach)
+		require.True(t, dead)
+		stopAt = 0
+		require.NoError(t, attach())
+		require.NoError(t, detach())
+		check(fmt.Sprintf("attached again after step %d", k))
+	}
+	require.NoError(t, detach())
+	for k := 1; k <= 3; k++ {
+		r.killAt, stopAt = k, 0
+		dead, _ := try(attach)
+		require.True(t, dead, "record %d", k)
+		require.NoError(t, detach())
+		check(fmt.Sprintf("killed after record %d", k))
+	}
+	r.killAt = 0
+	for k := 1; ; k++ {
+		require.NoError(t, attach())
+		step, stopAt = 0, k
+		dead, err := try(detach)
+		stopAt = 0
+		require.NoError(t, err)
+		if !dead {
+			require.Greater(t, k, 4, "there are that many steps")
+			break
+		}
+		require.NoError(t, detach())
+		check(fmt.Sprintf("killed at step %d of detach", k))
+	}
+	check("in the end")
+}
+
+// A failure in the midst takes all of it back.
+func TestFailureTakesBack(t *testing.T) {
+	r := newRig(t)
+	before := r.snapshots(t)
+	calls := 0
+	r.permits = func(a netip.Addr) error {
+		if calls++; calls < 3 {
+			return mapping.ErrNotPermitted // as before the daemon has seen the link
+		}
+		return mapping.ErrPoolFull
+	}
+	_, err := r.attach(t, "client", Options{Link: true})
+	assert.ErrorIs(t, err, mapping.ErrPoolFull)
+	assert.Equal(t, 3, calls)
+	assert.Empty(t, r.records)
+	r.unchanged(t, before, "after a failure")
+}
+
+// A namespace that is gone is detached by what it was called.
+func TestDetachVanished(t *testing.T) {
+	r := newRig(t)
+	before, err := r.host.Snapshot()
+	require.NoError(t, err)
+	for _, by := range []string{"PID", "web", "id"} {
+		c := r.host.Command(t.Context(), "/usr/bin/unshare", "-n", "/bin/sleep", "60")
+		require.NoError(t, c.Start())
+		pid := fmt.Sprint(c.Process.Pid)
+		for range 400 {
+			if comm, _ := os.ReadFile("/proc/" + pid + "/comm"); string(comm) == "sleep\n" {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		got, err := r.attach(t, pid, Options{Link: true, Label: "web"})
+		require.NoError(t, err)
+		require.NoError(t, c.Process.Kill())
+		require.Error(t, c.Wait())
+		_, err = r.detach(t, map[string]string{"PID": pid, "web": "web", "id": got.ID}[by])
+		require.NoError(t, err)
+		assert.Empty(t, r.records)
+	}
+	for range 400 { // the kernel takes the namespace down in its own time
+		now, err := r.host.Snapshot()
+		require.NoError(t, err)
+		if len(before.Diff(now)) == 0 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	now, err := r.host.Snapshot()
+	require.NoError(t, err)
+	assert.Empty(t, before.Diff(now))
+}
