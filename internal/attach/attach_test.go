@@ -281,8 +281,7 @@ func TestAttachTwice(t *testing.T) {
 	before := r.snapshots(t)
 	_, err := r.attach(t, "client", Options{Link: true})
 	require.NoError(t, err)
-	r.settle(t)
-	attached := r.snapshots(t)
+	attached := r.settled(t)
 	_, err = r.attach(t, "client", Options{Link: true})
 	assert.ErrorContains(t, err, "it is attached already, with 192.0.2.7: natless detach client undoes it")
 	r.unchanged(t, attached, "after the second attach")
@@ -331,26 +330,29 @@ func TestLinkIsStable(t *testing.T) {
 	assert.NotEqual(t, first.IPv6, third.IPv6, "the first is in use")
 }
 
-// settle waits until the kernel has seen to the link: it says so a moment later.
-func (r *rig) settle(t *testing.T) {
+// settled reads the state once the kernel has seen to the link: it says so a
+// moment later.
+func (r *rig) settled(t *testing.T) [2]lab.Snapshot {
 	t.Helper()
+	up := func(n *lab.Node, name string) bool {
+		link, err := n.Netlink.LinkByName(name)
+		require.NoError(t, err)
+		addrs, err := n.Netlink.AddrList(link, netlink.FAMILY_V6)
+		require.NoError(t, err)
+		tentative := func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 }
+		return link.Attrs().OperState == netlink.OperUp && len(addrs) == 2 && !slices.ContainsFunc(addrs, tentative)
+	}
+	last := r.snapshots(t)
 	for range 400 {
-		up := 0
-		for node, name := range map[*lab.Node]string{r.host: r.link(t).Host, r.client: linkInside} {
-			link, err := node.Netlink.LinkByName(name)
-			require.NoError(t, err)
-			addrs, err := node.Netlink.AddrList(link, netlink.FAMILY_V6)
-			require.NoError(t, err)
-			if link.Attrs().OperState == netlink.OperUp && len(addrs) == 2 {
-				up++
-			}
+		time.Sleep(10 * time.Millisecond)
+		now := r.snapshots(t)
+		if up(r.host, r.link(t).Host) && up(r.client, linkInside) && len(last[0].Diff(now[0])) == 0 && len(last[1].Diff(now[1])) == 0 {
+			return now
 		}
-		if up == 2 {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
+		last = now
 	}
 	t.Fatal("the link does not come up")
+	return last
 }
 
 // link is what the only record says.

@@ -170,8 +170,12 @@ func byPID(pid int) (*Target, error) {
 	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
 		t.Label = strings.TrimSpace(string(comm))
 	}
-	if again, err := startTime(pid); err != nil || again != started {
-		return nil, fmt.Errorf("process %d has just ended", pid)
+	again, err := startTime(pid)
+	if err == nil && again != started {
+		err = fmt.Errorf("process %d has ended", pid)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return t, nil
 }
