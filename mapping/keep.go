@@ -150,9 +150,10 @@ func (g *stage) former(ended []SavedLease) (list []*returned) {
 	})
 	tick, now := g.t.tick.Load(), g.t.now()
 	for i, x := range ended {
+		rests := x.Proven || x.First != 0
 		r := &returned{
 			prefix: netip.PrefixFrom(x.IPv4, 32), ports: [2]uint16{x.First, x.Last}, client: x.IPv6, at: tick - age(now.Sub(x.Until)),
-			kept: x.Proven && len(ended)-i <= remembered, spare: !x.Proven,
+			kept: rests && len(ended)-i <= remembered, spare: !rests,
 		}
 		if p := g.poolOf(r.prefix); p != nil && p.MaxLife > 0 && x.Until.Sub(x.Since) >= p.MaxLife {
 			r.kept = false

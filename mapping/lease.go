@@ -44,6 +44,8 @@ type lease struct {
 	noted bool   // that it is proven
 	known bool   // the client was proven when it had the address before
 
+	forfeit bool // others need an address more: it is not kept for this client
+
 	pinned atomic.Bool // by an attachment: it stays until that goes
 	label  atomic.Pointer[string]
 }
@@ -193,13 +195,17 @@ func (t *Table) leave(g *stage, l *lease) {
 	}
 	t.uncount(l)
 	if e, _ := g.v4.Lookup(l.v4); e.pool() == p {
-		p.keep(givenBack(l, tick, t.wasAnswered(l)))
+		p.keep(givenBack(l, tick, t.rests(l)))
 	}
 }
 
-// wasAnswered reports whether somebody ever answered the client of a lease at
-// this address, as far as that matters.
-func (t *Table) wasAnswered(l *lease) bool { return t.keeper == nil || l.known || l.proven.Load() }
+// rests reports whether what a lease was of must rest before others get it, and
+// is kept for its client. A whole address that nobody ever answered need not. A
+// range must: its neighbours go on with the same address, and whoever heard of
+// its ports cannot tell the next client from this one.
+func (t *Table) rests(l *lease) bool {
+	return t.keeper == nil || l.known || l.proven.Load() || l.ports != nil
+}
 
 // uncount counts a lease out of its network.
 func (t *Table) uncount(l *lease) {

@@ -261,7 +261,7 @@ func TestDividedAnew(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, diff.LeasesEnded, 1)
 	require.True(t, r.leases(4))
-	assert.Equal(t, []any{addr("192.0.2.2"), ""}, []any{r.x.Leases()[0].IPv4, r.x.Leases()[0].Ports}, "nobody answered 3")
+	assert.Equal(t, []any{addr("192.0.2.3"), ""}, []any{r.x.Leases()[0].IPv4, r.x.Leases()[0].Ports}, "what 3 had rests, though nobody answered")
 }
 
 // TestFlowsOfSharedAddresses sees that connection tracking of an address is

@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"path"
 	"strings"
 	"text/tabwriter"
 
@@ -87,16 +89,41 @@ func orDash(s string) string {
 	return s
 }
 
-// sides are the filters by address that listings have in common.
-type sides struct{ client, pool prefix }
+// sides are the filters that listings have in common.
+type sides struct {
+	client, pool prefix
+	label        pattern
+}
 
 func (s *sides) register(cmd *cobra.Command) {
 	s.client.family, s.pool.family = 6, 4
 	cmd.Flags().Var(&s.client, "client", "only those whose IPv6 side is inside this `PREFIX`")
 	cmd.Flags().Var(&s.pool, "pool", "only those whose IPv4 side is inside this `PREFIX`")
+	cmd.Flags().Var(&s.label, "label", "only those with this label, or with one that this `PATTERN` matches (*, ?, [a-z])")
 }
 
-func (s *sides) admit(v4, v6 netip.Prefix) bool { return s.pool.admits(v4) && s.client.admits(v6) }
+func (s *sides) admit(v4, v6 netip.Prefix, label string) bool {
+	return s.pool.admits(v4) && s.client.admits(v6) && s.label.admits(label)
+}
+
+// pattern is a flag: of labels, or "" for all.
+type pattern string
+
+func (p *pattern) Type() string   { return "pattern" }
+func (p *pattern) String() string { return string(*p) }
+
+func (p *pattern) Set(s string) error {
+	if _, err := path.Match(s, ""); err != nil {
+		return errors.New("expected a label, or a pattern such as web*")
+	}
+	*p = pattern(s)
+	return nil
+}
+
+func (p *pattern) admits(label string) bool {
+	matches, _ := path.Match(string(*p), label) // Set saw to it
+	return *p == "" || matches || label == string(*p)
+}
 
 // prefix is a flag: a prefix of a family, or none.
 type prefix struct {

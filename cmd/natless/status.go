@@ -89,6 +89,7 @@ func tabulateStatus(r *rows, s control.Status) {
 	for _, n := range s.Networks {
 		r.add("leases of", fmt.Sprintf("%v: %d", n.Prefix, n.Leases))
 	}
+	r.add("attached", s.Attached)
 	state := "in memory"
 	if s.State.Dir != "" {
 		state = s.State.Dir
