@@ -52,7 +52,8 @@ type Options struct {
 // Result is what was done.
 type Result struct {
 	mapping.Attachment
-	Warnings []string `json:"warnings,omitempty"` // what the user should know, or others keep as they set it
+	Done     []string `json:"done,omitempty"`     // what was changed, in words
+	Warnings []string `json:"warnings,omitempty"` // what the user should know
 }
 
 // state is what an attachment's Undo holds.
@@ -109,6 +110,25 @@ func (h holder) restore() (stays []string, err error) {
 	return stays, nil
 }
 
+// words says what is changed.
+func (s *state) words() (words []string) {
+	if s.Link != nil {
+		words = append(words, "link "+s.Link.Host)
+	}
+	if s.Route != nil {
+		words = append(words, fmt.Sprintf("route to %v from %v", s.Route.To, s.Route.From))
+	}
+	for _, x := range s.Sysctls {
+		words = append(words, x.text(x.Set))
+	}
+	for _, h := range s.Holders {
+		if h.Resolver != nil {
+			words = append(words, h.Resolver.Path)
+		}
+	}
+	return words
+}
+
 // is reports whether the holder is that target, whatever name it goes by.
 func (h holder) is(t *Target) bool {
 	return h.Target == t.Given || h.PID != 0 && h.PID == t.PID && h.Started == t.Started
@@ -158,7 +178,7 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	if err := w.do(ctx); err != nil {
 		return r, errors.Join(err, w.takeBack(ctx))
 	}
-	r.Attachment = w.record
+	r.Attachment, r.Done = w.record, w.state.words()
 	r.Warnings = append(w.warnings, w.verify(ctx, s.OwnIPv4.IsValid())...)
 	return r, nil
 }
@@ -227,21 +247,25 @@ func record(ctx context.Context, d Daemon, a mapping.Attachment, s state) (mappi
 	}
 	a.Undo, a.Count = undo, len(s.Holders)
 	a.Seen, a.Since = "", time.Time{} // the daemon's own
-	if len(s.Holders) > 0 {
-		// The daemon looks at a file that outlives its processes, or else at a process.
-		h := s.Holders[0]
-		a.Target, a.Label, a.Namespace, a.PID, a.Started = h.Target, h.Label, h.Path, 0, 0
-		if strings.HasPrefix(h.Path, "/proc/") {
-			a.PID, a.Started = h.PID, h.Started
-		}
+	h := s.Holders[0]
+	a.Target, a.Label, a.Namespace, a.PID, a.Started = h.Target, h.Label, h.Path, 0, 0
+	if strings.HasPrefix(h.Path, "/proc/") {
+		a.PID, a.Started = h.PID, h.Started
 	}
-	return d.Attach(ctx, a)
+	a, err = d.Attach(ctx, a)
+	// The daemon looks whether the file is there, which outlives a process that
+	// shares the namespace; where it cannot see the file, the process has to do.
+	if err == nil && a.Seen == "" && a.PID != h.PID {
+		a.PID, a.Started, a.Since = h.PID, h.Started, time.Time{}
+		a, err = d.Attach(ctx, a)
+	}
+	return a, err
 }
 
 // share has one more target hold an attachment.
 func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Options) (r Result, err error) {
 	if slices.ContainsFunc(e.state.Holders, func(h holder) bool { return h.is(t) }) {
-		return r, fmt.Errorf("it is attached already, with %s: natless detach %s undoes it", side4(e.Attachment), t.Given)
+		return r, fmt.Errorf("it is attached already, with %s: natless detach %s undoes it", IPv4Side(e.Attachment), t.Given)
 	}
 	h, err := t.holder(o)
 	if err != nil {
@@ -259,8 +283,8 @@ func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Op
 	return r, nil
 }
 
-// side4 is the IPv4 side of an attachment in words.
-func side4(a mapping.Attachment) string {
+// IPv4Side is what an attachment has on the IPv4 side, in words.
+func IPv4Side(a mapping.Attachment) string {
 	switch {
 	case !a.IPv4.IsValid():
 		return "no IPv4 address"
@@ -385,15 +409,15 @@ func (w *work) overLink(ctx context.Context, label string) (from netip.Addr, lea
 	return from, lease, err
 }
 
-// useRange plans that connections take the ports that need no state.
+// useRange plans that connections take the ports of a lease that need no state.
 func (w *work) useRange(l mapping.Lease) error {
 	p, err := ParsePorts(l.Ports)
 	if err != nil {
 		return err
 	}
 	p.Last -= uint16(l.SessionPorts)
-	plan, warnings, err := w.n.SetPortRange(p)
-	w.state.Sysctls, w.warnings = plan, append(w.warnings, warnings...)
+	w.state.Sysctls, w.warnings, err = w.n.SetPortRange(p)
+	w.warnings = append(w.warnings, w.n.native(p)...)
 	return err
 }
 
@@ -408,37 +432,47 @@ func (w *work) takeBack(ctx context.Context) error {
 
 // Detach undoes what Attach did for a target, or, while others hold the
 // attachment too, only what was its own. A target that is not there any more is
-// known by what it was called, by its label, or by the attachment's id.
+// known by what it was called, by its label, or by the attachment's id. The
+// warnings say what others have changed since, which stays.
 func Detach(ctx context.Context, d Daemon, name string) (r Result, err error) {
-	fail := func(err error) (Result, error) { return r, fmt.Errorf("detaching %s: %w", name, err) }
-	e, mine, err := attached(ctx, d, name)
+	err = holding(ctx, d, name, func(e entry, n *Namespace, mine func(holder) bool) (err error) {
+		r.Attachment = e.Attachment
+		r.Warnings, err = release(ctx, d, e, n, mine)
+		return err
+	})
 	if err != nil {
-		return fail(err)
-	}
-	n, err := e.open()
-	if err != nil && !errors.Is(err, errGone) {
-		return fail(withRights(err))
-	}
-	if n != nil {
-		defer n.Close()
-		if err := unix.Flock(int(n.file), unix.LOCK_EX); err != nil {
-			return fail(err)
-		}
-		// Another may have attached or detached it while this one waited.
-		now, err := recorded(ctx, d, func(a mapping.Attachment, _ state) bool { return a.ID == e.ID })
-		if err != nil {
-			return fail(err)
-		}
-		if len(now) == 0 {
-			return fail(errors.New("somebody else has just done it"))
-		}
-		e = now[0]
-	}
-	r.Attachment = e.Attachment
-	if r.Warnings, err = release(ctx, d, e, n, mine); err != nil {
-		return fail(err)
+		return r, fmt.Errorf("detaching %s: %w", name, err)
 	}
 	return r, nil
+}
+
+// holding calls do with the attachment that a name means, and keeps others off
+// it. n is nil where the namespace is gone.
+func holding(ctx context.Context, d Daemon, name string, do func(e entry, n *Namespace, mine func(holder) bool) error) error {
+	e, mine, err := attached(ctx, d, name)
+	if err != nil {
+		return err
+	}
+	n, err := e.open()
+	if errors.Is(err, errGone) {
+		return do(e, nil, mine)
+	}
+	if err != nil {
+		return withRights(err)
+	}
+	defer n.Close()
+	if err := unix.Flock(int(n.file), unix.LOCK_EX); err != nil {
+		return err
+	}
+	// Another may have attached or detached it while this one waited.
+	now, err := recorded(ctx, d, func(a mapping.Attachment, _ state) bool { return a.ID == e.ID })
+	if err != nil {
+		return err
+	}
+	if len(now) == 0 {
+		return errors.New("somebody else has just detached it")
+	}
+	return do(now[0], n, mine)
 }
 
 // attached finds the attachment that a name means, and which of its holders.

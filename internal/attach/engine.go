@@ -56,11 +56,17 @@ type container struct {
 	ResolvConfPath  string
 }
 
+// unasked is an error of an engine that cannot say whether it has a container.
+type unasked struct{ error }
+
 // find is the namespace of a running container, by its name or id.
 func (e engine) find(ctx context.Context, name string) (*Target, error) {
 	c, err := e.inspect(ctx, name)
-	if err != nil {
+	if isNotFound(err) {
 		return nil, err
+	}
+	if err != nil {
+		return nil, unasked{err}
 	}
 	c.Name = strings.TrimPrefix(c.Name, "/") // Docker's have one
 	if !c.State.Running || c.State.Pid <= 0 {

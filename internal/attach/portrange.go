@@ -1,9 +1,15 @@
 package attach
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/natless/natless/mapping"
 )
 
 const (
@@ -86,18 +92,115 @@ func reservedWithin(list string, p Ports) (cut int) {
 	return cut
 }
 
-// PortRange is what is in force for connections from inside a namespace.
-type PortRange struct {
-	Ports    string `json:"ports"`
-	Reserved string `json:"reserved,omitempty"` // those of them, or others, that no connection gets
-	TwReuse  string `json:"tcp_tw_reuse"`
+// native tells of connections that are not natless's and take the ports too.
+func (n *Namespace) native(p Ports) []string {
+	if _, ok := n.wayTo(netip.MustParseAddr("2000::1")); !ok {
+		return nil
+	}
+	return []string{fmt.Sprintf("its connections over native IPv6 take ports %v too", p)}
 }
 
-// PortRange reads it.
-func (n *Namespace) PortRange() (r PortRange, err error) {
+// SetRange makes connections of an attached target take the ports of its lease
+// that need no state, as Attach does already.
+func SetRange(ctx context.Context, d Daemon, name string) (r Result, err error) {
+	err = holding(ctx, d, name, func(e entry, n *Namespace, _ func(holder) bool) error {
+		if n == nil {
+			return errGone
+		}
+		if e.Ports == "" {
+			return fmt.Errorf("it has no range of ports but all of %v: no pool of mode port-range lends to it", e.IPv4)
+		}
+		p, err := Stateless(e.Attachment)
+		if err != nil {
+			return err
+		}
+		plan, warnings, err := n.SetPortRange(p)
+		if err != nil {
+			return err
+		}
+		e.state.Sysctls = merged(e.state.Sysctls, plan)
+		if r.Attachment, err = record(ctx, d, e.Attachment, e.state); err != nil {
+			return err
+		}
+		r.Warnings = append(warnings, n.native(p)...)
+		changes := Changes{Sysctls: plan}
+		for _, s := range plan {
+			r.Done = append(r.Done, s.text(s.Set))
+		}
+		return changes.make(n)
+	})
+	if err != nil {
+		return r, fmt.Errorf("setting the port range of %s: %w", name, err)
+	}
+	return r, nil
+}
+
+// Stateless is the part of an attachment's range that connections take.
+func Stateless(a mapping.Attachment) (Ports, error) {
+	p, err := ParsePorts(a.Ports)
+	p.Last = a.Stateless
+	return p, err
+}
+
+// merged has new settings beside the old ones: what was there first is what is
+// restored.
+func merged(old, plan []Sysctl) []Sysctl {
+	list := slices.Clone(old)
+	for _, s := range plan {
+		i := slices.IndexFunc(list, func(o Sysctl) bool { return o.Name == s.Name })
+		if i < 0 {
+			list = append(list, s)
+			continue
+		}
+		list[i].Set = s.Set
+	}
+	return list
+}
+
+// UnsetRange takes back what SetRange or Attach set. The attachment stays.
+func UnsetRange(ctx context.Context, d Daemon, name string) (r Result, err error) {
+	err = holding(ctx, d, name, func(e entry, n *Namespace, _ func(holder) bool) error {
+		if n == nil {
+			return errGone
+		}
+		if len(e.state.Sysctls) == 0 {
+			return errors.New("natless has set none")
+		}
+		changes := Changes{Sysctls: e.state.Sysctls}
+		if r.Warnings, err = changes.undo(n); err != nil {
+			return err
+		}
+		e.state.Sysctls = nil
+		r.Attachment, err = record(ctx, d, e.Attachment, e.state)
+		return err
+	})
+	if err != nil {
+		return r, fmt.Errorf("unsetting the port range of %s: %w", name, err)
+	}
+	return r, nil
+}
+
+// PortRange is what holds for connections from inside a namespace.
+type PortRange struct {
+	Ports    string `json:"ports"`              // that they take, "FIRST-LAST"
+	Reserved string `json:"reserved,omitempty"` // ports, of these or others, that none gets
+	TwReuse  string `json:"tcp_tw_reuse"`       // 1: a port serves again a second after its connection ended
+}
+
+// ShowRange reads what holds in a target's namespace, attached or not.
+func ShowRange(ctx context.Context, name string) (r PortRange, err error) {
+	t, err := Find(ctx, name)
+	if err != nil {
+		return r, err
+	}
+	n, err := t.Open()
+	if err != nil {
+		return r, err
+	}
+	defer n.Close()
 	for name, to := range map[string]*string{keyPortRange: &r.Ports, keyReserved: &r.Reserved, keyTwReuse: &r.TwReuse} {
 		if *to, err = n.sysctl(name); err != nil {
-			return r, fmt.Errorf("looking at the range of ports: %w", err)
+			return r, fmt.Errorf("looking at the port range of %s: %w", t.Given, err)
 		}
 	}
 	r.Ports = strings.Join(strings.Fields(r.Ports), "-")

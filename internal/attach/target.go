@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -98,7 +99,7 @@ const maxPID = 1 << 22
 // anywhere looks for a name in all places, and wants one answer.
 func anywhere(ctx context.Context, name string) (*Target, error) {
 	var found []*Target
-	var failed []string
+	none := fmt.Sprintf("no namespace in %s and no container of Podman or Docker has this name", netnsDir)
 	for _, look := range []func() (*Target, error){
 		func() (*Target, error) { return byName(name) },
 		func() (*Target, error) { return engines[KindPodman].find(ctx, name) },
@@ -108,15 +109,14 @@ func anywhere(ctx context.Context, name string) (*Target, error) {
 		switch {
 		case err == nil:
 			found = append(found, t)
+		case errors.As(err, new(unasked)):
+			none += "; " + err.Error()
 		case !isNotFound(err):
-			failed = append(failed, err.Error())
+			return nil, err
 		}
 	}
-	switch {
-	case len(found) == 0 && len(failed) == 0:
-		return nil, fmt.Errorf("no namespace in %s and no container of Podman or Docker has this name", netnsDir)
-	case len(found) == 0:
-		return nil, errors.New(strings.Join(failed, "; "))
+	if len(found) == 0 {
+		return nil, errors.New(none)
 	}
 	for _, t := range found[1:] {
 		if t.ID != found[0].ID {
@@ -141,6 +141,8 @@ func byName(name string) (*Target, error) {
 	return &Target{Kind: KindNetNS, Label: name, Path: path, ID: id}, nil
 }
 
+var procPath = regexp.MustCompile(`^/proc/([0-9]+)/ns/net$`)
+
 func byPath(path string) (*Target, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -148,6 +150,11 @@ func byPath(path string) (*Target, error) {
 	}
 	if filepath.Dir(path) == netnsDir {
 		return byName(filepath.Base(path))
+	}
+	if m := procPath.FindStringSubmatch(path); m != nil {
+		if pid, err := strconv.Atoi(m[1]); err == nil {
+			return byPID(pid)
+		}
 	}
 	id, err := identify(path)
 	if err != nil {

@@ -147,6 +147,7 @@ func TestFind(t *testing.T) {
 		filepath.Join(netnsDir, "web"): {Kind: KindNetNS, Label: "web", Path: filepath.Join(netnsDir, "web"), ID: web},
 		ns[0].Path():                   {Kind: KindPath, Label: "net", Path: ns[0].Path(), ID: web},
 		strconv.Itoa(pid):              {Kind: KindPID, Label: "sleep", Path: process, ID: db, PID: pid, Started: started},
+		process:                        {Kind: KindPID, Label: "sleep", Path: process, ID: db, PID: pid, Started: started},
 		"pid:" + strconv.Itoa(pid):     {Kind: KindPID, Label: "sleep", Path: process, ID: db, PID: pid, Started: started},
 		"db":                           {Kind: KindPodman, Label: "db", Path: process, ID: db, PID: pid, Started: started},
 		"f00":                          {Kind: KindPodman, Label: "db", Path: process, ID: db, PID: pid, Started: started},
