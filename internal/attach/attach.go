@@ -229,8 +229,9 @@ func recorded(ctx context.Context, d Daemon, fits func(mapping.Attachment, state
 			return nil, err
 		}
 		e := entry{Attachment: a}
-		if err := json.Unmarshal(a.Undo, &e.state); err != nil {
-			return nil, fmt.Errorf("reading the record of %s: %w", a.Target, err)
+		if json.Unmarshal(a.Undo, &e.state) != nil || len(e.state.Holders) == 0 {
+			// Another program's: there is nothing to undo.
+			e.state = state{Whole: true, Holders: []holder{{Target: a.Target, Label: a.Label, Path: a.Namespace, PID: a.PID, Started: a.Started}}}
 		}
 		if fits(a, e.state) {
 			list = append(list, e)
@@ -535,6 +536,28 @@ func release(ctx context.Context, d Daemon, e entry, n *Namespace, mine func(hol
 	return stays, err
 }
 
+// Vanished takes back what an attachment's Undo has outside of its namespace,
+// which is gone, and tells what of it cannot be taken back, and why.
+func Vanished(undo json.RawMessage) error {
+	var s state
+	if json.Unmarshal(undo, &s) != nil {
+		return nil // another program's
+	}
+	_, err := s.takeBack(nil)
+	return err
+}
+
+// takeBack takes back all of it. n is nil where the namespace is gone.
+func (s *state) takeBack(n *Namespace) (stays []string, err error) {
+	var errs []error
+	for _, h := range s.Holders {
+		lines, err := h.restore()
+		stays, errs = append(stays, lines...), append(errs, err)
+	}
+	lines, err := s.undo(n)
+	return append(stays, lines...), errors.Join(append(errs, err)...)
+}
+
 // open opens the namespace by whatever still leads there.
 func (e entry) open() (n *Namespace, err error) {
 	n, err = open(e.Namespace, e.ID)
@@ -547,16 +570,9 @@ func (e entry) open() (n *Namespace, err error) {
 }
 
 // undo takes back all of an attachment, and has it forgotten when nothing is
-// left of it. n is nil where the namespace is gone.
+// left of it.
 func undo(ctx context.Context, d Daemon, e entry, n *Namespace) (stays []string, err error) {
-	var errs []error
-	for _, h := range e.state.Holders {
-		lines, err := h.restore()
-		stays, errs = append(stays, lines...), append(errs, err)
-	}
-	lines, err := e.state.undo(n)
-	stays = append(stays, lines...)
-	if err := errors.Join(append(errs, err)...); err != nil {
+	if stays, err = e.state.takeBack(n); err != nil {
 		return stays, err
 	}
 	_, err = d.Detach(ctx, e.ID)

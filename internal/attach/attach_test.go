@@ -78,7 +78,10 @@ func (f *fake) Attach(_ context.Context, a mapping.Attachment) (mapping.Attachme
 	}
 	if _, ok := f.lent[a.IPv6]; ok {
 		l := f.lease(a.IPv6)
-		a.IPv4, a.Ports = l.IPv4, l.Ports
+		a.IPv4, a.Ports, a.Stateless = l.IPv4, l.Ports, 0
+		if p, err := ParsePorts(l.Ports); err == nil {
+			a.Stateless = p.Last - uint16(l.SessionPorts)
+		}
 	}
 	f.records[a.ID] = a
 	if f.killAt--; f.killAt == 0 {
@@ -425,6 +428,65 @@ func TestPortRange(t *testing.T) {
 	assert.Empty(t, r.records)
 }
 
+// ranged calls one of the functions about port ranges on the host.
+func (r *rig) ranged(t *testing.T, do func(context.Context, Daemon, string) (Result, error)) (result Result, err error) {
+	t.Helper()
+	err = r.host.Do(func() error {
+		result, err = do(t.Context(), r.fake, "client")
+		return err
+	})
+	return result, err
+}
+
+func TestSetAndUnsetRange(t *testing.T) {
+	r := newRig(t)
+	r.withRange()
+	before := r.snapshots(t)
+	_, err := r.ranged(t, SetRange)
+	assert.ErrorContains(t, err, "setting the port range of client: it is not attached")
+	_, err = r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	for range 2 { // what was there first is remembered however often it is set
+		require.NoError(t, r.client.SetSysctl(keyPortRange, "10000\t20000"))
+		got, err := r.ranged(t, SetRange)
+		require.NoError(t, err)
+		assert.Equal(t, []string{"net.ipv4.ip_local_port_range = 2048 2943"}, got.Done)
+		shown, err := ShowRange(t.Context(), "client")
+		require.NoError(t, err)
+		assert.Equal(t, PortRange{Ports: "2048-2943", TwReuse: "1"}, shown)
+	}
+	_, err = r.ranged(t, UnsetRange)
+	require.NoError(t, err)
+	shown, err := ShowRange(t.Context(), "client")
+	require.NoError(t, err)
+	assert.Equal(t, PortRange{Ports: "32768-60999", TwReuse: "2"}, shown)
+	_, err = r.ranged(t, UnsetRange)
+	assert.ErrorContains(t, err, "natless has set none")
+	_, err = r.ranged(t, SetRange)
+	require.NoError(t, err)
+	assert.Equal(t, "2048\t2943", r.sysctl(t, keyPortRange))
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	r.unchanged(t, before, "after detach")
+
+	r.lease = newFake().lease
+	_, err = r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	_, err = r.ranged(t, SetRange)
+	assert.ErrorContains(t, err, "it has no range of ports but all of 192.0.2.7")
+}
+
+// The sysctl binds what natless has nothing to do with, too.
+func TestRangeAndNativeIPv6(t *testing.T) {
+	r := newRig(t)
+	r.withRange()
+	r.wire(t, "2001:db8:1::2/64")
+	require.NoError(t, r.client.Route("::/0", "2001:db8:1::1", ""))
+	got, err := r.attach(t, "client", Options{})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"its connections over native IPv6 take ports 2048-2943 too"}, got.Warnings)
+}
+
 func TestReservedWithin(t *testing.T) {
 	for list, want := range map[string]int{
 		"": 0, "999": 0, "1000": 1, "1999": 1, "2000": 0, "1-65535": 1000, "900-1000,1999-2000": 2, "1100,1200-1202": 4, "x,1-y": 0,
@@ -492,6 +554,25 @@ func TestResolverOfName(t *testing.T) {
 	text, err = os.ReadFile(file)
 	require.NoError(t, err)
 	assert.Equal(t, "# mine\n", string(text))
+}
+
+// What is outside of a namespace does not go with it.
+func TestVanished(t *testing.T) {
+	r := newRig(t)
+	got, err := r.attach(t, "client", Options{Link: true, DNS: nameserver})
+	require.NoError(t, err)
+	assert.FileExists(t, filepath.Join(netnsEtc, "client/resolv.conf"))
+	require.NoError(t, r.host.Do(func() error { return Vanished(got.Undo) }))
+	assert.NoDirExists(t, netnsEtc)
+	require.NoError(t, r.host.Do(func() error {
+		links, err := netlink.LinkList()
+		for _, l := range links {
+			assert.NotRegexp(t, linkName, l.Attrs().Name)
+		}
+		return err
+	}))
+	assert.NoError(t, Vanished(nil))
+	assert.NoError(t, Vanished(json.RawMessage(`"another's"`)))
 }
 
 // A writer that was killed leaves the beginning of one text or the other.

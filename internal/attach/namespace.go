@@ -3,6 +3,7 @@ package attach
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -38,12 +39,13 @@ func (t *Target) Open() (*Namespace, error) {
 var errGone = errors.New("the namespace is gone")
 
 func open(path, id string) (*Namespace, error) {
-	file, err := netns.GetFromPath(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	file := netns.NsHandle(fd)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return nil, errGone
 	}
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	if now, err := identity(int(file), path); err != nil || now != id {
 		file.Close()
