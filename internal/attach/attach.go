@@ -157,11 +157,15 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	if err != nil {
 		return r, err
 	}
+	probe, err := behind(s.Pref64, s.OwnIPv4)
+	if err != nil {
+		return r, err
+	}
 	if len(former) > 0 {
-		if former[0].state.Whole {
+		if former[0].works(ctx, d, n, probe) {
 			return share(ctx, d, former[0], n, t, o)
 		}
-		// Another attach was killed over it.
+		// Another attach was killed over it, or what it did has been taken away.
 		if _, err := undo(ctx, d, former[0], n); err != nil {
 			return r, err
 		}
@@ -171,10 +175,7 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	} else if has != "" && !o.Force {
 		return r, fmt.Errorf("it has IPv4 of its own (%s), which programs may take rather than natless: --force attaches it all the same", has)
 	}
-	w := &work{daemon: d, target: t, options: o, n: n, outside: outside, pref64: s.Pref64}
-	if w.probe, err = behind(s.Pref64, s.OwnIPv4); err != nil {
-		return r, err
-	}
+	w := &work{daemon: d, target: t, options: o, n: n, outside: outside, pref64: s.Pref64, probe: probe}
 	if err := w.do(ctx); err != nil {
 		return r, errors.Join(err, w.takeBack(ctx))
 	}
@@ -220,6 +221,17 @@ func prepare(ctx context.Context, d Daemon, t *Target) (s control.Status, n, out
 type entry struct {
 	mapping.Attachment
 	state state
+}
+
+// works reports whether connections from inside come from the address that has
+// the lease, and it has what it had.
+func (e entry) works(ctx context.Context, d Daemon, n *Namespace, probe netip.Addr) bool {
+	way, ok := n.wayTo(probe)
+	if !e.state.Whole || !ok || way.src != e.IPv6 {
+		return false
+	}
+	l, err := d.Lend(ctx, e.IPv6, "")
+	return errors.Is(err, mapping.ErrMapped) || err == nil && l.IPv4 == e.IPv4 && l.Ports == e.Ports
 }
 
 // recorded lists the attachments that fit.

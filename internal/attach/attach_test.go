@@ -311,6 +311,28 @@ func TestAttachTwice(t *testing.T) {
 	assert.ErrorContains(t, err, "it is not attached (natless ps lists what is): finding nobody")
 }
 
+// What was taken away from an attachment is there again after the next attach.
+func TestAttachAgain(t *testing.T) {
+	r := newRig(t)
+	before := r.snapshots(t)
+	first, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	require.NoError(t, r.host.Do(func() error { _, err := RemoveLinks(); return err }))
+	again, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	assert.Equal(t, first.IPv6, again.IPv6)
+	assert.Equal(t, again.IPv6.String(), r.source(t))
+	other := newFake().lease(first.IPv6)
+	other.IPv4 = netip.MustParseAddr("192.0.2.8")
+	r.lease = func(netip.Addr) mapping.Lease { return other }
+	again, err = r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	assert.Equal(t, other.IPv4, again.IPv4)
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	r.unchanged(t, before, "after detach")
+}
+
 // The same label gets the same addresses.
 func TestLinkIsStable(t *testing.T) {
 	r := newRig(t)
