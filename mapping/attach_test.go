@@ -178,17 +178,13 @@ func TestPinned(t *testing.T) {
 	assert.EqualError(t, err, "release 2001:db8::1: it is pinned by the attachment of box1 (web): natless detach ends it")
 
 	r.wears(2, "192.0.2.3")
-	for i := range 2000 {
+	for i := range 400 {
 		r.pass(1)
-		if i%2 == 0 {
-			r.stopped(3, translate.PoolFull)
-			r.stopped(4, translate.PoolFull)
+		for n := range 3 { // there is room for one of them
+			r.send(3 + n)
 		}
-		if i == 500 {
+		if i == 200 {
 			r.start()
-		}
-		if len(r.x.Leases()) == 1 {
-			break
 		}
 	}
 	r.pass(1500)
@@ -197,6 +193,27 @@ func TestPinned(t *testing.T) {
 	assert.Equal(t, lessee(1), l[0].IPv6)
 	assert.True(t, l[0].Pinned)
 	assert.Equal(t, "web", l[0].Label)
+}
+
+// What is attached late, long after it leased, is pinned as well.
+func TestPinnedLate(t *testing.T) {
+	p := poolOf("192.0.2.0/30")
+	p.Idle = time.Hour
+	r := rigOf(t, newMemory(), p)
+	for range 100 {
+		r.wears(1, "192.0.2.2")
+		r.wears(2, "192.0.2.3")
+		r.answer("192.0.2.2")
+		r.answer("192.0.2.3")
+		r.pass(1)
+	}
+	r.attach(1)
+	for range 200 {
+		r.pass(1)
+		r.wears(2, "192.0.2.3")
+		r.stopped(3, translate.PoolFull)
+	}
+	assert.Contains(t, r.lent(), "192.0.2.2 2001:db8::1")
 }
 
 // A client that was detached finds its own again, also after a restart, and

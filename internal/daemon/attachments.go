@@ -26,15 +26,22 @@ const (
 	lookTime = 2 * time.Second  // between two looks at what is attached
 )
 
-// Lend makes a lease on demand.
+// Lend makes a lease on demand. One that an attachment pins which is gone, but
+// was not yet looked at, must not be taken for it: it is about to end.
 func (d *daemon) Lend(client netip.Addr, label, by string) (mapping.Lease, error) {
+	if d.attaching.TryLock() { // or somebody else sees to it
+		d.detachGone()
+		d.attaching.Unlock()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), lendTime)
 	defer cancel()
 	return d.table.Lend(ctx, client, label, by)
 }
 
+// Attachments are those that are not known to be gone: the number of a
+// namespace may be another's by now.
 func (d *daemon) Attachments() iter.Seq[any] {
-	return control.Each(slices.Values(d.table.Attachments()))
+	return control.Each(slices.Values(slices.DeleteFunc(d.table.Attachments(), gone)))
 }
 
 // Attach records an attachment, with what the daemon sees of its target.
@@ -53,38 +60,45 @@ func (d *daemon) Detach(id, by string) (mapping.Attachment, error) {
 
 // watchAttachments detaches what has gone away, also while natless did not run.
 func (d *daemon) watchAttachments(ctx context.Context) {
-	told := map[string]bool{}
-	d.detachGone(told)
-	every(ctx, lookTime, func() { d.detachGone(told) })
+	look := func() {
+		d.attaching.Lock()
+		defer d.attaching.Unlock()
+		d.detachGone()
+	}
+	look()
+	every(ctx, lookTime, look)
 }
 
-// detachGone looks at every target that the daemon saw when it was attached.
-// With it its namespace has gone, and all that was set up inside; what was
-// made on the host for it is removed here. told has those whose failure was
-// logged.
-func (d *daemon) detachGone(told map[string]bool) {
-	d.attaching.Lock()
-	defer d.attaching.Unlock()
+// detachGone detaches what is gone. With it its namespace has gone, and all that
+// was set up inside; what was made on the host for it is removed here. attaching
+// must be held.
+func (d *daemon) detachGone() {
 	for _, a := range d.table.Attachments() {
-		if a.Seen == "" {
+		if !gone(a) {
 			continue
 		}
-		seen, err := sight(a)
-		if err == nil && seen == a.Seen || err != nil && !errors.Is(err, errGone) {
-			continue
-		}
-		err = clearHost(a.Host)
+		err := clearHost(a.Host)
 		if err == nil {
 			_, err = d.table.Detach(a.ID, "its target is gone")
 		}
 		if err == nil {
 			d.log.Info("detached: the target is gone", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
-			delete(told, a.ID)
-		} else if !told[a.ID] {
+			delete(d.stuck, a.ID)
+		} else if !d.stuck[a.ID] {
 			d.log.Warn("a target is gone and cannot be detached yet", "target", a.Target, "label", a.Label, "error", err)
-			told[a.ID] = true
+			d.stuck[a.ID] = true
 		}
 	}
+}
+
+// gone reports whether a target that was seen when it was attached is not there
+// any more. Of one that was not, nothing can be told.
+func gone(a mapping.Attachment) bool {
+	if a.Seen == "" {
+		return false
+	}
+	seen, err := sight(a)
+	return errors.Is(err, errGone) || err == nil && seen != a.Seen
 }
 
 func clearHost(h *mapping.HostSide) error {

@@ -105,7 +105,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	d := &daemon{
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
 		host: host, device: device, plane: plane, server: server, log: log, level: level,
-		added: added, clashes: map[string]bool{},
+		added: added, clashes: map[string]bool{}, stuck: map[string]bool{},
 	}
 	d.inForce.Store(&inForce{c, plan})
 	return d.serve(ctx, hangups)
@@ -180,7 +180,8 @@ type daemon struct {
 	changing sync.Mutex // held by whoever changes mappings or the configuration
 	added    []sides    // of the maps added at runtime
 
-	attaching sync.Mutex // held by whoever changes attachments
+	attaching sync.Mutex      // held by whoever changes attachments
+	stuck     map[string]bool // those that are gone and could not be detached
 
 	mu      sync.Mutex
 	clashes map[string]bool // what on the host stands in natless's way now
