@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
 )
 
@@ -548,26 +549,25 @@ func release(ctx context.Context, d Daemon, e entry, n *Namespace, mine func(hol
 	return stays, err
 }
 
-// Vanished takes back what an attachment's Undo has outside of its namespace,
-// which is gone, and tells what of it cannot be taken back, and why.
+// Vanished takes back what an attachment's Undo has outside of its namespace and
+// beside its link, both of which are gone. The error says what of it stays.
 func Vanished(undo json.RawMessage) error {
 	var s state
 	if json.Unmarshal(undo, &s) != nil {
 		return nil // another program's
 	}
-	_, err := s.takeBack(nil)
+	_, err := s.restore()
 	return err
 }
 
-// takeBack takes back all of it. n is nil where the namespace is gone.
-func (s *state) takeBack(n *Namespace) (stays []string, err error) {
+// restore restores the resolvers of all holders.
+func (s *state) restore() (stays []string, err error) {
 	var errs []error
 	for _, h := range s.Holders {
 		lines, err := h.restore()
 		stays, errs = append(stays, lines...), append(errs, err)
 	}
-	lines, err := s.undo(n)
-	return append(stays, lines...), errors.Join(append(errs, err)...)
+	return stays, errors.Join(errs...)
 }
 
 // open opens the namespace by whatever still leads there.
@@ -582,9 +582,17 @@ func (e entry) open() (n *Namespace, err error) {
 }
 
 // undo takes back all of an attachment, and has it forgotten when nothing is
-// left of it.
+// left of it. n is nil where the namespace is gone: of its link the name may be
+// another's by now.
 func undo(ctx context.Context, d Daemon, e entry, n *Namespace) (stays []string, err error) {
-	if stays, err = e.state.takeBack(n); err != nil {
+	stays, err = e.state.restore()
+	if n != nil {
+		lines, wrong := e.state.undo(n)
+		stays, err = append(stays, lines...), errors.Join(err, wrong)
+	} else if h := e.Host; h != nil {
+		err = errors.Join(err, hostnet.ClearLink(h.Link, h.Index, h.Made, h.Routes))
+	}
+	if err != nil {
 		return stays, err
 	}
 	_, err = d.Detach(ctx, e.ID)

@@ -171,15 +171,16 @@ func byPID(pid int) (*Target, error) {
 		return nil, err
 	}
 	t := &Target{Kind: KindPID, Label: strconv.Itoa(pid), Path: fmt.Sprintf("/proc/%d/ns/net", pid), PID: pid, Started: started}
-	if t.ID, err = identify(t.Path); err != nil {
-		return nil, err
-	}
 	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
 		t.Label = strings.TrimSpace(string(comm))
 	}
+	id, failed := identify(t.Path)
 	again, err := startTime(pid)
 	if err == nil && again != started {
 		err = fmt.Errorf("process %d has ended", pid)
+	}
+	if err == nil {
+		t.ID, err = id, failed
 	}
 	if err != nil {
 		return nil, err

@@ -42,24 +42,21 @@ func (s Sysctl) text(value string) string {
 }
 
 // undo takes back what is still as it was made, whether or not all of it was
-// done; a second time it does nothing. n is nil where the namespace is gone, and
-// nothing is left to undo inside. The lines say what others have changed since,
-// which stays. Whatever fails, it goes on with the rest.
+// done; a second time it does nothing. The lines say what others have changed
+// since, which stays. Whatever fails, it goes on with the rest.
 func (c *Changes) undo(n *Namespace) (stays []string, err error) {
 	var errs []error
-	if n != nil {
-		for i := len(c.Sysctls) - 1; i >= 0; i-- {
-			line, err := c.Sysctls[i].restore(n)
-			if line != "" {
-				stays = append(stays, line)
-			}
-			errs = append(errs, err)
+	for i := len(c.Sysctls) - 1; i >= 0; i-- {
+		line, err := c.Sysctls[i].restore(n)
+		if line != "" {
+			stays = append(stays, line)
 		}
-		if r := c.Route; r != nil {
-			beforeStep("removing the route")
-			if err := r.remove(n); err != nil {
-				errs = append(errs, fmt.Errorf("removing the route to %v: %w", r.To, err))
-			}
+		errs = append(errs, err)
+	}
+	if r := c.Route; r != nil {
+		beforeStep("removing the route")
+		if err := r.remove(n); err != nil {
+			errs = append(errs, fmt.Errorf("removing the route to %v: %w", r.To, err))
 		}
 	}
 	if l := c.Link; l != nil {
