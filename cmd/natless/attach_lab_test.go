@@ -4,10 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/internal/testenv"
 	"github.com/natless/natless/mapping"
 )
 
@@ -223,6 +229,64 @@ func TestLabAttachRefuses(t *testing.T) {
 	w.refused(t, "is natless running?", "attach", w.client.Path())
 }
 
+// A container is found by its name, which is its label, and others of its pod
+// share what it has.
+func TestLabAttachContainer(t *testing.T) {
+	lab.Require(t)
+	w := attaching(t)
+	box, pids := w.box(t, "box"), map[string]int{}
+	for _, name := range []string{"web", "sidecar"} {
+		c := box.Command(t.Context(), "sleep", "1000")
+		require.NoError(t, c.Start())
+		defer func() { _, _ = c.Process.Kill(), c.Wait() }()
+		pids[name] = c.Process.Pid
+	}
+	socket := filepath.Join(w.Dir, "docker.sock")
+	ln, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	engine := http.Server{Handler: http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		name := strings.Split(r.URL.Path, "/")[2]
+		pid, ok := pids[name]
+		if !ok {
+			http.Error(out, `{"message":"No such container"}`, http.StatusNotFound)
+			return
+		}
+		fmt.Fprintf(out, `{"Id":"%s00","Name":"/%s","State":{"Status":"running","Running":true,"Pid":%d},"HostConfig":{"NetworkMode":"none"}}`, name, name, pid)
+	})}
+	go func() { _ = engine.Serve(ln) }()
+	defer engine.Close()
+	t.Setenv("DOCKER_HOST", "unix://"+socket)
+
+	assert.Contains(t, w.query(t, "attach", "docker:web", "--link"), "attached docker:web (web): ")
+	w.refused(t, "it is attached already", "attach", "web")
+	w.query(t, "attach", "sidecar")
+	list := w.ps(t)
+	require.Len(t, list, 1)
+	assert.Equal(t, 2, list[0].Count)
+	assert.Equal(t, "web", list[0].Label)
+	w.query(t, "detach", "web")
+	list = w.ps(t)
+	require.Len(t, list, 1)
+	assert.Equal(t, 1, list[0].Count)
+	assert.Equal(t, "sidecar", list[0].Label)
+	w.query(t, "detach", "sidecar")
+	assert.Empty(t, w.ps(t))
+}
+
+func TestLabAttachNeedsRoot(t *testing.T) {
+	lab.Require(t)
+	t.Parallel()
+	if inside, err := os.ReadFile("/proc/self/uid_map"); err != nil || len(strings.Fields(string(inside))) != 3 || !strings.HasSuffix(strings.TrimSpace(string(inside)), "4294967295") {
+		testenv.Skip(t, "there is one user in this user namespace")
+	}
+	w := attaching(t)
+	c := w.Host.Command(t.Context(), lab.Binary(t), "attach", w.client.Path(), "--socket", w.daemon.Socket)
+	c.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	out, err := c.CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(out), "permission denied: it takes root")
+}
+
 // An attach that is killed at any moment leaves nothing that detach does not
 // undo.
 func TestLabAttachKilled(t *testing.T) {
@@ -264,4 +328,3 @@ func TestLabAttachDown(t *testing.T) {
 	assert.Contains(t, w.query(t, "down"), "removed link "+link)
 	unchanged(t, w.Host, host, "after down")
 }
-

@@ -31,11 +31,13 @@ import (
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/translate"
 )
 
 // Daemon is the running natless, as control.Client asks it.
 type Daemon interface {
 	Status(context.Context) (control.Status, error)
+	Explain(context.Context, netip.Addr) (json.RawMessage, error)
 	Lend(ctx context.Context, client netip.Addr, label string) (mapping.Lease, error)
 	Attachments(context.Context) iter.Seq2[mapping.Attachment, error]
 	Attach(context.Context, mapping.Attachment) (mapping.Attachment, error)
@@ -391,7 +393,7 @@ func (w *work) source(ctx context.Context, label string) (from netip.Addr, lease
 }
 
 // follow is how long the daemon may take to see a new link on the host.
-const follow = 5 * time.Second
+const follow = 10 * time.Second
 
 // overLink makes the link. Its address is among the "local" clients when the
 // daemon has seen it.
@@ -411,16 +413,29 @@ func (w *work) overLink(ctx context.Context, label string) (from netip.Addr, lea
 		return from, lease, fmt.Errorf("making link %s: %w", l.Host, err)
 	}
 	w.record.Host = &mapping.HostSide{Link: l.Host, Index: index, Made: true}
-	for until := time.Now().Add(follow); ; time.Sleep(50 * time.Millisecond) {
-		lease, err = w.daemon.Lend(ctx, from, label)
-		if !errors.Is(err, mapping.ErrNotPermitted) || time.Now().After(until) {
-			break
-		}
+	if err := w.permitted(ctx, from); err != nil {
+		return from, lease, err
 	}
+	lease, err = w.daemon.Lend(ctx, from, label)
 	if errors.Is(err, mapping.ErrMapped) {
 		err = nil
 	}
 	return from, lease, err
+}
+
+// permitted waits until the daemon knows the client, or for a while.
+func (w *work) permitted(ctx context.Context, client netip.Addr) error {
+	for until := time.Now().Add(follow); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		answer, err := w.daemon.Explain(ctx, client)
+		if err != nil {
+			return err
+		}
+		var is mapping.Explanation
+		if err := json.Unmarshal(answer, &is); err != nil || is.Verdict != translate.ClientNotPermitted.String() {
+			return err
+		}
+	}
+	return nil
 }
 
 // useRange plans that connections take the ports of a lease that need no state.

@@ -62,6 +62,14 @@ func (f *fake) Lend(_ context.Context, a netip.Addr, label string) (mapping.Leas
 	return f.lease(a), nil
 }
 
+func (f *fake) Explain(_ context.Context, a netip.Addr) (json.RawMessage, error) {
+	var e mapping.Explanation
+	if f.permits != nil && errors.Is(f.permits(a), mapping.ErrNotPermitted) {
+		e.Verdict = "client_not_permitted"
+	}
+	return json.Marshal(e)
+}
+
 func (f *fake) Attachments(context.Context) iter.Seq2[mapping.Attachment, error] {
 	return func(yield func(mapping.Attachment, error) bool) {
 		for _, a := range f.records {
@@ -756,7 +764,7 @@ func TestFailureTakesBack(t *testing.T) {
 	}
 	_, err := r.attach(t, "client", Options{Link: true})
 	assert.ErrorIs(t, err, mapping.ErrPoolFull)
-	assert.Equal(t, 3, calls)
+	assert.Equal(t, 4, calls)
 	assert.Empty(t, r.records)
 	r.unchanged(t, before, "after a failure")
 }
