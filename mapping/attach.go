@@ -3,7 +3,6 @@ package mapping
 import (
 	"cmp"
 	"container/heap"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,21 +24,22 @@ import (
 // Attachment is a network namespace that was set up for natless. The JSON
 // names are stable.
 type Attachment struct {
-	ID        string          `json:"id"`                // "DEV:INODE" of the namespace's file in hex: one namespace has one attachment
-	Target    string          `json:"target"`            // as the user named it
-	Label     string          `json:"label,omitempty"`   //
-	Namespace string          `json:"namespace"`         // the path by which it was opened: /proc/PID/ns/net, or a file such as /run/netns/NAME
-	PID       int             `json:"pid,omitempty"`     // of the process by which it was found; 0: by a file
-	Started   uint64          `json:"started,omitempty"` // field 22 of /proc/PID/stat, so that a reused PID is not it
-	IPv6      netip.Addr      `json:"ipv6"`              // of the client
-	IPv4      netip.Addr      `json:"ipv4,omitzero"`     // lent or mapped to it
-	Ports     string          `json:"ports,omitempty"`   // "FIRST-LAST", of a range
-	Stateless uint16          `json:"stateless_last,omitempty"`
-	Count     int             `json:"count"`          // attach calls that hold it
-	Undo      json.RawMessage `json:"undo,omitempty"` // what must be restored inside; the command's own
-	Host      *HostSide       `json:"host,omitempty"`
-	Since     time.Time       `json:"since"`          // when it was first recorded
-	Seen      string          `json:"seen,omitempty"` // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
+	ID            string          `json:"id"`     // "DEV:INODE" of the namespace's file in hex: one namespace has one attachment
+	Target        string          `json:"target"` // as the user named it
+	Label         string          `json:"label,omitempty"`
+	Namespace     string          `json:"namespace"`         // the path by which it was opened: /proc/PID/ns/net, or a file such as /run/netns/NAME
+	PID           int             `json:"pid,omitempty"`     // of the process by which it was found; 0: by a file
+	Started       uint64          `json:"started,omitempty"` // field 22 of /proc/PID/stat, so that a reused PID is not it
+	IPv6          netip.Addr      `json:"ipv6"`              // of the client
+	IPv4          netip.Addr      `json:"ipv4,omitzero"`     // lent or mapped to it
+	Ports         string          `json:"ports,omitempty"`   // "FIRST-LAST", of a range
+	StatelessLast uint16          `json:"stateless_last,omitempty"`
+	Count         int             `json:"count"`          // attach calls that hold it
+	Undo          json.RawMessage `json:"undo,omitempty"` // what must be restored inside; the command's own
+	Host          *HostSide       `json:"host,omitempty"`
+	Since         time.Time       `json:"since"`          // when it was first recorded
+	Boot          string          `json:"boot,omitempty"` // of the host, since when it is known: none outlives that
+	Seen          string          `json:"seen,omitempty"` // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
 }
 
 // HostSide is what was made on the host for an attachment, on one link.
@@ -65,7 +65,7 @@ func (a Attachment) Check() error {
 	odd := func(r rune) bool { return !unicode.IsPrint(r) }
 	switch {
 	case !attachmentID.MatchString(a.ID):
-		return fmt.Errorf("id %q: expected DEV:INODE in hex", a.ID)
+		return errors.New("id: expected DEV:INODE in hex")
 	case a.Target == "" || len(a.Target) > 4096 || strings.ContainsFunc(a.Target, odd):
 		return errors.New("target: expected 1 to 4096 bytes of printable characters")
 	case !filepath.IsAbs(a.Namespace) || len(a.Namespace) > 4096 || strings.ContainsFunc(a.Namespace, odd):
@@ -78,6 +78,8 @@ func (a Attachment) Check() error {
 		return fmt.Errorf("ipv4 %v: expected an IPv4 address", a.IPv4)
 	case a.Count < 1:
 		return fmt.Errorf("count %d: expected at least 1", a.Count)
+	case len(a.Undo) > 0 && !json.Valid(a.Undo):
+		return errors.New("undo: expected JSON")
 	case a.Host != nil && (a.Host.Link == "" || a.Host.Index < 1):
 		return errors.New("host: expected a link and its index")
 	}
@@ -205,11 +207,11 @@ func (g *stage) settled(a Attachment) (Attachment, error) {
 	}
 	said := a
 	v4, r, _ := e.source(a.IPv6)
-	a.IPv4, a.Ports, a.Stateless = v4, "", 0
+	a.IPv4, a.Ports, a.StatelessLast = v4, "", 0
 	if r != nil {
-		a.Ports, a.Stateless = e.of.(*lease).saved(time.Time{}).Ports(), r.Session-1
+		a.Ports, a.StatelessLast = e.of.(*lease).saved(time.Time{}).Ports(), r.Session-1
 	}
-	if said.IPv4.IsValid() && (said.IPv4 != a.IPv4 || said.Ports != a.Ports || said.Stateless != a.Stateless) {
+	if said.IPv4.IsValid() && (said.IPv4 != a.IPv4 || said.Ports != a.Ports || said.StatelessLast != a.StatelessLast) {
 		return a, conflict("%v has %s, and not %s", a.IPv6, a.side4(), said.side4())
 	}
 	return a, nil
@@ -228,11 +230,14 @@ func (a Attachment) side4() string {
 // Until its quarantine is over the address or range is kept for its client. It
 // returns what was recorded. by says who asked, or why it is done.
 func (t *Table) Detach(id, by string) (Attachment, error) {
+	if !attachmentID.MatchString(id) {
+		return Attachment{}, errors.New("detach: expected the id of an attachment, DEV:INODE in hex")
+	}
 	t.writing.Lock()
 	defer t.writing.Unlock()
 	a, there := t.attachments[id]
 	if !there {
-		return a, fmt.Errorf("detach %q: %w: there is no such attachment", id, ErrUnknown)
+		return a, fmt.Errorf("detach %s: %w: there is no such attachment", id, ErrUnknown)
 	}
 	g := t.stage(1)
 	g.unpin(a, by)
@@ -276,102 +281,4 @@ func (t *Table) Unheld() (list []string) {
 		}
 	}
 	return list
-}
-
-// Lend makes sure that a client has a lease, as its first packet would, but for
-// the rates that hold for packets. It returns when the lease is durable, or with
-// ErrUnavailable when the context has ended before; then it may come to be, and
-// who asks again gets it. A client that has a lease keeps it. A label that is
-// not "" becomes the lease's. by says who asked.
-//
-// Errors wrap ErrMapped, ErrNotPermitted, ErrPoolFull or ErrUnavailable, or tell
-// what is malformed.
-func (t *Table) Lend(ctx context.Context, client netip.Addr, label, by string) (Lease, error) {
-	late := func() (Lease, error) {
-		return Lease{}, fmt.Errorf("lease for %v: %w: not saved in time", client, ErrUnavailable)
-	}
-	select {
-	case t.lending <- struct{}{}: // one, however often somebody tries while the disk hangs
-	case <-ctx.Done():
-		return late()
-	}
-	type answer struct {
-		lease Lease
-		err   error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		l, err := t.lend(client, label, by)
-		<-t.lending
-		done <- answer{l, err}
-	}()
-	select {
-	case a := <-done:
-		if a.err != nil {
-			return Lease{}, fmt.Errorf("lease for %v: %w", client, a.err)
-		}
-		if k := t.keeper; k != nil && k.Wake != nil {
-			k.Wake() // its packets may wait
-		}
-		return a.lease, nil
-	case <-ctx.Done():
-		return late()
-	}
-}
-
-func (t *Table) lend(client netip.Addr, label, by string) (Lease, error) {
-	if !client.Is6() || client.Is4In6() || client.Zone() != "" {
-		return Lease{}, errors.New("expected an IPv6 address")
-	}
-	if err := CheckLabel(label); err != nil {
-		return Lease{}, fmt.Errorf("label: %w", err)
-	}
-	t.writing.Lock()
-	defer t.writing.Unlock()
-	g := t.stage(1)
-	l := g.leaseOf(client)
-	if l == nil {
-		return t.lendNew(g, client, label, by)
-	}
-	if label == "" || label == l.labelled() {
-		return t.leaseInfo(&l.entry), nil
-	}
-	saved := l.saved(time.Time{})
-	saved.Label = label
-	if err := t.save(Batch{Leases: []SavedLease{saved}}); err != nil {
-		return Lease{}, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l.relabel(label)
-	g.tell(OpLeaseNoted, l, by)
-	t.publish(g)
-	return t.leaseInfo(&l.entry), nil
-}
-
-// lendNew makes the lease of a client that has none. writing must be held.
-func (t *Table) lendNew(g *stage, client netip.Addr, label, by string) (Lease, error) {
-	switch e, _ := g.v6.Lookup(client); {
-	case e != nil && e.kind == kindMap:
-		return Lease{}, fmt.Errorf("%w: it is %v, by %v", ErrMapped, e.to4(client), e.of)
-	case e != nil:
-		return Lease{}, fmt.Errorf("%w: it is an address of %v", ErrNotPermitted, e.of)
-	case !g.permits(client):
-		return Lease{}, fmt.Errorf("%w: it is among no pool's clients", ErrNotPermitted)
-	}
-	t.mu.Lock()
-	s, tick := t.current.Load(), t.tick.Load()
-	s.wake(tick)
-	x, ok := t.take(s, client, tick, t.now())
-	if ok && label != "" {
-		x.lease.relabel(label)
-	}
-	t.mu.Unlock()
-	if !ok {
-		return Lease{}, fmt.Errorf("%w: all that its pools have is lent or in quarantine", ErrPoolFull)
-	}
-	if err := t.grant([]grant{x}, by); err != nil {
-		return Lease{}, err
-	}
-	return t.leaseInfo(&x.lease.entry), nil
 }

@@ -73,6 +73,12 @@ func TestLend(t *testing.T) {
 	assert.Equal(t, []Op{OpLeaseMade, OpLeaseNoted}, r.ops(before))
 	assert.Contains(t, r.x.Explain(lessee(1)).Detail, `, labelled "db", nothing has come back`)
 
+	r.pass(50)
+	_, err = r.lend(1, "")
+	require.NoError(t, err)
+	r.pass(50)
+	assert.Equal(t, []string{"192.0.2.2 2001:db8::1"}, r.lent(), "asking again is a use of it")
+
 	shared, err := r.lend(0x101, "")
 	require.NoError(t, err)
 	assert.Equal(t, []any{addr("198.51.100.7"), "1-100", 10}, []any{shared.IPv4, shared.Ports, shared.SessionPorts})
@@ -284,7 +290,7 @@ func TestAttach(t *testing.T) {
 	assert.True(t, lent.Pinned)
 
 	a := r.attach(1)
-	assert.Equal(t, []any{addr("192.0.2.2"), "1-100", uint16(90)}, []any{a.IPv4, a.Ports, a.Stateless})
+	assert.Equal(t, []any{addr("192.0.2.2"), "1-100", uint16(90)}, []any{a.IPv4, a.Ports, a.StatelessLast})
 	wrong := a
 	wrong.Ports = "101-200"
 	_, err = r.x.Attach(wrong, "me")
@@ -326,12 +332,13 @@ func TestAttach(t *testing.T) {
 	require.NoError(t, err)
 
 	for want, spoil := range map[string]func(*Attachment){
-		`id "web": expected DEV:INODE in hex`:                      func(a *Attachment) { a.ID = "web" },
+		"id: expected DEV:INODE in hex":                            func(a *Attachment) { a.ID = "web" },
 		"target: expected 1 to 4096 bytes of printable characters": func(a *Attachment) { a.Target = "" },
 		"namespace: expected an absolute path":                     func(a *Attachment) { a.Namespace = "web" },
 		"pid and started: expected both or none":                   func(a *Attachment) { a.PID = 7 },
 		"ipv6 192.0.2.1: expected an IPv6 address":                 func(a *Attachment) { a.IPv6 = addr("192.0.2.1") },
 		"ipv4 fd00::1: expected an IPv4 address":                   func(a *Attachment) { a.IPv4 = addr("fd00::1") },
+		"undo: expected JSON":                                      func(a *Attachment) { a.Undo = []byte("{") },
 		"count 0: expected at least 1":                             func(a *Attachment) { a.Count = 0 },
 		"host: expected a link and its index":                      func(a *Attachment) { a.Host = &HostSide{Link: "veth1"} },
 		"label: expected printable characters only":                func(a *Attachment) { a.Label = "\x01" },
@@ -404,6 +411,21 @@ func TestUnansweredRangeRests(t *testing.T) {
 	}
 	r.pass(10)
 	require.True(t, r.leases(4))
+}
+
+// Without a store all of it is in memory.
+func TestAttachmentsInMemory(t *testing.T) {
+	r := rigOf(t, nil, poolOf("192.0.2.0/29"))
+	a := r.attach(1)
+	r.pass(1000)
+	assert.Equal(t, []string{"192.0.2.2 2001:db8::1"}, r.lent())
+	_, err := r.x.Detach("web", "me")
+	assert.ErrorContains(t, err, "expected the id of an attachment")
+	_, err = r.x.Detach(a.ID, "me")
+	require.NoError(t, err)
+	assert.Empty(t, r.lent())
+	r.start()
+	assert.Empty(t, r.x.Attachments())
 }
 
 // In a full pool ranges that nobody answers end after a minute, and rest; what

@@ -119,12 +119,15 @@ func parseAttachment(data []byte) (a mapping.Attachment, err error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&a); err != nil {
-		return a, fmt.Errorf("expected an attachment: %w", err)
+		return a, fmt.Errorf("expected an attachment: %s", quoted(err.Error()))
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return a, errors.New("expected nothing after the JSON object")
 	}
-	return a, a.Check()
+	if err := a.Check(); err != nil {
+		return a, fmt.Errorf("the attachment: %w", err)
+	}
+	return a, nil
 }
 
 // parseQuery reads a query that may have one parameter, once.

@@ -49,6 +49,7 @@ func (d *daemon) Attachments() iter.Seq[any] {
 func (d *daemon) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
 	d.attaching.Lock()
 	defer d.attaching.Unlock()
+	a.Boot = boot()
 	a.Seen, _ = sight(a) // if it cannot be seen, the answer says so
 	return d.table.Attach(a, by)
 }
@@ -95,14 +96,23 @@ func (d *daemon) detachGone() {
 	}
 }
 
-// gone reports whether a target that was seen when it was attached is not there
-// any more. Of one that was not, nothing can be told.
+// gone reports whether a target is not there any more. Of one that was not seen
+// when it was attached that can be told only after the host was started anew.
 func gone(a mapping.Attachment) bool {
+	if now := boot(); now != "" && a.Boot != "" && now != a.Boot {
+		return true
+	}
 	if a.Seen == "" {
 		return false
 	}
 	seen, err := sight(a)
 	return errors.Is(err, errGone) || err == nil && seen != a.Seen
+}
+
+// boot tells one start of the host from the others; "" if that is not known.
+func boot() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return string(bytes.TrimSpace(id))
 }
 
 func clearHost(h *mapping.HostSide) error {
@@ -120,19 +130,10 @@ var errGone = errors.New("it is gone")
 // needs no privileges, and does not look into /proc/PID/ns, which does. The
 // error is errGone, or why nothing can be told.
 func sight(a mapping.Attachment) (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", err
-	}
-	look := fileSight
 	if a.PID != 0 {
-		look = processSight
+		return processSight(a)
 	}
-	seen, err := look(a)
-	if err != nil {
-		return "", err
-	}
-	return string(bytes.TrimSpace(boot)) + " " + seen, nil
+	return fileSight(a)
 }
 
 // fileSight is the namespace's file and when it came to be.
