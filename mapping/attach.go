@@ -199,7 +199,7 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 func (g *stage) settled(a Attachment) (Attachment, error) {
 	e, _ := g.v6.Lookup(a.IPv6)
 	if e == nil && !a.IPv4.IsValid() {
-		a.Ports, a.Stateless = "", 0 // the link from which it may lease is to be made yet
+		a.Ports, a.StatelessLast = "", 0 // the link from which it may lease is to be made yet
 		return a, nil
 	}
 	if e == nil || e.kind > kindRange {

@@ -86,9 +86,9 @@ func (f *fake) Attach(_ context.Context, a mapping.Attachment) (mapping.Attachme
 	}
 	if _, ok := f.lent[a.IPv6]; ok {
 		l := f.lease(a.IPv6)
-		a.IPv4, a.Ports, a.Stateless = l.IPv4, l.Ports, 0
+		a.IPv4, a.Ports, a.StatelessLast = l.IPv4, l.Ports, 0
 		if p, err := ParsePorts(l.Ports); err == nil {
-			a.Stateless = p.Last - uint16(l.SessionPorts)
+			a.StatelessLast = p.Last - uint16(l.SessionPorts)
 		}
 	}
 	f.records[a.ID] = a

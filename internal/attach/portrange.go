@@ -138,7 +138,7 @@ func SetRange(ctx context.Context, d Daemon, name string) (r Result, err error) 
 // Stateless is the part of an attachment's range that connections take.
 func Stateless(a mapping.Attachment) (Ports, error) {
 	p, err := ParsePorts(a.Ports)
-	p.Last = a.Stateless
+	p.Last = a.StatelessLast
 	return p, err
 }
 

@@ -40,6 +40,7 @@ func (c *Config) Validate() error {
 func (c *Config) check(r *report) {
 	c.checkNotYet(r)
 	c.checkDevice(r)
+	c.checkFirewall(r)
 	c.checkMTUs(r)
 	c.checkPref64(r)
 	c.checkOwn(r)
@@ -85,6 +86,18 @@ func (c *Config) checkDevice(r *report) {
 	}
 	if d.Queues < 0 || d.Queues > maxQueues {
 		r.add("device.queues", "%d: expected 0 (one per CPU, at most 8) or 1 to %d", d.Queues, maxQueues)
+	}
+}
+
+func (c *Config) checkFirewall(r *report) {
+	if c.Network.Firewall != "open" {
+		return
+	}
+	if !c.Network.Manage {
+		r.add("network.firewall", `open: network.manage is false, which leaves the host to you: expected "name"`)
+	}
+	if strings.HasSuffix(c.Device.Name, "+") {
+		r.add("device.name", `%s: iptables takes it for all names that begin so: expected another where network.firewall is "open"`, given(c.Device.Name))
 	}
 }
 

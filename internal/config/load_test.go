@@ -94,7 +94,7 @@ format = "json"
 	want := Default()
 	want.File = "f"
 	want.Device = Device{Name: "nat6", MTU: 9000, Queues: 2, Offload: "off"}
-	want.Network = Network{Manage: false, Masquerade: "on", OnExit: "keep"}
+	want.Network = Network{Manage: false, Masquerade: "on", Firewall: "name", OnExit: "keep"}
 	want.Translation = Translation{
 		Pref64: prefix("2001:db8:64::/48"), IPv4: netip.MustParseAddr("192.0.2.1"), IPv6: netip.MustParseAddr("2001:db8::1"),
 		RFC6791:       []netip.Prefix{prefix("192.0.2.8/29"), prefix("192.0.2.3/32")},
@@ -228,6 +228,10 @@ func TestBad(t *testing.T) {
 		"ra":            {"[ra]\ninterfaces = [\"eth0\"]", `f:2: ra.interfaces: this version does not have router advertisements: leave the key out`},
 		"ra lifetime":   {"[ra]\nlifetime = \"10m\"", `f:2: ra.lifetime: this version does not have router advertisements: leave the key out`},
 
+		"firewall": {"[network]\nmanage = false\nfirewall = \"open\"",
+			`f:3: network.firewall: open: network.manage is false, which leaves the host to you: expected "name"`},
+		"firewall of many": {"[device]\nname = \"nat+\"\n[network]\nfirewall = \"open\"",
+			`f:2: device.name: nat+: iptables takes it for all names that begin so: expected another where network.firewall is "open"`},
 		"several": {"[network]\nmasquerade = 1\n[device]\nmtu = 5\n[translation]\npref64 = \"::1\"",
 			"f:2: network.masquerade: 1: expected \"auto\", \"on\" or \"off\"\n" +
 				"f:4: device.mtu: 5: expected 0 or 1280 to 65535\n" +

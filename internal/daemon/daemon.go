@@ -298,6 +298,9 @@ func (d *daemon) summary() string {
 	if m := d.inForce.Load().plan.Masquerade; len(m) > 0 {
 		said = append(said, "masquerading pool addresses")
 	}
+	if opened := d.host.Opened(); len(opened) > 0 {
+		said = append(said, "opened "+strings.Join(opened, ", "))
+	}
 	return strings.Join(append(said, "refused: "+strings.Join(d.refused(), ", ")), "; ")
 }
 

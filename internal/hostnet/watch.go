@@ -22,6 +22,7 @@ const (
 	Followed Kind = "followed" // the host changed, and natless's part with it
 	Clash    Kind = "clash"    // the host now uses what is natless's for something else
 	Resolved Kind = "resolved" // a clash is over
+	Blocked  Kind = "blocked"  // a firewall of another program now drops natless's packets
 	Paused   Kind = "paused"   // others change something again and again; natless waits a minute
 	Failed   Kind = "failed"   // something could not be done
 )
@@ -134,6 +135,7 @@ type watcher struct {
 	told    bool
 	gone    bool
 	clashes map[string]bool
+	blocked map[string]bool      // by firewalls, in words, as at the last look; nil before the first
 	tries   map[string]*patience // by the changes' keys
 }
 
@@ -154,6 +156,9 @@ func (w *watcher) look() (closed bool) {
 		w.tell(Failed, "%v", err)
 		return false
 	}
+	if w.blocked == nil {
+		w.blocked = h.blocked(v)
+	}
 	w.tellLocal(v)
 	w.tellClashes(v)
 	if _, ok := v.links[h.device]; !ok {
@@ -168,7 +173,29 @@ func (w *watcher) look() (closed bool) {
 	for _, c := range h.changes(v) {
 		w.make(c, now)
 	}
+	w.tellFirewalls(v)
 	return false
+}
+
+// tellFirewalls tells of firewalls that came into the way since the look before
+// and that natless did not open.
+func (w *watcher) tellFirewalls(v *view) {
+	now := w.host.blocked(v)
+	for text := range now {
+		if !w.blocked[text] {
+			w.tell(Blocked, "%s", text)
+		}
+	}
+	w.blocked = now
+}
+
+// blocked are the firewalls that drop natless's packets, in words.
+func (h *Host) blocked(v *view) map[string]bool {
+	now := map[string]bool{}
+	for _, f := range firewalls(v, h.plan) {
+		now[f.String()] = true
+	}
+	return now
 }
 
 func (w *watcher) tellLocal(v *view) {
