@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -271,6 +272,28 @@ func TestLabAttachContainer(t *testing.T) {
 	assert.Equal(t, "sidecar", list[0].Label)
 	w.query(t, "detach", "sidecar")
 	assert.Empty(t, w.ps(t))
+}
+
+// A forward policy of drop is named, with what opens it.
+func TestLabAttachNamesFirewall(t *testing.T) {
+	lab.Require(t)
+	t.Parallel()
+	w := attaching(t)
+	box := w.box(t, "box")
+	theirs, drop := &nftables.Table{Name: "theirs", Family: nftables.TableFamilyINet}, nftables.ChainPolicyDrop
+	ruleset(t, w.Host, func(c *nftables.Conn) {
+		c.AddChain(&nftables.Chain{
+			Name: "forward", Table: c.AddTable(theirs), Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+		})
+	})
+	out := w.query(t, "attach", box.Path(), "--link", "--label", "box")
+	assert.Contains(t, out, "natless: note: natless does not answer it: no echo reply from "+lab.Embed(lab.Pref64, ownIPv4).String())
+	assert.Contains(t, out, "natless: note: a firewall drops forwarded packets (inet theirs forward); this lets natless's through: nft ")
+	assert.Contains(t, out, "\nattached ")
+	ruleset(t, w.Host, func(c *nftables.Conn) { c.DelTable(theirs) })
+	w.reaches(t, box)
+	w.query(t, "detach", "box")
 }
 
 func TestLabAttachNeedsRoot(t *testing.T) {

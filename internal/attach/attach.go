@@ -180,10 +180,17 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	}
 	w := &work{daemon: d, target: t, options: o, n: n, outside: outside, pref64: s.Pref64, probe: probe}
 	if err := w.do(ctx); err != nil {
-		return r, errors.Join(err, w.takeBack(ctx))
+		return r, errors.Join(err, w.takeBack(context.WithoutCancel(ctx)))
 	}
 	r.Attachment, r.Done = w.record, w.state.words()
 	r.Warnings = append(w.warnings, w.verify(ctx, s.OwnIPv4.IsValid())...)
+	firewalls, err := hostnet.Firewalls(s.Device)
+	if err != nil {
+		r.Warnings = append(r.Warnings, err.Error())
+	}
+	for _, f := range firewalls {
+		r.Warnings = append(r.Warnings, f.String())
+	}
 	return r, nil
 }
 
@@ -262,7 +269,8 @@ func record(ctx context.Context, d Daemon, a mapping.Attachment, s state) (mappi
 		return a, err
 	}
 	a.Undo, a.Count = undo, len(s.Holders)
-	a.Seen, a.Since = "", time.Time{} // the daemon's own
+	// The daemon fills these in.
+	a.IPv4, a.Ports, a.StatelessLast, a.Since, a.Boot, a.Seen = netip.Addr{}, "", 0, time.Time{}, "", ""
 	h := s.Holders[0]
 	a.Target, a.Label, a.Namespace, a.PID, a.Started = h.Target, h.Label, h.Path, 0, 0
 	if strings.HasPrefix(h.Path, "/proc/") {
@@ -272,7 +280,7 @@ func record(ctx context.Context, d Daemon, a mapping.Attachment, s state) (mappi
 	// The daemon looks whether the file is there, which outlives a process that
 	// shares the namespace; where it cannot see the file, the process has to do.
 	if err == nil && a.Seen == "" && a.PID != h.PID {
-		a.PID, a.Started, a.Since = h.PID, h.Started, time.Time{}
+		a.PID, a.Started = h.PID, h.Started
 		a, err = d.Attach(ctx, a)
 	}
 	return a, err
@@ -293,7 +301,7 @@ func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Op
 	}
 	if err := h.point(); err != nil {
 		e.Attachment = r.Attachment
-		_, back := release(ctx, d, e, n, func(x holder) bool { return x.is(t) })
+		_, back := release(context.WithoutCancel(ctx), d, e, n, func(x holder) bool { return x.is(t) })
 		return r, errors.Join(err, back)
 	}
 	return r, nil
@@ -382,7 +390,9 @@ func (w *work) source(ctx context.Context, label string) (from netip.Addr, lease
 		lease, err := w.daemon.Lend(ctx, s.addr, label)
 		switch {
 		case err == nil || errors.Is(err, mapping.ErrMapped):
-			w.state.Route = s.pin
+			if s.loose || lease.Ports != "" {
+				w.state.Route = s.pin
+			}
 			return s.addr, lease, nil
 		case !errors.Is(err, mapping.ErrNotPermitted):
 			return from, lease, err

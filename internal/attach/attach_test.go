@@ -515,6 +515,7 @@ func TestRangeAndNativeIPv6(t *testing.T) {
 	got, err := r.attach(t, "client", Options{})
 	require.NoError(t, err)
 	assert.Equal(t, []string{"its connections over native IPv6 take ports 2048-2943 too"}, got.Warnings)
+	assert.Contains(t, got.Done, "route to 2001:db8:64::/96 from 2001:db8:1::2", "a range has its source pinned")
 }
 
 func TestReservedWithin(t *testing.T) {

@@ -232,10 +232,9 @@ func (n *Namespace) settled() ([]address, error) {
 
 // source is an address that may hold the lease, and the way from there.
 type source struct {
-	addr netip.Addr
-	// pin is the route to pref64 that makes connections come from it; nil where
-	// they do anyway.
-	pin *Route
+	addr  netip.Addr
+	pin   *Route // to pref64, which makes connections come from it
+	loose bool   // without it they may not
 }
 
 // errNoSource says that a namespace lacks what a link of its own would give it.
@@ -277,9 +276,10 @@ func (n *Namespace) sources(outside *Namespace, pref64 netip.Prefix, to netip.Ad
 	}
 	list := make([]source, len(fit))
 	for i, a := range fit {
-		list[i].addr = a.Addr()
-		if !routed || len(all) > 1 {
-			list[i].pin = &Route{To: pref64, Via: w.via, Link: name, From: a.Addr()}
+		list[i] = source{
+			addr:  a.Addr(),
+			pin:   &Route{To: pref64, Via: w.via, Link: name, From: a.Addr()},
+			loose: !routed || len(all) > 1,
 		}
 	}
 	return list, nil
