@@ -33,6 +33,7 @@ type fake struct {
 	lease   func(netip.Addr) mapping.Lease
 	records map[string]mapping.Attachment
 	lent    map[netip.Addr]string // labels
+	sees    bool                  // files of namespaces
 	killAt  int                   // panics after so many answers about attachments; 0: never
 	fail    error
 }
@@ -90,6 +91,9 @@ func (f *fake) Attach(_ context.Context, a mapping.Attachment) (mapping.Attachme
 		if p, err := ParsePorts(l.Ports); err == nil {
 			a.StatelessLast = p.Last - uint16(l.SessionPorts)
 		}
+	}
+	if f.sees || a.PID != 0 {
+		a.Seen = "something"
 	}
 	f.records[a.ID] = a
 	if f.killAt--; f.killAt == 0 {
@@ -339,6 +343,28 @@ func TestAttachAgain(t *testing.T) {
 	_, err = r.detach(t, "client")
 	require.NoError(t, err)
 	r.unchanged(t, before, "after detach")
+}
+
+// The daemon looks at the file of a container's namespace, which others may
+// share, or where it does not see that at the process.
+func TestWhatTheDaemonLooksAt(t *testing.T) {
+	r := newRig(t)
+	c := r.client.Command(t.Context(), "/bin/sleep", "60")
+	require.NoError(t, c.Start())
+	defer func() { _, _ = c.Process.Kill(), c.Wait() }()
+	web := running("f00", "web", c.Process.Pid)
+	file := filepath.Join(netnsDir, "client")
+	web["NetworkSettings"] = object{"SandboxKey": file}
+	serveEngine(t, "CONTAINER_HOST", map[string]object{"web": web})
+	for sees, pid := range map[bool]int{true: 0, false: c.Process.Pid} {
+		r.sees = sees
+		got, err := r.attach(t, "web", Options{Link: true})
+		require.NoError(t, err)
+		assert.Equal(t, file, got.Namespace)
+		assert.Equal(t, pid, got.PID)
+		_, err = r.detach(t, "web")
+		require.NoError(t, err)
+	}
 }
 
 // The same label gets the same addresses.

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping"
 )
 
 // Kind is what a [Target] was found as.
@@ -171,8 +173,9 @@ func byPID(pid int) (*Target, error) {
 		return nil, err
 	}
 	t := &Target{Kind: KindPID, Label: strconv.Itoa(pid), Path: fmt.Sprintf("/proc/%d/ns/net", pid), PID: pid, Started: started}
-	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil {
-		t.Label = strings.TrimSpace(string(comm))
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if name := strings.TrimSpace(string(comm)); err == nil && name != "" && mapping.CheckLabel(name) == nil {
+		t.Label = name // which may be anything
 	}
 	id, failed := identify(t.Path)
 	again, err := startTime(pid)
