@@ -18,9 +18,6 @@
 //     holds them until it comes; then they are PeekOut or PeekIn.
 //   - End when a lease ends or its range becomes another. Expire every second.
 //
-// Nothing calls it yet: the configuration refuses pools of mode port-range,
-// which need it, until all that goes with them is there.
-//
 // # Sessions
 //
 // A mapping ties a client's port (or echo identifier) of a protocol to an
@@ -77,7 +74,7 @@ type Timeouts struct {
 	TCPIncomingSYN uint32 // RFC 5382 REQ-4, RFC 6146 4 (TCP_INCOMING_SYN): at least 6 seconds
 	UDP            uint32 // RFC 4787 REQ-5, RFC 6146 4 (UDP_DEFAULT, UDP_MIN): 5 minutes, at least 2; UDP-Lite too
 	ICMP           uint32 // RFC 5508 REQ-2, RFC 6146 4 (ICMP_DEFAULT): at least 60 seconds
-	DCCP           uint32 // RFC 5597: as TCPEstablished, since its states are not observed
+	DCCP           uint32 // RFC 5597: as TCPEstablished, since its states are not observed; SCTP too
 }
 
 // Config is what a Table is made of.
@@ -233,6 +230,33 @@ func (t *Table) PeekIn(r *mapping.Range, f *translate.Flow, now uint32) Reason {
 		return NoSession
 	}
 	setDestination(f, p, t.slots.mappings[m].internal)
+	return OK
+}
+
+// CanOpen says what Out would where PeekOut says NoSession: OK if it would open
+// a session, or why not. It serves traces.
+func (t *Table) CanOpen(r *mapping.Range, f *translate.Flow, flags uint8, now uint32) Reason {
+	s, k, p, reason := t.lock(r, f)
+	if reason != OK {
+		return reason
+	}
+	defer s.mu.Unlock()
+	if _, opens := begin(flags); p == protocolTCP && !opens {
+		return NotSYN
+	}
+	s.advance(now, expireLock)
+	o := s.owners[k.client]
+	if o == nil || o.part != k.part {
+		o = &owner{}
+	}
+	switch {
+	case o.flows >= t.limit:
+		return ClientFull
+	case o.ports[p].used == k.part.size():
+		return PartFull
+	case t.slots.len() == len(t.slots.flows)-1:
+		return TableFull
+	}
 	return OK
 }
 

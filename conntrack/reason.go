@@ -7,7 +7,6 @@ type Reason uint8
 const (
 	OK            Reason = iota
 	NoPorts              // a protocol without ports, or one natless does not know: it belongs to nobody on a shared address
-	FixedPorts           // SCTP: its checksum covers the ports and cannot be adjusted, so they cannot change
 	NoSession            // nothing has this external port; of Peek: or there is no session
 	NotSYN               // a TCP packet that no session has and that begins none (RFC 6146 3.5.2.2)
 	PartFull             // all ports of the client's session part are taken
@@ -19,7 +18,7 @@ const (
 	reasonCount
 )
 
-var reasons = [reasonCount]string{"ok", "no_ports", "fixed_ports", "no_session", "not_syn", "part_full", "client_full", "table_full", "held", "fragments_full"}
+var reasons = [reasonCount]string{"ok", "no_ports", "no_session", "not_syn", "part_full", "client_full", "table_full", "held", "fragments_full"}
 
 func (r Reason) String() string { return reasons[r] }
 
@@ -32,18 +31,16 @@ const (
 	protocolICMP
 	protocolDCCP
 	protocolUDPLite
+	protocolSCTP
 
 	protocols
 )
 
 // numbers are the IANA's, in IPv4.
-var numbers = [protocols]uint8{6, 17, 1, 33, 136}
+var numbers = [protocols]uint8{6, 17, 1, 33, 136, 132}
 
-// Numbers that have no session of their own.
-const (
-	numberICMPv6 = 58
-	numberSCTP   = 132
-)
+// numberICMPv6 is what an ICMP packet has on the other side.
+const numberICMPv6 = 58
 
 func protocolOf(number uint8) (protocol, Reason) {
 	switch number {
@@ -57,8 +54,8 @@ func protocolOf(number uint8) (protocol, Reason) {
 		return protocolDCCP, OK
 	case numbers[protocolUDPLite]:
 		return protocolUDPLite, OK
-	case numberSCTP:
-		return 0, FixedPorts
+	case numbers[protocolSCTP]:
+		return protocolSCTP, OK
 	}
 	return 0, NoPorts
 }
@@ -79,4 +76,4 @@ const (
 )
 
 // idle is the timeout of a protocol whose states are not observed.
-var idle = [protocols]lifetime{protocolUDP: udp, protocolICMP: icmp, protocolDCCP: dccp, protocolUDPLite: udp}
+var idle = [protocols]lifetime{protocolUDP: udp, protocolICMP: icmp, protocolDCCP: dccp, protocolUDPLite: udp, protocolSCTP: dccp}

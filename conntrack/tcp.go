@@ -22,9 +22,6 @@ var states = [stateCount]string{"open", "v6_init", "v4_init", "established", "v6
 
 func (s State) String() string { return states[s] }
 
-// MarshalText makes a State its name.
-func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
 // The flags of TCP that are observed, as they are in its header.
 const (
 	flagFIN = 0x01

@@ -45,7 +45,7 @@ func benchmarkFlows(b *testing.B, name string, x *Table, clients []netip.Addr) {
 				var f translate.Flow
 				for i := 0; b.Loop(); {
 					f = way.flows[i]
-					if v := x.ResolveIn(&f, 1); v != translate.OK {
+					if _, v := x.ResolveRanges(&f, 1); v != translate.OK {
 						b.Fatal(v)
 					}
 					if i++; i == active {

@@ -102,52 +102,51 @@ func (r *Range) Stateless(proto uint8, port uint16) bool {
 // its ports.
 type Ranges struct{ Src, Dst *Range }
 
-// Session reports whether a flow takes a session at either end: with a port
-// outside the stateless part of the Range, or a protocol whose ports natless
-// does not leave alone.
-func (x Ranges) Session(f *translate.Flow) bool {
-	return x.Src != nil && !x.Src.Stateless(f.Proto, f.SrcPort) ||
-		x.Dst != nil && !x.Dst.Stateless(f.Proto, f.DstPort)
-}
-
-// alone is the verdict of those that know no sessions.
-func (x Ranges) alone(f *translate.Flow, v translate.Verdict) translate.Verdict {
-	if x != (Ranges{}) && v.Leaves() && x.Session(f) {
-		return translate.NoSession
-	}
-	return v
-}
-
-// ResolveRanges is ResolveIn for a caller that knows sessions. It translates
-// the addresses, and leaves the ports where Ranges says that they take a
-// session: to IPv4 that of the source, to IPv6 that of the destination. A
-// hairpin has a second half, where HairpinBackRanges tells of the destination.
+// ResolveRanges translates the addresses of a flow, in place, to those of the
+// other side. A permitted client's first packet leases it an address: at once,
+// or with Keep after it was saved, and until then the verdict is LeasePending.
+// Calls take no lock and allocate nothing, except that without Keep that first
+// packet does. tick is the caller's coarse clock in seconds, the same that
+// Expire is told.
 //
-// Ports lead, whatever the protocol; of a later fragment they must be those of
-// its first. ICMP to a shared address is OwnAddress, since natless answers echo
-// there. If somebody has the identifier, Dst is not nil all the same, and the
-// addresses are translated (of a hairpin, the first half): an echo reply may
-// belong to a session.
+// Besides OK the verdict may be Hairpin: the flow is translated, its
+// destination is a client of natless again, and HairpinBackRanges tells how it
+// comes back. Any other verdict drops the packet, and the flow is then
+// meaningless. OwnAddress comes only for a source that could be answered.
+//
+// Ports stay where Ranges says that they take a session: to IPv4 that of the
+// source, to IPv6 that of the destination. Of a later fragment they must be
+// those of its first. ICMP to a shared address is OwnAddress, since natless
+// answers echo there. If somebody has the identifier, Dst is not nil all the
+// same, and the addresses are translated (of a hairpin, the first half): an
+// echo reply may belong to a session.
 func (t *Table) ResolveRanges(f *translate.Flow, tick uint32) (Ranges, translate.Verdict) {
 	v, x := t.resolve(f, tick, lend)
 	return x, v
 }
 
-// LookupRanges is Lookup as ResolveRanges is ResolveIn.
+// LookupRanges is ResolveRanges without consequences: it leases nothing and no
+// lease counts as used. It serves packets quoted in ICMP errors (reversed).
 func (t *Table) LookupRanges(f translate.Flow) (translate.Flow, Ranges, translate.Verdict) {
 	v, x := t.resolve(&f, 0, refuse)
 	return f, x, v
 }
 
-// ForeseeRanges is Foresee as ResolveRanges is ResolveIn.
+// ForeseeRanges is what ResolveRanges would say now, without consequences: a
+// client that has no lease gets what its first packet would lease. It serves
+// traces, and takes a lock where ResolveRanges does.
 func (t *Table) ForeseeRanges(f translate.Flow) (translate.Flow, Ranges, translate.Verdict) {
 	v, x := t.resolve(&f, 0, foresee)
 	return f, x, v
 }
 
-// HairpinBackRanges is HairpinBack as ResolveRanges is ResolveIn. f has the
-// external ports. Of the outer flow of an ICMP error, DstPort must be the
-// SrcPort of the packet that it quotes, and the addresses are all that counts.
+// HairpinBackRanges is the second half of a hairpin (RFC 7757 4.2.2): the way
+// back to IPv6 of a flow for which ResolveRanges, LookupRanges or ResolveError
+// said Hairpin. The source is translated by pref64 even if a map has it, so
+// that answers come through natless too. For a packet quoted in an ICMP error
+// it is called with the reversed flow, as LookupRanges is. f has the external
+// ports. Of the outer flow of an ICMP error, DstPort must be the SrcPort of the
+// packet that it quotes, and the addresses are all that counts.
 func (t *Table) HairpinBackRanges(f translate.Flow) (translate.Flow, Ranges, translate.Verdict) {
 	e, _ := t.current.Load().v4.Lookup(f.Dst)
 	var x Ranges
@@ -164,6 +163,25 @@ func (t *Table) HairpinBackRanges(f translate.Flow) (translate.Flow, Ranges, tra
 		f.Proto = icmp6
 	}
 	return f, x, translate.OK
+}
+
+// Shared reports whether clients share an IPv4 address, or the one that an IPv6
+// address under pref64 has inside.
+func (t *Table) Shared(a netip.Addr) bool {
+	var v4 uint32
+	if a.Is4() {
+		v4 = number4(a)
+	} else if inside, ok := t.pref64.extract(halves(a)); ok {
+		v4 = inside
+	} else {
+		return false
+	}
+	s := t.current.Load()
+	if !s.octets.has(v4) {
+		return false
+	}
+	e, _ := s.v4.Lookup(addr4(v4))
+	return e != nil && e.kind == kindShared
 }
 
 // shared is the entry of an address that clients share, or of all those of a
@@ -216,6 +234,8 @@ func (t *Table) destination(e *entry, f *translate.Flow, tick uint32, m missing)
 	switch {
 	case m != standIn && (f.Proto == icmp4 || f.Proto == icmp6):
 		v = translate.OwnAddress
+	case m != standIn && !translate.HasPorts(f.Proto):
+		v = translate.NoPorts
 	case l == nil:
 		v = translate.DestinationUnmapped
 	}

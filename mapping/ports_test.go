@@ -72,7 +72,7 @@ func TestSharedAddress(t *testing.T) {
 		"nobody's in":       {protoFlow(6, server4, 80, sharedV4, 3072), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
 		"low port in":       {protoFlow(6, server4, 80, sharedV4, 1023), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
 		"highest in":        {protoFlow(6, server4, 80, sharedV4, 65535), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
-		"without ports in":  {protoFlow(47, server4, 0, sharedV4, 0), "", "", Ranges{}, translate.DestinationUnmapped, translate.DestinationUnmapped},
+		"without ports in":  {protoFlow(47, server4, 0, sharedV4, 0), "", "", Ranges{}, translate.NoPorts, translate.NoPorts},
 		"DCCP in":           {protoFlow(33, server4, 80, sharedV4, 1024), server6, one, Ranges{Dst: first}, translate.OK, translate.NoSession},
 		"echo in":           {protoFlow(1, server4, 1024, sharedV4, 1024), server6, one, Ranges{Dst: first}, translate.OwnAddress, translate.OwnAddress},
 		"nobody's echo in":  {protoFlow(1, server4, 7, sharedV4, 7), "", "", Ranges{}, translate.OwnAddress, translate.OwnAddress},

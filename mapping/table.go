@@ -101,47 +101,7 @@ const (
 	foresee                // say what lend would do
 )
 
-// Resolve is the flow that f becomes on the other side. A permitted client's
-// first packet leases it an address: at once, or with Keep after it was saved,
-// and until then the verdict is LeasePending. Calls take no lock and allocate
-// nothing, except that without Keep that first packet does. tick is the
-// caller's coarse clock in seconds, the same that Expire is told.
-//
-// Besides OK the verdict may be Hairpin: the flow is translated, its
-// destination is a client of natless again, and HairpinBack tells how it comes
-// back. Any other verdict drops the packet, and the flow is then meaningless.
-// OwnAddress comes only for a source that could be answered. NoSession says that
-// a client shares its IPv4 address, and that arithmetic does not settle the
-// port: ResolveRanges is for those who can.
-func (t *Table) Resolve(f translate.Flow, tick uint32) (translate.Flow, translate.Verdict) {
-	v := t.ResolveIn(&f, tick)
-	return f, v
-}
-
-// ResolveIn is Resolve in place. It is for the hot path: a flow by value is
-// copied several times on its way through a call, at more than the cost of
-// the lookup.
-func (t *Table) ResolveIn(f *translate.Flow, tick uint32) translate.Verdict {
-	v, x := t.resolve(f, tick, lend)
-	return x.alone(f, v)
-}
-
-// Lookup is Resolve without consequences: it leases nothing and no lease
-// counts as used. It serves packets quoted in ICMP errors (reversed).
-func (t *Table) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
-	v, x := t.resolve(&f, 0, refuse)
-	return f, x.alone(&f, v)
-}
-
-// Foresee is what Resolve would say now, without consequences: a client that
-// has no lease gets the address that its first packet would lease. It serves
-// traces, and takes a lock where Resolve does.
-func (t *Table) Foresee(f translate.Flow) (translate.Flow, translate.Verdict) {
-	v, x := t.resolve(&f, 0, foresee)
-	return f, x.alone(&f, v)
-}
-
-// ResolveError is Lookup for the outer flow of an ICMP error, where a source
+// ResolveError is LookupRanges for the outer flow of an ICMP error, where a source
 // that has no counterpart is no reason to drop: path MTU discovery depends on
 // it. To IPv4 such an error leaves with a random address of rfc6791 (RFC
 // 6791), to IPv6 with natless's own. It never leases. Sources that nobody can
@@ -153,16 +113,6 @@ func (t *Table) Foresee(f translate.Flow) (translate.Flow, translate.Verdict) {
 func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdict) {
 	v, _ := t.resolve(&f, 0, standIn)
 	return f, v
-}
-
-// HairpinBack is the second half of a hairpin (RFC 7757 4.2.2): the way back
-// to IPv6 of a flow for which Resolve, Lookup or ResolveError said Hairpin.
-// The source is translated by pref64 even if a map has it, so that answers
-// come through natless too. For a packet quoted in an ICMP error it is called
-// with the reversed flow, as Lookup is.
-func (t *Table) HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict) {
-	f, x, v := t.HairpinBackRanges(f)
-	return f, x.alone(&f, v)
 }
 
 // Own reports whether a is an address of natless itself and of nobody else.

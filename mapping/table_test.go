@@ -533,7 +533,7 @@ func TestResolveAllocatesNothing(t *testing.T) {
 			tick++
 			x.Resolve(f, tick)
 			in := f
-			x.ResolveIn(&in, tick)
+			x.ResolveRanges(&in, tick)
 			x.Lookup(f)
 			x.ResolveError(f)
 			x.HairpinBack(f)

@@ -40,6 +40,11 @@ type Packet struct {
 	// by one per segment of a super-packet. The owner seeds it.
 	ID uint32
 
+	// FragmentIDs are the IPv4 identifications that fragments may have whose
+	// sender shares its IPv4 address with others (RFC 7597 8.3.3). Parse makes
+	// it the zero value, which is any.
+	FragmentIDs IDs
+
 	outer header
 	quote header // of the packet inside an ICMP error; quote.start is 0 without one
 	icmp  icmpError
@@ -51,6 +56,18 @@ type Packet struct {
 	mtu       int   // of the error that answers TooBig
 	cut       cutter
 	assembled [minIPv6MTU]byte // an ICMP error under translation; headers of fragments
+}
+
+// IDs are Size IPv4 identifications from First on; if Size is 0, all of them.
+type IDs struct{ First, Size uint16 }
+
+// of makes an identification of these of a longer one, always the same of the
+// same.
+func (r IDs) of(id uint32) uint16 {
+	if r.Size == 0 {
+		return uint16(id)
+	}
+	return r.First + uint16(id%uint32(r.Size))
 }
 
 // Offload is the GSO and checksum metadata of a packet. It has the fields of
@@ -140,6 +157,7 @@ func (f Flow) Reversed() Flow {
 func (p *Packet) Parse(o *Options) Verdict {
 	b := p.Buf[p.Off : p.Off+p.Len]
 	p.quote.start = 0
+	p.FragmentIDs = IDs{}
 	p.checksum, p.l4Header, p.echo = 0, 0, false
 	p.Flow.SrcPort, p.Flow.DstPort, p.Flow.Frag = 0, 0, Whole
 	if len(b) == 0 {
@@ -172,6 +190,28 @@ func (p *Packet) IsEchoRequest() bool {
 	}
 	typ := p.Buf[p.Off+p.outer.l4]
 	return typ == icmp4Echo && !p.v6 || typ == icmp6Echo && p.v6
+}
+
+// IsEchoReply reports whether the packet is an ICMP echo reply.
+func (p *Packet) IsEchoReply() bool { return p.echo && !p.IsEchoRequest() }
+
+// TCPFlags is the byte of flags in the packet's TCP header, 0 where there is
+// none. A super-packet has those of its first segment and of its last.
+func (p *Packet) TCPFlags() uint8 {
+	if p.outer.proto != protoTCP || p.Flow.Frag == Later {
+		return 0
+	}
+	return p.Buf[p.Off+p.outer.l4+tcpFlags]
+}
+
+// FragmentID is the identification of the datagram that a fragment belongs to.
+func (p *Packet) FragmentID() uint32 { return p.outer.id }
+
+// HasPorts reports whether natless knows where the ports of a protocol are. Of
+// ICMP it says no.
+func HasPorts(proto uint8) bool {
+	_, _, ports := transport(proto)
+	return ports
 }
 
 // Options are the settings of translation that an operator chooses. They are

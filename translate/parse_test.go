@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"encoding/binary"
+	"hash/crc32"
 	"net/netip"
 	"testing"
 
@@ -167,7 +169,10 @@ func TestRewritePorts(t *testing.T) {
 		{"UDP without checksum", ip4{proto: 17}.around(udp(7, 8, data)), sealed(ip6{next: 17}.around(udp(1007, 2008, data))), Offload{}},
 		{"partial", partial(ip6{next: 6}.around(tcp(7, 8, 0, data))), partial(ip4{proto: 6, id: 1}.around(tcp(1007, 2008, 0, data))), gso(0, 0, 0, 40, 16)},
 		{"echo", sealed(ip6{next: 58}.around(icmpMessage(128, 0, 7<<16|1, data))), sealed(ip4{proto: 1, id: 1}.around(icmpMessage(8, 0, 1007<<16|1, data))), Offload{}},
-		{"SCTP keeps its ports", ip6{next: 132}.around(pattern(32)), ip4{proto: 132, id: 1}.around(pattern(32)), Offload{}},
+		{"SCTP", ip6{next: 132}.around(sctp(7, 8, 0)), ip4{proto: 132, id: 1}.around(sctp(1007, 2008, 0)), Offload{}},
+		{"SCTP with a wrong CRC", ip6{next: 132}.around(sctp(7, 8, 0xbad)), ip4{proto: 132, id: 1}.around(sctp(1007, 2008, 0xbad)), Offload{}},
+		{"quote of the head of SCTP", sealed(ip6{next: 58}.around(icmpMessage(1, 4, 0, ip6{next: 132, src: server6, dst: client6, payload: 32}.around(sctp(7, 8, 0)[:8])))),
+			sealed(ip4{proto: 1, id: 1}.around(icmpMessage(3, 3, 0, sealed(ip4{proto: 132, src: server4, dst: client4, total: 52}.around(sctp(1007, 2008, 0)[:8]))))), Offload{}},
 		{"ESP has none", ip6{next: 50}.around(pattern(32)), ip4{proto: 50, id: 1}.around(pattern(32)), Offload{}},
 		{"quote", sealed(ip6{next: 58}.around(icmpMessage(1, 4, 0, quote6))), sealed(ip4{proto: 1, id: 1}.around(icmpMessage(3, 3, 0, quote4))), Offload{}},
 		{"quoted echo", sealed(ip6{next: 58}.around(icmpMessage(1, 4, 0, quoteEcho6))), sealed(ip4{proto: 1, id: 1}.around(icmpMessage(3, 3, 0, quoteEcho4))), Offload{}},
@@ -183,6 +188,51 @@ func TestRewritePorts(t *testing.T) {
 			require.Equal(t, OK, p.Rewrite(&testOptions, new(moved(p.Flow)), &quoted))
 			assert.Equal(t, hops(c.want, 63), p.Buf[p.Off:p.Off+p.Len])
 		})
+	}
+}
+
+// sctp is a packet of SCTP whose CRC (RFC 9260 6.8) is wrong by some bits.
+func sctp(src, dst uint16, wrong uint32) []byte {
+	b := pattern(32)
+	binary.BigEndian.PutUint16(b, src)
+	binary.BigEndian.PutUint16(b[2:], dst)
+	clear(b[8:12])
+	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))^wrong)
+	return b
+}
+
+// Senders that share an IPv4 address have identifications of their own, the
+// same for all fragments of a datagram (RFC 7597 8.3.3).
+func TestFragmentIDsOfThoseWhoShare(t *testing.T) {
+	p := &Packet{}
+	for _, offset := range []int{0, 16, 24} {
+		in := ip6{next: 44}.around(fragHeader(17, offset, true, 0x12345678, udp(7, 8, pattern(8))))
+		load(p, in, Offload{})
+		require.Equal(t, OK, p.Parse(&testOptions))
+		p.FragmentIDs = IDs{First: 2048, Size: 1000}
+		require.Equal(t, OK, p.Rewrite(&testOptions, new(mapped(p.Flow)), nil))
+		assert.EqualValues(t, 2048+0x12345678%1000, binary.BigEndian.Uint16(p.Buf[p.Off+4:]))
+	}
+}
+
+func TestTCPFlagsAndEchoReply(t *testing.T) {
+	p := &Packet{}
+	for name, c := range map[string]struct {
+		in    []byte
+		flags uint8
+		reply bool
+	}{
+		"TCP":          {sealed(ip6{next: 6}.around(tcp(7, 8, 0x12, nil))), 0x12, false},
+		"UDP":          {sealed(ip4{proto: 17}.around(udp(7, 8, pattern(30)))), 0, false},
+		"echo request": {sealed(ip6{next: 58}.around(icmpMessage(128, 0, 7, nil))), 0, false},
+		"echo reply":   {sealed(ip6{next: 58}.around(icmpMessage(129, 0, 7, nil))), 0, true},
+		"reply 4":      {sealed(ip4{proto: 1}.around(icmpMessage(0, 0, 7, nil))), 0, true},
+		"request 4":    {sealed(ip4{proto: 1}.around(icmpMessage(8, 0, 7, nil))), 0, false},
+	} {
+		load(p, c.in, Offload{})
+		require.Equal(t, OK, p.Parse(&testOptions), name)
+		assert.Equal(t, c.flags, p.TCPFlags(), name)
+		assert.Equal(t, c.reply, p.IsEchoReply(), name)
 	}
 }
 

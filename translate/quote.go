@@ -188,6 +188,12 @@ func (p *Packet) translateQuote(m, b []byte, o *Options, to *Flow) {
 		translateEcho(l4, p.v6, pseudo, &p.Quoted, to)
 		return
 	}
+	if q.proto == protoSCTP { // whose CRC stays: it covers more than a quote has
+		if len(l4) >= 4 {
+			putPorts(l4, to)
+		}
+		return
+	}
 	_, csum, _ := transport(q.proto)
 	translateTransport(l4, q.proto, csum, false, delta, &p.Quoted, to)
 }

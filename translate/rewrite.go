@@ -5,8 +5,8 @@ import "encoding/binary"
 // Rewrite translates the packet that Parse accepted, in place: to are its
 // addresses and ports in the other family, quoted those of the packet that an
 // ICMP error quotes, as it stands there (not read without one). Of both only
-// addresses and ports count; the ports of SCTP stay, for its checksum is not
-// to be had by difference. Afterwards Off, Len and Offload are those of the
+// addresses and ports count. The ports of a fragment of SCTP must stay, for its
+// CRC covers the whole datagram. Afterwards Off, Len and Offload are those of the
 // translated packet, which can be written or parsed again.
 //
 // The verdict is OK, or Fragmented: then NextFragment gives the packets. With
@@ -155,7 +155,7 @@ func (p *Packet) ReturnHop() {
 // new one (5.1).
 func (p *Packet) outerID() uint16 {
 	if p.outer.fragmented {
-		return uint16(p.outer.id)
+		return p.FragmentIDs.of(p.outer.id)
 	}
 	return p.nextID(p.segments())
 }

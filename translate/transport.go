@@ -1,6 +1,9 @@
 package translate
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"hash/crc32"
+)
 
 // Protocol numbers, and where the transport headers keep what translation
 // touches.
@@ -29,6 +32,7 @@ const (
 
 	dccpHeaderLen = 12
 	dccpChecksum  = 6
+	sctpChecksum  = 8
 	sctpHeaderLen = 12
 )
 
@@ -142,7 +146,11 @@ func (p *Packet) parseUDP(l4 []byte, o *Options) Verdict {
 // do.
 func translateTransport(b []byte, proto, checksum uint8, partial bool, delta uint64, flow, to *Flow) {
 	if flow.SrcPort != to.SrcPort || flow.DstPort != to.DstPort {
-		if checksum == 0 || len(b) < 4 { // SCTP: its CRC covers the ports
+		if proto == protoSCTP {
+			replaceSCTPPorts(b, to)
+			return
+		}
+		if checksum == 0 || len(b) < 4 {
 			return
 		}
 		was := binary.BigEndian.Uint32(b)
@@ -173,3 +181,23 @@ func translateTransport(b []byte, proto, checksum uint8, partial bool, delta uin
 	}
 	binary.BigEndian.PutUint16(b, field)
 }
+
+// replaceSCTPPorts writes the ports of the SCTP packet b and makes its CRC
+// (RFC 9260 6.8) as right or as wrong as it was: a CRC is linear, so that the
+// difference of two packets of one length is that of their CRCs.
+func replaceSCTPPorts(b []byte, to *Flow) {
+	field := b[sctpChecksum:sctpHeaderLen]
+	was := binary.LittleEndian.Uint32(field)
+	clear(field)
+	delta := crc32.Checksum(b, castagnoli)
+	putPorts(b, to)
+	delta ^= crc32.Checksum(b, castagnoli)
+	binary.LittleEndian.PutUint32(field, was^delta)
+}
+
+func putPorts(b []byte, to *Flow) {
+	binary.BigEndian.PutUint16(b, to.SrcPort)
+	binary.BigEndian.PutUint16(b[2:], to.DstPort)
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)

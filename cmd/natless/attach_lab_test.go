@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -228,6 +229,53 @@ func TestLabAttachRefuses(t *testing.T) {
 
 	require.NoError(t, w.daemon.Stop())
 	w.refused(t, "is natless running?", "attach", w.client.Path())
+}
+
+// Two namespaces share a routed address by port ranges: what they download at
+// once takes no session.
+func TestLabAttachSharedAddress(t *testing.T) {
+	lab.Require(t)
+	t.Parallel()
+	w := start(t, sharing("", 1))
+	boxes := []*lab.Node{w.box(t, "box1"), w.box(t, "box2")}
+	var before []lab.Snapshot
+	ranges := map[string]bool{}
+	for k, box := range boxes {
+		before = append(before, snapshot(t, box))
+		label := fmt.Sprint("box", k+1)
+		out := w.query(t, "attach", box.Path(), "--link", "--label", label)
+		assert.Regexp(t, ` is ports [0-9]+-[0-9]+ of `+shared4+`; made link nl-.*, net\.ipv4\.ip_local_port_range = [0-9]+ [0-9]+, net\.ipv4\.tcp_tw_reuse = 1; undo: `, out)
+	}
+	for _, a := range w.ps(t) {
+		ranges[a.Ports] = true
+		first, _, _ := strings.Cut(a.Ports, "-")
+		shown := w.query(t, "port-range", "show", a.Target)
+		assert.Regexp(t, fmt.Sprintf(`(?m)^ports +%s-%d$`, first, a.StatelessLast), shown)
+		assert.Contains(t, w.query(t, "ps"), a.Ports)
+	}
+	assert.Len(t, ranges, 2)
+	var each sync.WaitGroup
+	for _, box := range boxes {
+		each.Go(func() {
+			for range 3 {
+				down, err := lab.Download(t.Context(), box.HTTP(""), server6+":8080", make([]byte, 4<<20), nil)
+				assert.NoError(t, err)
+				assert.Equal(t, shared4, down.Client)
+			}
+		})
+	}
+	each.Wait()
+	assert.Empty(t, w.query(t, "session", "ls", "-o", "json"))
+
+	assert.Contains(t, w.query(t, "port-range", "unset", "box1"), "box1 takes the ports it had before; undo: natless port-range set box1")
+	assert.Regexp(t, `(?m)^ports +32768-60999$`, w.query(t, "port-range", "show", boxes[0].Path()))
+	w.reaches(t, boxes[0])
+	assert.NotEmpty(t, w.query(t, "session", "ls", "-o", "json"), "outside of its range")
+	assert.Contains(t, w.query(t, "port-range", "set", "box1"), "undo: natless port-range unset box1")
+	for k, box := range boxes {
+		w.query(t, "detach", fmt.Sprint("box", k+1))
+		unchanged(t, box, before[k], "after detach")
+	}
 }
 
 // A container is found by its name, which is its label, and others of its pod

@@ -29,10 +29,12 @@ type fake struct {
 	revision uint64
 	maps     []mapping.MapInfo
 	leases   []mapping.Lease
+	sessions []control.Session
 	events   []mapping.Event
 	changed  chan struct{}
 
-	asked  time.Time // by LeasesAt
+	asked  time.Time  // by LeasesAt
+	client netip.Addr // by Sessions
 	config any
 	reload func() ([]string, error)
 }
@@ -93,6 +95,13 @@ func (f *fake) Leases() (uint64, iter.Seq[any]) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.revision, control.Each(slices.Values(slices.Clone(f.leases)))
+}
+
+func (f *fake) Sessions(client netip.Addr) iter.Seq[control.Session] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.client = client
+	return slices.Values(f.sessions)
 }
 
 func (f *fake) Status() control.Status {

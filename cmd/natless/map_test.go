@@ -62,13 +62,18 @@ func TestCareless(t *testing.T) {
 		"lease ls --at 2999-01-01T00:00:00Z":          `invalid argument "2999-01-01T00:00:00Z" for "--at" flag: 2999-01-01T00:00:00Z is to come: expected a time that is over`,
 		"lease ls --at 5m --watch":                    "if any flags in the group [at watch] are set none of the others can be; [at watch] were all set",
 		"status --wait --watch":                       "if any flags in the group [wait watch] are set none of the others can be; [wait watch] were all set",
+		"session ls --protocol 6":                     `invalid argument "6" for "--protocol" flag: expected one of dccp, icmp, sctp, tcp, udp, udplite`,
+		"session ls --state closed":                   `invalid argument "closed" for "--state" flag: expected one of open, v6_init, v4_init, established, v6_fin, v4_fin, both_fin, trans`,
+		"session ls --remote 192.0.2.0/24:80":         `invalid argument "192.0.2.0/24:80" for "--remote" flag: expected an IPv4 address or prefix, or an address and port such as 192.0.2.80:443`,
+		"session ls --remote 192.0.2.1:0":             `invalid argument "192.0.2.1:0" for "--remote" flag: expected an IPv4 address or prefix, or an address and port such as 192.0.2.80:443`,
+		"session ls --client 192.0.2.1":               `invalid argument "192.0.2.1" for "--client" flag: an IPv4 address where an IPv6 address belongs`,
 		"reload now":                                  `unknown command "now" for "natless reload"`,
 	} {
 		_, _, err := says(t, "", strings.Split(args, " ")...)
 		assert.EqualError(t, err, want, args)
 		assert.True(t, usage(err), args)
 	}
-	for _, args := range []string{"map add 192.0.2.7 2001:db8::7", "map rm 192.0.2.7", "map ls", "map ls --watch", "map export", "lease ls", "lease ls --at 5m", "lease ls --watch", "lease release 192.0.2.7", "status --watch", "stats --watch", "reload"} {
+	for _, args := range []string{"map add 192.0.2.7 2001:db8::7", "map rm 192.0.2.7", "map ls", "map ls --watch", "map export", "lease ls", "lease ls --at 5m", "lease ls --watch", "lease release 192.0.2.7", "session ls", "status --watch", "stats --watch", "reload"} {
 		_, _, err := says(t, "", strings.Fields(args)...)
 		assert.ErrorContains(t, err, "/nowhere/natless.sock: no such file or directory: is natless running?", args)
 		assert.False(t, usage(err), args)
@@ -225,10 +230,11 @@ func TestMapGetAsDocumented(t *testing.T) {
 	settings.Revision = uint64(began.Unix()) * 1000
 	table, err := mapping.New(settings)
 	require.NoError(t, err)
-	out := translate.Flow{Src: netip.MustParseAddr("2001:db8::5"), Dst: netip.MustParseAddr("2001:db8:64::203.0.113.9"), Proto: 17}
-	reply, verdict := table.Resolve(out, 1)
+	flow := translate.Flow{Src: netip.MustParseAddr("2001:db8::5"), Dst: netip.MustParseAddr("2001:db8:64::203.0.113.9"), Proto: 17}
+	_, verdict := table.ResolveRanges(&flow, 1)
 	require.Equal(t, translate.OK, verdict)
-	_, verdict = table.Resolve(reply.Reversed(), 1)
+	flow = flow.Reversed()
+	_, verdict = table.ResolveRanges(&flow, 1)
 	require.Equal(t, translate.OK, verdict)
 
 	path := filepath.Join(t.TempDir(), "natless.sock")

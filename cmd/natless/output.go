@@ -63,12 +63,21 @@ func (o *output) line(out io.Writer, v any, format string, args ...any) error {
 	return err
 }
 
-// rows are the lines of a table with aligned columns.
-type rows struct{ w *tabwriter.Writer }
+// rows are the lines of a table with aligned columns. The columns of a long
+// one, which is not to be held in memory, are aligned a piece at a time.
+type rows struct {
+	w     *tabwriter.Writer
+	count int
+}
 
-func newRows(out io.Writer) *rows { return &rows{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }
+const piece = 4096 // lines
+
+func newRows(out io.Writer) *rows { return &rows{w: tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }
 
 func (r *rows) add(cells ...any) {
+	if r.count++; r.count%piece == 0 {
+		_ = r.flush() // the last one fails too
+	}
 	fmt.Fprintln(r.w, strings.TrimRight(strings.Join(texts(cells), "\t"), "\t "))
 }
 

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natless/natless/internal/capture"
+	"github.com/natless/natless/internal/daemon"
 	"github.com/natless/natless/translate"
 )
 
@@ -35,9 +36,13 @@ capture from elsewhere name the clients, with --clients.`,
 			if err != nil {
 				return err
 			}
+			sharing, err := daemon.Sharing(c)
+			if err != nil {
+				return err
+			}
 			ctx, stop := background()
 			defer stop()
-			s, err := capture.File(ctx, capture.Config{Resolver: t.Table, Options: t.Options, IPv4: t.IPv4, IPv6: t.IPv6}, args[0], args[1])
+			s, err := capture.File(ctx, capture.Config{Resolver: t.Table, Sharing: sharing, Options: t.Options, IPv4: t.IPv4, IPv6: t.IPv6}, args[0], args[1])
 			if err != nil {
 				return err
 			}

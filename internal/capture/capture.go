@@ -33,6 +33,7 @@ type Config struct {
 		dataplane.Resolver
 		Expire(tick uint32)
 	}
+	Sharing    dataplane.Sharing
 	Options    translate.Options
 	IPv4, IPv6 netip.Addr // natless's own
 }
@@ -121,12 +122,15 @@ func Translate(ctx context.Context, c Config, in io.Reader, out io.Writer) (s Su
 		return s, fmt.Errorf("writing: %w", err)
 	}
 	s.Verdicts = map[string]uint64{}
-	t := dataplane.NewTranslator(c.Resolver, c.Options, c.IPv4, c.IPv6)
-	clock := clock{expire: c.Resolver.Expire}
+	t := dataplane.NewTranslator(c.Resolver, c.Sharing, c.Options, c.IPv4, c.IPv6)
+	clock := clock{expire: func(tick uint32) { c.Resolver.Expire(tick); c.Sharing.Expire(tick) }}
 	for ctx.Err() == nil {
 		frame, link, info, err := frames.next()
 		if err == io.EOF {
 			s.Written = w.packets
+			if lost := c.Sharing.Lost(); lost > 0 {
+				s.Verdicts[translate.FragmentPending.String()] += lost
+			}
 			return s, nil
 		}
 		if err != nil {
@@ -145,7 +149,11 @@ func Translate(ctx context.Context, c Config, in io.Reader, out io.Writer) (s Su
 			continue
 		}
 		w.time = info.Timestamp
-		s.count(t.Translate(packet, clock.tick(info.Timestamp), w))
+		tick := clock.tick(info.Timestamp)
+		o := t.Translate(packet, tick, w)
+		for ok := true; ok; o, ok = t.Next(tick, w) {
+			s.count(o)
+		}
 		if w.err != nil {
 			return s, fmt.Errorf("writing: %w", w.err)
 		}
@@ -154,6 +162,9 @@ func Translate(ctx context.Context, c Config, in io.Reader, out io.Writer) (s Su
 }
 
 func (s *Summary) count(o dataplane.Outcome) {
+	if o.Held {
+		return
+	}
 	s.Verdicts[o.Verdict.String()]++
 	if o.Error {
 		s.ErrorsSent++

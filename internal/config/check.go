@@ -23,6 +23,9 @@ const (
 	minPool   = 8   // its addresses are counted in memory
 	maxSocket = 107 // sockaddr_un.sun_path - 1
 	maxPort   = 65535
+
+	maxSessions = 1 << 26 // of package conntrack
+	maxRanges   = 1 << 30 // of package mapping, in a pool
 )
 
 const portRange = "port-range"
@@ -48,6 +51,7 @@ func (c *Config) check(r *report) {
 	c.checkPools(r)
 	c.checkControl(r)
 	c.checkState(r)
+	c.checkRA(r)
 }
 
 // checkNotYet refuses what the contract names and this version does not do: no
@@ -59,13 +63,8 @@ func (c *Config) checkNotYet(r *report) {
 		}
 	}
 	for i, p := range c.Pools {
-		path := element("pool", i)
-		if p.Mode != "one-to-one" {
-			r.add(path+".mode", `%s: this version does not have it: expected "one-to-one"`, p.Mode)
-			continue
-		}
-		for _, key := range []string{"ports_per_client", "session_ports", "first_port", "last_port"} {
-			refuse(path+"."+key, "port ranges")
+		if p.Mode == "stateful" {
+			r.add(element("pool", i)+".mode", `stateful: this version does not have it: expected "one-to-one" or "port-range"`)
 		}
 	}
 	if len(c.DNS64.Listen) > 0 {
@@ -73,10 +72,6 @@ func (c *Config) checkNotYet(r *report) {
 	}
 	refuse("dns64.upstreams", "DNS64")
 	refuse("dns64.exclude", "DNS64")
-	if len(c.RA.Interfaces) > 0 {
-		refuse("ra.interfaces", "router advertisements")
-	}
-	refuse("ra.lifetime", "router advertisements")
 }
 
 func (c *Config) checkDevice(r *report) {
@@ -309,7 +304,25 @@ func (c *Config) checkPools(r *report) {
 		}
 		if p.Mode == portRange {
 			checkPorts(r, path, p)
+			continue
 		}
+		for _, key := range []string{"ports_per_client", "session_ports", "first_port", "last_port"} {
+			if _, ok := c.given[path+"."+key]; ok {
+				r.add(path+"."+key, `means nothing to a pool of mode %q: leave the key out, or set mode = "port-range"`, p.Mode)
+			}
+		}
+	}
+	if !c.SharesAddresses() {
+		for _, key := range []string{"sessions.max", "sessions.max_per_client"} {
+			if _, ok := c.given[key]; ok {
+				r.add(key, `no pool has mode = "port-range", which alone has sessions: leave the key out`)
+			}
+		}
+	}
+	if s := c.Sessions; s.Max < 1 || s.Max > maxSessions {
+		r.add("sessions.max", "%d: expected 1 to %d", s.Max, maxSessions)
+	} else if s.MaxPerClient < 1 || s.MaxPerClient > s.Max {
+		r.add("sessions.max_per_client", "%d: expected 1 to %d, which is sessions.max", s.MaxPerClient, s.Max)
 	}
 }
 
@@ -328,6 +341,8 @@ func checkPorts(r *report, path string, p Pool) {
 		r.add(path+".ports_per_client", "%d: expected 2 to %d, which is all of first_port to last_port", p.PortsPerClient, room)
 	case p.SessionPorts < 1 || p.SessionPorts >= p.PortsPerClient:
 		r.add(path+".session_ports", "%d: expected 1 to %d, less than ports_per_client", p.SessionPorts, p.PortsPerClient-1)
+	case p.IPv4.IsValid() && (room/p.PortsPerClient)<<(32-p.IPv4.Bits()) > maxRanges:
+		r.add(path+".ports_per_client", "%d: %v has more than %d ranges of so many: expected a smaller pool, or more ports per client", p.PortsPerClient, p.IPv4, maxRanges)
 	}
 }
 
@@ -376,5 +391,33 @@ func (c *Config) checkState(r *report) {
 	}
 	if h := c.State.History; h > 0 && h < time.Second {
 		r.add("state.history", `%s: expected "0" or at least 1s`, formatDuration(h))
+	}
+}
+
+// What a prefix in router advertisements may live: to be told three times it
+// takes 12 seconds (RFC 4861 6.2.1), and the option has 13 bits of 8 seconds (RFC
+// 8781 4).
+const (
+	minPrefixLife = 12 * time.Second
+	maxPrefixLife = 65528 * time.Second
+)
+
+func (c *Config) checkRA(r *report) {
+	if l := c.RA.Lifetime; l < minPrefixLife || l > maxPrefixLife {
+		r.add("ra.lifetime", "%s: expected %s to %s, which is 65528 seconds (RFC 8781 4)", formatDuration(l),
+			formatDuration(minPrefixLife), formatDuration(maxPrefixLife))
+	}
+	for i, name := range c.RA.Interfaces {
+		path := element("ra.interfaces", i)
+		if why := badName(name); why != "" {
+			r.add(path, "%s: %s", given(name), why)
+		} else if slices.Contains(c.RA.Interfaces[:i], name) {
+			r.add(path, "%s: named before: expected each interface once", given(name))
+		} else if name == c.Device.Name {
+			r.add(path, "%s: natless's own device, behind which no host listens: expected an interface with clients", given(name))
+		}
+	}
+	if len(c.RA.Interfaces) > 0 && !c.Translation.Pref64.IsValid() {
+		r.add("ra.interfaces", `translation.pref64 is "", so there is nothing to advertise: expected a pref64`)
 	}
 }

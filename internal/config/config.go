@@ -29,6 +29,7 @@ type Config struct {
 	Translation Translation `toml:"translation"`
 	Maps        []Map       `toml:"map"`
 	Pools       []Pool      `toml:"pool"`
+	Sessions    Sessions    `toml:"sessions"`
 	Control     Control     `toml:"control"`
 	State       State       `toml:"state"`
 	Log         Log         `toml:"log"`
@@ -97,6 +98,13 @@ type Pool struct {
 	Origin string // FILE:LINE, the flag, or "default"
 }
 
+// Sessions bounds the flows that take memory: those of clients that share an
+// IPv4 address, outside the stateless part of their ports.
+type Sessions struct {
+	Max          int `toml:"max"`
+	MaxPerClient int `toml:"max_per_client"`
+}
+
 // Client is one entry of a pool's clients: the word "local", or a prefix.
 type Client struct {
 	Local bool
@@ -147,12 +155,13 @@ func Default() *Config {
 			Hairpin:         "intrinsic",
 			PrivateIPv4:     "auto",
 		},
-		Pools:   []Pool{defaultPool()},
-		Control: Control{Socket: "/run/natless/natless.sock"},
-		State:   State{Dir: "/var/lib/natless", History: 30 * day},
-		Log:     Log{Level: "info", Format: "auto"},
-		DNS64:   DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}},
-		RA:      RA{Lifetime: 10 * time.Minute},
+		Pools:    []Pool{defaultPool()},
+		Sessions: Sessions{Max: 1_000_000, MaxPerClient: 4096},
+		Control:  Control{Socket: "/run/natless/natless.sock"},
+		State:    State{Dir: "/var/lib/natless", History: 30 * day},
+		Log:      Log{Level: "info", Format: "auto"},
+		DNS64:    DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}},
+		RA:       RA{Lifetime: 10 * time.Minute},
 	}
 }
 

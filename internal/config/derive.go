@@ -92,6 +92,11 @@ func (p *Pool) Ports() mapping.Ports {
 	return mapping.Ports{PerClient: p.PortsPerClient, Session: p.SessionPorts, First: p.FirstPort, Last: p.LastPort}
 }
 
+// SharesAddresses reports whether a pool has clients share its addresses.
+func (c *Config) SharesAddresses() bool {
+	return slices.ContainsFunc(c.Pools, func(p Pool) bool { return p.Mode == portRange })
+}
+
 // OwnIPv4 is natless's own IPv4 address: the one configured, or else the first
 // usable address of the pools. It is the zero Addr when there is neither,
 // which Validate refuses.

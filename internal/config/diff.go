@@ -15,7 +15,7 @@ import (
 var live = []string{
 	"map", "pool", "network.masquerade", "network.firewall",
 	"translation.rfc6791_ipv4", "translation.hairpin", "translation.private_ipv4",
-	"state.history", "log.level",
+	"state.history", "log.level", "ra",
 }
 
 // NeedsRestart reports whether a key, such as "device.mtu" or "pool[0].idle",
@@ -55,6 +55,9 @@ func (c *Config) CheckReload(next *Config) (changes []string, err error) {
 			errs = append(errs, fmt.Errorf("needs a restart: %s", d))
 		}
 		changes = append(changes, d.String())
+	}
+	if next.SharesAddresses() && !c.SharesAddresses() {
+		errs = append(errs, errors.New("needs a restart: pool.mode: port-range, where no pool had it: there is no room for sessions"))
 	}
 	return changes, errors.Join(errs...)
 }

@@ -30,7 +30,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVar(&f.pref64, "pref64", d.Translation.Pref64.String(), `prefix that stands for IPv4 (RFC 6052); "" for explicit mappings only`)
 	set.StringArrayVar(&f.maps, "map", nil, "explicit mapping V4=V6, of addresses or prefixes (repeatable)")
 	set.StringArrayVar(&f.pools, "pool", nil, "IPv4 prefix to lend addresses from, in place of the configured pools (repeatable; default "+d.Pools[0].IPv4.String()+")")
-	set.StringVar(&f.poolMode, "pool-mode", d.Pools[0].Mode, "how pools are divided: one-to-one")
+	set.StringVar(&f.poolMode, "pool-mode", d.Pools[0].Mode, "how pools are divided: one-to-one or port-range")
 	set.StringSliceVar(&f.clients, "clients", []string{"local"}, `IPv6 prefixes that may lease from the pools, or "local" (repeatable)`)
 	set.StringVar(&f.masquerade, "masquerade", d.Network.Masquerade, "masquerade pool addresses that leave the host: auto, on or off")
 	set.StringVar(&f.firewall, "firewall", d.Network.Firewall, "firewalls of others (Docker, ufw, firewalld, iptables) that drop natless's packets: name them, or open them while natless runs")

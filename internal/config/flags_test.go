@@ -51,6 +51,10 @@ func TestFlags(t *testing.T) {
 	assert.Equal(t, []Pool{first, second}, c.Pools)
 
 	c = Default()
+	require.NoError(t, withFlags(t, c, "--pool-mode", "port-range"))
+	assert.True(t, c.SharesAddresses())
+
+	c = Default()
 	require.NoError(t, withFlags(t, c, "--pref64", ""))
 	assert.False(t, c.Translation.Pref64.IsValid())
 }
@@ -70,7 +74,7 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"--map", "192.0.2.0/24=2001:db8::/121"}, `--map 192.0.2.0/24=2001:db8::/121: 2001:db8::/121: too small for 192.0.2.0/24: expected a prefix length of at most 120`},
 		{[]string{"--pool", "192.0.2.5/24"}, `--pool: 192.0.2.5/24: bits are set behind the prefix: expected 192.0.2.0/24`},
 		{[]string{"--pool", "192.0.2.0/24", "--pool", "192.0.2.0/25"}, `--pool: 192.0.2.0/25: overlaps the pool 192.0.2.0/24 at --pool: expected pools apart from each other`},
-		{[]string{"--pool-mode", "port-range"}, `--pool-mode: port-range: this version does not have it: expected "one-to-one"`},
+		{[]string{"--pool-mode", "stateful"}, `--pool-mode: stateful: this version does not have it: expected "one-to-one" or "port-range"`},
 		{[]string{"--clients", "10.0.0.0/8"}, `--clients: 10.0.0.0/8: an IPv4 prefix where an IPv6 prefix belongs`},
 		{[]string{"--clients", ""}, `--clients: an empty list: expected IPv6 prefixes, or "local"`},
 		{[]string{"--masquerade", "yes"}, `--masquerade: yes: expected "auto", "on" or "off"`},

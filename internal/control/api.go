@@ -13,6 +13,7 @@
 //	GET    /v1/lease           what is lent from pools, or was at a time, one JSON object a line
 //	POST   /v1/lease           makes sure that a client has a lease
 //	DELETE /v1/lease/{addr}    ends a lease
+//	GET    /v1/session         the flows that take memory, of a client or of all, one JSON object a line
 //	GET    /v1/attachment      the namespaces that are attached, one JSON object a line
 //	POST   /v1/attachment      records one, and pins its lease
 //	DELETE /v1/attachment/{id} forgets one, and ends its lease
@@ -54,6 +55,9 @@ type Source interface {
 	// LeasesAt yields each PastLease of a time by IPv4 address, until yield returns false. Its
 	// error is of the time before the first row, or breaks the list off.
 	LeasesAt(at time.Time, yield func(any) bool) error
+
+	// Sessions are those of a client, or of all for the zero Addr.
+	Sessions(client netip.Addr) iter.Seq[Session]
 
 	// Change does all of the changes, or none.
 	Change(changes []mapping.Change, by string) (revision uint64, err error)
@@ -125,19 +129,37 @@ type Status struct {
 	OwnIPv4  netip.Addr         `json:"own_ipv4"`
 	OwnIPv6  netip.Addr         `json:"own_ipv6"`
 	Pools    []mapping.PoolInfo `json:"pools"`
-	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
-	Attached int                `json:"attached"` // namespaces
+	Networks []mapping.Network  `json:"networks"`           // the /64s with the most leases
+	Sessions *Sessions          `json:"sessions,omitempty"` // absent: no clients share an address
+	Attached int                `json:"attached"`           // namespaces
 	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
+	RA       []Advertising      `json:"ra"`       // where router advertisements are sent
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
+}
+
+// Sessions is how many there are.
+type Sessions struct {
+	Open int `json:"open"`
+	Max  int `json:"max"`
 }
 
 // State is what outlives the daemon.
 type State struct {
 	Dir     string `json:"dir"`               // "": nothing does
 	Problem string `json:"problem,omitempty"` // why nothing can be saved now
+}
+
+// Advertising is how it goes with router advertisements on one interface.
+type Advertising struct {
+	Interface string     `json:"interface"`
+	Address   netip.Addr `json:"address"`           // their source; "" while none can be sent
+	Sent      uint64     `json:"sent"`              // advertisements
+	Last      time.Time  `json:"last,omitzero"`     // when the last one was; absent: none
+	Problem   string     `json:"problem,omitempty"` // why none is sent
+	Others    []string   `json:"others,omitempty"`  // what other routers say against it, in words
 }
 
 // Stats is what the daemon has counted since it started.

@@ -105,6 +105,16 @@ func (c *Client) LeasesAt(ctx context.Context, at time.Time) iter.Seq2[json.RawM
 	return c.rows(ctx, "/v1/lease?at="+url.QueryEscape(at.Format(time.RFC3339Nano)))
 }
 
+// ListSessions asks for the sessions of a client, or of all for the zero Addr.
+// They have no revision.
+func (c *Client) ListSessions(ctx context.Context, client netip.Addr) (Listing, error) {
+	path := "/v1/session"
+	if client.IsValid() {
+		path += "?client=" + url.QueryEscape(client.String())
+	}
+	return c.list(ctx, path)
+}
+
 // AddMap adds a mapping that outlives the daemon. Like the other changes it
 // is in force on return, from the revision on.
 func (c *Client) AddMap(ctx context.Context, v4, v6 netip.Prefix, label string) (revision uint64, err error) {

@@ -4,7 +4,9 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/dataplane"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/internal/trace"
 	"github.com/natless/natless/mapping"
@@ -31,10 +33,22 @@ func Plan(c *config.Config) hostnet.Plan {
 	for i := range c.Maps {
 		p.IPv4 = append(p.IPv4, c.Maps[i].IPv4)
 	}
+	// Shared addresses that nothing masquerades need no tracked connections:
+	// that is what they are for.
+	open := func(pool *config.Pool) bool {
+		return pool.Ports() != (mapping.Ports{}) && !slices.Contains(p.Masquerade, pool.IPv4)
+	}
+	for i := range c.Pools {
+		if open(&c.Pools[i]) {
+			p.IPv4 = append(p.IPv4, c.Pools[i].IPv4)
+		}
+	}
 	p.Inbound = slices.Clip(p.IPv4) // the same piece of memory: there may be a million
 	p.IPv4 = append(p.IPv4, c.Translation.RFC6791...)
-	for _, pool := range c.Pools {
-		p.IPv4 = append(p.IPv4, pool.IPv4)
+	for i := range c.Pools {
+		if !open(&c.Pools[i]) {
+			p.IPv4 = append(p.IPv4, c.Pools[i].IPv4)
+		}
 	}
 	return p
 }
@@ -61,6 +75,17 @@ func Mapping(c *config.Config) mapping.Config {
 		})
 	}
 	return m
+}
+
+// Sharing is what clients that share addresses need of the dataplane, if the
+// configuration has any.
+func Sharing(c *config.Config) (s dataplane.Sharing, err error) {
+	if !c.SharesAddresses() {
+		return s, nil
+	}
+	sizes := conntrack.Default()
+	sizes.Sessions, sizes.ClientSessions = c.Sessions.Max, c.Sessions.MaxPerClient
+	return dataplane.NewSharing(sizes)
 }
 
 // Tracing is what packets are traced by, with the table of a configuration and

@@ -29,9 +29,11 @@ func (d *daemon) Status() control.Status {
 		OwnIPv6:  c.OwnIPv6(),
 		Pools:    d.table.Pools(),
 		Networks: d.table.Networks(),
+		Sessions: d.sessionCount(),
 		Attached: len(d.table.Attachments()),
 		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
+		RA:       advertising(d.ra.Status()),
 		Refused:  d.refused(),
 		Warnings: warnings,
 		Degraded: degraded,
@@ -80,9 +82,32 @@ func (d *daemon) Leases() (uint64, iter.Seq[any]) {
 	return revision, control.Each(leases)
 }
 
+// sessionCount is nil where no clients share an address.
+func (d *daemon) sessionCount() *control.Sessions {
+	if d.sessions == nil {
+		return nil
+	}
+	return &control.Sessions{Open: d.sessions.Len(), Max: d.config().Sessions.Max}
+}
+
+func (d *daemon) Sessions(client netip.Addr) iter.Seq[control.Session] {
+	return func(yield func(control.Session) bool) {
+		if d.sessions == nil {
+			return
+		}
+		for s := range d.sessions.Sessions(client, d.plane.Tick()) {
+			if !yield(control.SessionOf(s)) {
+				return
+			}
+		}
+	}
+}
+
 func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }
 func (d *daemon) Config() any              { return d.config() }
 
 func (d *daemon) Trace(packet []byte) any {
-	return trace.Trace(Tracing(d.config(), d.table, d.host.MTU()), packet)
+	c := Tracing(d.config(), d.table, d.host.MTU())
+	c.Sessions, c.Tick = d.sessions, d.plane.Tick()
+	return trace.Trace(c, packet)
 }

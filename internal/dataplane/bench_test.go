@@ -80,7 +80,7 @@ func benchmarkCore(b *testing.B, table *mapping.Table, way string, clients []int
 	if way == "4to6" {
 		size = 1480
 	}
-	t := NewTranslator(table, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500}, netip.Addr{}, netip.Addr{})
+	t := NewTranslator(table, Sharing{}, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500}, netip.Addr{}, netip.Addr{})
 	var whole tun.Header
 	b.ReportAllocs()
 	for i := 0; b.Loop(); {
@@ -104,7 +104,7 @@ func BenchmarkKinds(b *testing.B) {
 			way
 		}{{"6to4", k.to4}, {"4to6", k.to6}} {
 			b.Run(k.name+"/"+way.name, func(b *testing.B) {
-				t := NewTranslator(table, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500}, netip.Addr{}, netip.Addr{})
+				t := NewTranslator(table, Sharing{}, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500}, netip.Addr{}, netip.Addr{})
 				copy(t.packet.Buf[headroom:], way.packet)
 				changed := way.packet[:min(len(way.packet), 160)] // by a translation, at the most
 				b.SetBytes(int64(len(way.packet)))

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"net/netip"
 
+	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 )
 
@@ -26,16 +27,19 @@ type answer struct {
 	revision uint64
 	tick     uint32
 	verdict  translate.Verdict
+	ranges   mapping.Ranges
 }
 
-// pair is the two addresses of a packet as its header has them. No two are the
-// same, for an IPv6 packet to ::1 is never answered well enough to be kept.
+// pair is the two addresses of a packet as its header has them, and from IPv4
+// the upper half of the port it goes to: clients that share an address should
+// not have to take turns. No two are the same, for an IPv6 packet to ::1 is
+// never answered well enough to be kept.
 type pair struct{ a, b, c, d uint64 }
 
-func pairOf(p *translate.Packet) pair {
+func (t *Translator) pairOf(p *translate.Packet) pair {
 	b := p.Buf[p.Off:]
 	if p.Flow.Src.Is4() {
-		return pair{binary.BigEndian.Uint64(b[12:]), 0, 0, 1}
+		return pair{binary.BigEndian.Uint64(b[12:]), uint64(p.Flow.DstPort >> t.portShift), 0, 1}
 	}
 	return pair{
 		binary.BigEndian.Uint64(b[8:]), binary.BigEndian.Uint64(b[16:]),
@@ -52,4 +56,9 @@ func (c *cache) at(k pair) *answer {
 // holds reports whether the answer is to this question, and still good.
 func (a *answer) holds(k pair, revision uint64, tick uint32) bool {
 	return a.key == k && a.revision == revision && a.tick == tick && a.verdict.Leaves()
+}
+
+// inRange reports whether a packet, not of ICMP, goes to a port of the range.
+func inRange(r *mapping.Range, f *translate.Flow) bool {
+	return f.DstPort >= r.First && f.DstPort <= r.Last && f.Proto != protoICMP && f.Proto != protoICMPv6
 }

@@ -72,5 +72,5 @@ func (w *worker) key(packet []byte) pair {
 	p.Off, p.Len = headroom, copy(p.Buf[headroom:], packet)
 	p.Offload = translate.Offload{}
 	p.Parse(&w.translator.options)
-	return pairOf(p)
+	return w.translator.pairOf(p)
 }

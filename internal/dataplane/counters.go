@@ -41,6 +41,9 @@ func (c *counters) countIn(packet []byte) {
 func (c *counters) countOut(firstByte byte, bytes int) { c.out[family(firstByte)].add(bytes) }
 
 func (c *counters) count(o Outcome) {
+	if o.Held { // and counted when it comes again, or is lost
+		return
+	}
 	c.verdicts[o.Verdict].Add(1)
 	if o.Error {
 		c.errorsSent.Add(1)
@@ -84,6 +87,7 @@ func (p *Plane) Counters() Counters {
 		sum.WriteErrors += w.writeErrors.Load()
 		sum.Held += uint64(w.held.Load())
 	}
+	sum.Verdicts[translate.FragmentPending] += p.sharing.Lost()
 	return sum
 }
 

@@ -35,6 +35,7 @@ type Config struct {
 		// the tick that ResolveIn is given.
 		Expire(tick uint32)
 	}
+	Sharing Sharing
 
 	// IPv4 and IPv6 are the sources of the ICMP errors natless originates.
 	// Without a valid one, no errors of that family are sent.
@@ -47,11 +48,12 @@ type Plane struct {
 	tick    atomic.Uint32
 	wakes   atomic.Uint32 // calls of Wake
 	expire  func(tick uint32)
+	sharing Sharing
 }
 
 // New makes a dataplane and allocates all it will ever need.
 func New(c Config) *Plane {
-	p := &Plane{expire: c.Resolver.Expire}
+	p := &Plane{expire: c.Resolver.Expire, sharing: c.Sharing}
 	for _, q := range c.Queues {
 		p.workers = append(p.workers, newWorker(q, &c, p))
 	}
@@ -96,10 +98,14 @@ func (p *Plane) keepTime(ctx context.Context) {
 			tick := uint32(now.Sub(start) / time.Second)
 			p.tick.Store(tick)
 			p.expire(tick)
+			p.sharing.Expire(tick)
 			p.Wake() // for packets held too long, where no other comes
 		}
 	}
 }
+
+// Tick is the clock that sessions go by, in seconds since Run.
+func (p *Plane) Tick() uint32 { return p.tick.Load() }
 
 type worker struct {
 	queue      tun.Queue
@@ -111,7 +117,7 @@ type worker struct {
 }
 
 func newWorker(q tun.Queue, c *Config, p *Plane) *worker {
-	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Options, c.IPv4, c.IPv6), tick: &p.tick, wakes: &p.wakes}
+	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Sharing, c.Options, c.IPv4, c.IPv6), tick: &p.tick, wakes: &p.wakes}
 	w.holding.bytes = make([]byte, heldBytes)
 	w.translator.packet.ID = rand.Uint32()
 	return w
@@ -145,12 +151,21 @@ func (w *worker) handle(n int, h *tun.Header) {
 		w.hold(packet, h)
 		return
 	}
-	o := w.translator.handle(n, h, w.tick.Load(), w)
+	tick := w.tick.Load()
+	o := w.translator.handle(n, h, tick, w)
 	if o.Verdict == translate.LeasePending { // and the packet is as it came
 		w.hold(packet, h)
 		return
 	}
-	w.count(o)
+	w.done(o, tick)
+}
+
+// done counts what became of a packet, and takes the fragments that waited for
+// it through all their steps.
+func (w *worker) done(o Outcome, tick uint32) {
+	for ok := true; ok; o, ok = w.translator.Next(tick, w) {
+		w.count(o)
+	}
 }
 
 // Put writes a packet that the translator gives. It implements Sink.

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 	"github.com/natless/natless/tun"
 )
@@ -72,13 +73,13 @@ func (r *resolver) note(what string) {
 	r.asked = append(r.asked, what)
 }
 
-func (r *resolver) ResolveIn(f *translate.Flow, tick uint32) (v translate.Verdict) {
+func (r *resolver) ResolveRanges(f *translate.Flow, tick uint32) (_ mapping.Ranges, v translate.Verdict) {
 	r.note("resolve")
 	r.mu.Lock()
 	r.ticks = append(r.ticks, tick)
 	r.mu.Unlock()
 	*f, v = cross(*f, across)
-	return v
+	return mapping.Ranges{}, v
 }
 
 func (r *resolver) ResolveError(f translate.Flow) (translate.Flow, translate.Verdict) {
@@ -91,15 +92,19 @@ func (r *resolver) ResolveError(f translate.Flow) (translate.Flow, translate.Ver
 	return cross(f, across)
 }
 
-func (r *resolver) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
+func (r *resolver) LookupRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict) {
 	r.note("lookup")
-	return cross(f, across)
+	f, v := cross(f, across)
+	return f, mapping.Ranges{}, v
 }
 
-func (r *resolver) HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict) {
+func (r *resolver) HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict) {
 	r.note("back")
-	return cross(f, back)
+	f, v := cross(f, back)
+	return f, mapping.Ranges{}, v
 }
+
+func (r *resolver) Shared(netip.Addr) bool { return false }
 
 func (r *resolver) Own(a netip.Addr) bool { return a == addr(own6) || a == addr(own4) }
 func (r *resolver) Revision() uint64      { return r.revision.Load() }

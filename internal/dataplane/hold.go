@@ -170,7 +170,7 @@ func (w *worker) release(p *held, packet []byte, tick uint32) bool {
 	if (o.Verdict == translate.LeasePending || o.Verdict == translate.LeaseLimited) && tick-p.since <= heldTicks {
 		return false
 	}
-	w.count(o)
+	w.done(o, tick)
 	return true
 }
 

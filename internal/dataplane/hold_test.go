@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 	"github.com/natless/natless/tun"
 )
@@ -26,14 +27,14 @@ type lender struct {
 	asks    int
 }
 
-func (l *lender) ResolveIn(f *translate.Flow, _ uint32) translate.Verdict {
+func (l *lender) ResolveRanges(f *translate.Flow, _ uint32) (mapping.Ranges, translate.Verdict) {
 	l.asks++
 	src := f.Src.As16()
 	client := int(src[15])
 	v := l.verdict(client)
 	dst := f.Dst.As16()
 	f.Src, f.Dst = netip.AddrFrom4([4]byte{203, 0, 113, src[15]}), netip.AddrFrom4([4]byte(dst[12:]))
-	return v
+	return mapping.Ranges{}, v
 }
 
 // number is the packet's number, which every packet of these tests has in its
@@ -514,21 +515,21 @@ type keeper struct {
 	requests chan netip.Addr
 }
 
-func (k *keeper) ResolveIn(f *translate.Flow, _ uint32) translate.Verdict {
+func (k *keeper) ResolveRanges(f *translate.Flow, _ uint32) (mapping.Ranges, translate.Verdict) {
 	k.lock.Lock()
 	granted := k.granted[f.Src]
 	k.lock.Unlock()
 	if !granted {
 		select {
 		case k.requests <- f.Src:
-			return translate.LeasePending
+			return mapping.Ranges{}, translate.LeasePending
 		default:
-			return translate.LeaseLimited
+			return mapping.Ranges{}, translate.LeaseLimited
 		}
 	}
 	src, dst := f.Src.As16(), f.Dst.As16()
 	f.Src, f.Dst = netip.AddrFrom4([4]byte{203, 0, 113, src[15]}), netip.AddrFrom4([4]byte(dst[12:]))
-	return translate.OK
+	return mapping.Ranges{}, translate.OK
 }
 
 func (k *keeper) run(p *Plane) {

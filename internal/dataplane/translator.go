@@ -3,6 +3,8 @@ package dataplane
 import (
 	"net/netip"
 
+	"github.com/natless/natless/conntrack"
+	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 	"github.com/natless/natless/tun"
 )
@@ -18,22 +20,27 @@ const bufferSize = headroom + tun.MaxPacket
 // Resolver decides which flow a packet's flow becomes on the other side. No
 // method blocks on anything but memory. mapping.Table is one.
 type Resolver interface {
-	// ResolveIn answers for an ordinary packet, in place, and may lease an
+	// ResolveRanges answers for an ordinary packet, in place, and may lease an
 	// address to its source. tick is in seconds since the Resolver was made.
-	// What it says of the addresses depends on nothing but them and, while the
-	// revision stays, remains true to the end of the tick; but LeasePending may
-	// turn into anything else, whereupon Plane.Wake is to be called.
-	ResolveIn(f *translate.Flow, tick uint32) translate.Verdict
+	// While the revision stays, what it says of the addresses remains true to
+	// the end of the tick and depends on nothing but them, unless clients share
+	// the destination's; but LeasePending may turn into anything else, whereupon
+	// Plane.Wake is to be called.
+	ResolveRanges(f *translate.Flow, tick uint32) (mapping.Ranges, translate.Verdict)
 	// ResolveError answers for the outer flow of an ICMP error: a source
-	// without a counterpart gets a stand-in (RFC 6791). It leases nothing.
+	// without a counterpart gets a stand-in (RFC 6791). It leases nothing. The
+	// destination port is the source port of the packet that the error quotes.
 	ResolveError(f translate.Flow) (translate.Flow, translate.Verdict)
-	// Lookup answers like ResolveIn and creates nothing.
-	Lookup(f translate.Flow) (translate.Flow, translate.Verdict)
-	// HairpinBack is the way back to IPv6 of an IPv4 flow for which one of the
-	// others said Hairpin (RFC 7757 4.2.2).
-	HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict)
-	// Own reports whether the address is natless's own.
+	// LookupRanges answers like ResolveRanges and creates nothing.
+	LookupRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict)
+	// HairpinBackRanges is the way back to IPv6 of an IPv4 flow for which one of
+	// the others said Hairpin (RFC 7757 4.2.2).
+	HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict)
+	// Own reports whether the address is natless's own and of nobody else.
 	Own(a netip.Addr) bool
+	// Shared reports whether clients share the address, or the IPv4 address that
+	// it has inside.
+	Shared(a netip.Addr) bool
 	// Revision changes with every change of what the others say.
 	Revision() uint64
 }
@@ -50,6 +57,7 @@ type Sink interface {
 // they come to the same result. It is not for concurrent use.
 type Translator struct {
 	resolver Resolver
+	sharing  Sharing
 	options  translate.Options
 	from4    netip.Addr // sources of the ICMP errors it originates
 	from6    netip.Addr
@@ -57,19 +65,29 @@ type Translator struct {
 	packet translate.Packet
 	// The flows of the packet on the other side. They are here rather than on
 	// the stack: an address that goes through an interface escapes.
-	to, quoted translate.Flow
+	to, quoted, scratch translate.Flow
+
+	held    bool // the packet is a fragment that has been copied, to wait for its first
+	waiting bool // fragments of leading may
+	leading conntrack.Datagram
 
 	spare []byte // for packets natless makes: fragments and ICMP errors
 	limit limiter
 	cache *cache
+
+	portShift uint8 // see pair
 }
 
 // NewTranslator makes a Translator and allocates all it will ever need. Errors
 // come from the addresses given; without a valid one of a family there are none
 // in it.
-func NewTranslator(r Resolver, o translate.Options, ipv4, ipv6 netip.Addr) *Translator {
-	t := &Translator{resolver: r, options: o, from4: ipv4, from6: ipv6, spare: make([]byte, bufferSize), cache: new(cache)}
+func NewTranslator(r Resolver, s Sharing, o translate.Options, ipv4, ipv6 netip.Addr) *Translator {
+	t := &Translator{resolver: r, sharing: s, options: o, from4: ipv4, from6: ipv6, spare: make([]byte, bufferSize), cache: new(cache)}
 	t.packet.Buf = make([]byte, bufferSize)
+	t.portShift = 16 // whoever has his address to himself takes one place for each he speaks with
+	if s.Sessions != nil {
+		t.portShift = 8
+	}
 	return t
 }
 
@@ -85,6 +103,7 @@ type Outcome struct {
 	Verdict translate.Verdict
 	Error   bool // an ICMP error answers it
 	Limited bool // an ICMP error would have answered it but for the rate limit
+	Held    bool // the packet is a fragment that waits for its first: the verdict is not its last
 }
 
 // Translate takes a copy of the packet through all its steps and gives what is
@@ -109,6 +128,8 @@ func (t *Translator) handle(n int, h *tun.Header, tick uint32, out Sink) Outcome
 		t.putFragments(out)
 	case v.Leaves():
 		out.Put(p.Buf, p.Off, p.Len, tun.Header(p.Offload))
+	case v == translate.FragmentPending:
+		return Outcome{Verdict: v, Held: t.held}
 	case v.Info().Reply != "":
 		return t.refuse(v, tick, out)
 	}
@@ -130,7 +151,7 @@ func (t *Translator) translate(tick uint32) translate.Verdict {
 	}
 	rewritten := p.Rewrite(&t.options, &t.to, &t.quoted)
 	if v == translate.Hairpin && rewritten == translate.OK {
-		return t.hairpin()
+		return t.hairpin(tick)
 	}
 	return rewritten
 }
@@ -147,64 +168,105 @@ func (t *Translator) answer() translate.Verdict {
 
 // resolve finds the packet's flow on the other side, which is then in to, and,
 // of an ICMP error, that of the packet it quotes, which is then in quoted.
-func (t *Translator) resolve(tick uint32) (v translate.Verdict) {
+func (t *Translator) resolve(tick uint32) translate.Verdict {
 	p := &t.packet
-	if !p.HasQuote() {
-		return t.resolveCached(tick)
+	switch {
+	case p.HasQuote():
+		return t.resolveError(tick)
+	case p.Flow.Frag != translate.Whole:
+		return t.resolveFragment(tick)
 	}
+	v, x := t.resolveCached(tick)
+	if x == (mapping.Ranges{}) {
+		return v
+	}
+	return t.settle(v, x, tick)
+}
+
+// resolveError resolves an ICMP error. Where clients share the address it goes
+// to, the port of the packet that it quotes leads it.
+func (t *Translator) resolveError(tick uint32) (v translate.Verdict) {
+	p := &t.packet
 	if t.resolver.Own(p.Flow.Dst) {
 		return translate.OwnAddress
 	}
-	if t.to, v = t.resolver.ResolveError(p.Flow); !v.Leaves() {
+	f := p.Flow
+	f.DstPort = p.Quoted.SrcPort
+	if t.to, v = t.resolver.ResolveError(f); !v.Leaves() {
 		return v
 	}
-	// The quoted packet went the other way, so it is its answer's flow that
-	// the mapping can find.
-	back, found := t.resolver.Lookup(p.Quoted.Reversed())
-	if !found.Leaves() {
-		return translate.QuoteUnmapped
+	if found := t.resolveQuote(tick); found != translate.OK {
+		return found
 	}
-	t.quoted = back.Reversed()
+	return v
+}
+
+// resolveFragment resolves a fragment, which may have to follow another.
+func (t *Translator) resolveFragment(tick uint32) translate.Verdict {
+	p := &t.packet
+	if p.Flow.Frag == translate.Later {
+		if v := t.follow(tick); v != translate.OK {
+			return v
+		}
+	}
+	v, x := t.resolveCached(tick)
+	if x != (mapping.Ranges{}) {
+		v = t.settle(v, x, tick)
+	}
+	if p.Flow.Frag == translate.First && v != translate.LeasePending {
+		t.lead(tick)
+	}
 	return v
 }
 
 // resolveCached asks the Resolver where the cache has no answer.
-func (t *Translator) resolveCached(tick uint32) translate.Verdict {
+func (t *Translator) resolveCached(tick uint32) (translate.Verdict, mapping.Ranges) {
 	p := &t.packet
-	key, revision := pairOf(p), t.resolver.Revision()
+	key, revision := t.pairOf(p), t.resolver.Revision()
 	a := t.cache.at(key)
-	if a.holds(key, revision, tick) {
-		t.to.Src, t.to.Dst, t.to.SrcPort, t.to.DstPort = a.src, a.dst, p.Flow.SrcPort, p.Flow.DstPort
-		return a.verdict
+	if a.holds(key, revision, tick) && (a.ranges.Dst == nil || inRange(a.ranges.Dst, &p.Flow)) {
+		t.to.Src, t.to.Dst, t.to.SrcPort, t.to.DstPort, t.to.Proto = a.src, a.dst, p.Flow.SrcPort, p.Flow.DstPort, p.Flow.Proto
+		return a.verdict, a.ranges
 	}
 	if t.resolver.Own(p.Flow.Dst) {
-		return translate.OwnAddress
+		return translate.OwnAddress, mapping.Ranges{}
 	}
 	t.to = p.Flow
-	v := t.resolver.ResolveIn(&t.to, tick)
-	*a = answer{key, t.to.Src, t.to.Dst, revision, tick, v}
-	return v
+	x, v := t.resolver.ResolveRanges(&t.to, tick)
+	if v != translate.Hairpin || t.sharing.Sessions == nil { // the next may be for another who shares the destination
+		*a = answer{key, t.to.Src, t.to.Dst, revision, tick, v, x}
+	}
+	return v, x
 }
 
 // hairpin translates the packet a second time. It is IPv4 now and on its way
 // to another client: RFC 7757 4.2.2 has it translated back at once instead of
 // by way of the kernel.
-func (t *Translator) hairpin() translate.Verdict {
+func (t *Translator) hairpin(tick uint32) translate.Verdict {
 	p := &t.packet
 	p.ReturnHop()
 	v := p.Parse(&t.options)
 	if v != translate.OK {
 		return v
 	}
-	if t.to, v = t.resolver.HairpinBack(p.Flow); v != translate.OK {
+	switch {
+	case p.HasQuote():
+		p.Flow.DstPort = p.Quoted.SrcPort
+	case p.Flow.Frag == translate.Later: // which goes where its first did
+		p.Flow.SrcPort, p.Flow.DstPort = t.to.SrcPort, t.to.DstPort
+	}
+	var x mapping.Ranges
+	if t.to, x, v = t.resolver.HairpinBackRanges(p.Flow); v != translate.OK {
 		return v
 	}
 	if p.HasQuote() {
-		back, found := t.resolver.HairpinBack(p.Quoted.Reversed())
-		if found != translate.OK {
+		answer := p.Quoted.Reversed()
+		back, x, found := t.resolver.HairpinBackRanges(answer)
+		if found != translate.OK || t.quote(answer, back, x, tick) != translate.OK {
 			return translate.QuoteUnmapped
 		}
-		t.quoted = back.Reversed()
+	} else if v = t.settle(v, x, tick); v != translate.OK {
+		return v
 	}
 	if v = p.Rewrite(&t.options, &t.to, &t.quoted); v != translate.OK {
 		return v

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
 	"os"
@@ -90,6 +91,17 @@ var subscriptions = []struct {
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)},
 	{"nftables", unix.NETLINK_NETFILTER, mask(unix.NFNLGRP_NFTABLES)},
+}
+
+// Notices wakes at every change of a link or an IPv6 address of this network
+// namespace, until it is closed. Nothing is waited for: wake has room for one.
+func Notices(wake chan<- struct{}) (io.Closer, error) {
+	f, err := listen(unix.NETLINK_ROUTE, mask(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR))
+	if err != nil {
+		return nil, err
+	}
+	go relay(f, wake)
+	return f, nil
 }
 
 func mask(groups ...int) (m uint32) {

@@ -27,6 +27,12 @@ var replies = map[string]reply{
 	"client_not_permitted": {3, 13, 1, 5},
 	"source_unmapped":      {none, none, 1, 5},
 	"hairpin_off":          {3, 13, 1, 1},
+
+	"no_ports":             {3, 13, 1, 1},
+	"not_syn":              {3, 1, 1, 3},
+	"session_ports_full":   {3, 1, 1, 3},
+	"client_sessions_full": {3, 1, 1, 3},
+	"sessions_full":        {3, 1, 1, 3},
 }
 
 // Originate is the whole packet with the ICMP error that natless sends from

@@ -111,9 +111,12 @@ func (d packet) translateTransport(to Flow, quoted bool) []byte {
 	if d.isICMP() {
 		return d.translateEcho(body, to)
 	}
-	if d.hasPorts() && d.proto != protoSCTP {
+	if d.hasPorts() {
 		binary.BigEndian.PutUint16(body, to.SrcPort)
 		binary.BigEndian.PutUint16(body[2:], to.DstPort)
+		if d.proto == protoSCTP && !quoted {
+			d.adjustCRC(body)
+		}
 	}
 	at := d.checksumAt()
 	if at < 0 || len(body) < at+2 {
@@ -140,6 +143,33 @@ func (d packet) translateTransport(to Flow, quoted bool) []byte {
 		binary.BigEndian.PutUint16(body[at:], checksum)
 	}
 	return body
+}
+
+// adjustCRC makes the CRC of SCTP (RFC 9260 6.8, appendix A) as wrong as it was:
+// by the bits that differ from the right one.
+func (d packet) adjustCRC(body []byte) {
+	wrong := binary.LittleEndian.Uint32(d.body[8:]) ^ crc(d.body)
+	binary.LittleEndian.PutUint32(body[8:], crc(body)^wrong)
+}
+
+// crc is the CRC32c of a packet of SCTP, whose own field counts as zero, bit by
+// bit.
+func crc(b []byte) uint32 {
+	register := ^uint32(0)
+	for i, v := range b {
+		if i >= 8 && i < 12 {
+			v = 0
+		}
+		register ^= uint32(v)
+		for range 8 {
+			low := register & 1
+			register >>= 1
+			if low == 1 {
+				register ^= 0x82f63b78
+			}
+		}
+	}
+	return ^register
 }
 
 // putUDPChecksum writes zero as all ones (RFC 768, RFC 3828 3.1).

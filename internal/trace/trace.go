@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/internal/dataplane"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
@@ -69,6 +70,10 @@ const (
 	StepQuotedSource      = "quoted_source"
 	StepQuotedDestination = "quoted_destination"
 
+	// Ports of clients that share an IPv4 address.
+	StepPort       = "port"
+	StepQuotedPort = "quoted_port"
+
 	// The way back to IPv6 of a packet from one client to another.
 	StepHairpinSource            = "hairpin_source"
 	StepHairpinDestination       = "hairpin_destination"
@@ -83,6 +88,8 @@ const RuleStandIn mapping.Rule = "stand_in"
 // Config is what a packet is traced by.
 type Config struct {
 	Table      *mapping.Table
+	Sessions   *conntrack.Table // nil: there are none
+	Tick       uint32           // their clock
 	Options    translate.Options
 	IPv4, IPv6 netip.Addr // natless's own, as the dataplane has them
 }
@@ -90,9 +97,9 @@ type Config struct {
 // Trace says what would become of the packet now. It leases nothing: a client
 // without a lease is shown with the address it would get.
 func Trace(c Config, packet []byte) Report {
-	w := &witness{table: c.Table}
-	w.translator = dataplane.NewTranslator(w, c.Options, c.IPv4, c.IPv6)
-	o := w.translator.Translate(packet, 0, w)
+	w := &witness{table: c.Table, sessions: c.Sessions}
+	w.translator = dataplane.NewTranslator(w, dataplane.Sharing{Sessions: w}, c.Options, c.IPv4, c.IPv6)
+	o := w.translator.Translate(packet, c.Tick, w)
 	if len(w.steps) == 0 {
 		w.add(Step{Step: StepParse, Text: "not a packet that can be translated", Section: o.Verdict.Info().Section})
 	}
@@ -118,9 +125,10 @@ func describe(packet []byte) Packet {
 // and writes down what it is asked.
 type witness struct {
 	table      *mapping.Table
+	sessions   *conntrack.Table
 	translator *dataplane.Translator
 	steps      []Step
-	backs      int // times HairpinBack was asked
+	backs      int // times HairpinBackRanges was asked
 	out        []Packet
 }
 
@@ -163,13 +171,14 @@ func (w *witness) parsed() {
 	w.add(s)
 }
 
-// ResolveIn foresees what the table would say, so that nothing is leased.
-func (w *witness) ResolveIn(f *translate.Flow, _ uint32) translate.Verdict {
+// ResolveRanges foresees what the table would say, so that nothing is leased.
+func (w *witness) ResolveRanges(f *translate.Flow, _ uint32) (mapping.Ranges, translate.Verdict) {
 	from := *f
-	to, v := w.table.Foresee(from)
+	to, x, v := w.table.ForeseeRanges(from)
 	w.resolved(from, to, v)
+	w.stateless(x, &from, v)
 	*f = to
-	return v
+	return x, v
 }
 
 // ResolveError is asked about the outer flow of an ICMP error.
@@ -184,18 +193,18 @@ func (w *witness) resolved(f, to translate.Flow, v translate.Verdict) {
 	w.add(w.destination(StepDestination, f.Dst, to.Dst, v))
 }
 
-// Lookup is asked about the answer of a quoted packet, which went the other
+// LookupRanges is asked about the answer of a quoted packet, which went the other
 // way: what is the source to the table is the destination in the quote.
-func (w *witness) Lookup(f translate.Flow) (translate.Flow, translate.Verdict) {
-	to, v := w.table.Lookup(f)
+func (w *witness) LookupRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict) {
+	to, x, v := w.table.LookupRanges(f)
 	w.add(w.destination(StepQuotedSource, f.Dst, to.Dst, v))
 	w.add(w.source(StepQuotedDestination, f.Src, to.Src, v))
-	return to, v
+	return to, x, v
 }
 
-// HairpinBack is asked about the packet and then about the one it quotes.
-func (w *witness) HairpinBack(f translate.Flow) (translate.Flow, translate.Verdict) {
-	to, v := w.table.HairpinBack(f)
+// HairpinBackRanges is asked about the packet and then about the one it quotes.
+func (w *witness) HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict) {
+	to, x, v := w.table.HairpinBackRanges(f)
 	source, destination := Step{From: f.Src, Text: "the source by pref64, so that answers take the same way"}, Step{From: f.Dst, Text: "a client too, so back to IPv6 at once"}
 	source.Step, destination.Step = StepHairpinSource, StepHairpinDestination
 	if w.backs++; w.backs > 1 { // in a quote, which went the other way
@@ -208,7 +217,8 @@ func (w *witness) HairpinBack(f translate.Flow) (translate.Flow, translate.Verdi
 		s.Section = "RFC 7757 4.2.2"
 		w.add(s)
 	}
-	return to, v
+	w.stateless(x, &f, v)
+	return to, x, v
 }
 
 // source tells of the address that a packet comes from. to counts if the

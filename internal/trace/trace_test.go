@@ -189,7 +189,8 @@ func TestNothingChanges(t *testing.T) {
 	assert.EqualValues(t, 1, c.Table.Revision())
 	assert.Empty(t, c.Table.Leases())
 
-	got, v := c.Table.Resolve(translate.Flow{Src: addr("2001:db8:1::7"), Dst: addr("64:ff9b::203.0.113.9"), Proto: 17}, 0)
+	got := translate.Flow{Src: addr("2001:db8:1::7"), Dst: addr("64:ff9b::203.0.113.9"), Proto: 17}
+	_, v := c.Table.ResolveRanges(&got, 0)
 	require.Equal(t, translate.OK, v)
 	assert.Equal(t, addr("198.51.100.2"), got.Src)
 	assert.Equal(t, mapping.RuleLease, words(t, c, packet).Steps[1].Rule)
@@ -199,7 +200,7 @@ func TestPoolFull(t *testing.T) {
 	c := config(t)
 	client := addr("2001:db8:1::a0")
 	for range 6 {
-		_, v := c.Table.Resolve(translate.Flow{Src: client, Dst: addr("64:ff9b::203.0.113.9"), Proto: 17}, 0)
+		_, v := c.Table.ResolveRanges(&translate.Flow{Src: client, Dst: addr("64:ff9b::203.0.113.9"), Proto: 17}, 0)
 		require.Equal(t, translate.OK, v)
 		client = client.Next()
 	}
