@@ -3,7 +3,6 @@ package mapping
 import (
 	"cmp"
 	"container/heap"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,9 +24,9 @@ import (
 // Attachment is a network namespace that was set up for natless. The JSON
 // names are stable.
 type Attachment struct {
-	ID            string          `json:"id"`                // "DEV:INODE" of the namespace's file in hex: one namespace has one attachment
-	Target        string          `json:"target"`            // as the user named it
-	Label         string          `json:"label,omitempty"`   //
+	ID            string          `json:"id"`     // "DEV:INODE" of the namespace's file in hex: one namespace has one attachment
+	Target        string          `json:"target"` // as the user named it
+	Label         string          `json:"label,omitempty"`
 	Namespace     string          `json:"namespace"`         // the path by which it was opened: /proc/PID/ns/net, or a file such as /run/netns/NAME
 	PID           int             `json:"pid,omitempty"`     // of the process by which it was found; 0: by a file
 	Started       uint64          `json:"started,omitempty"` // field 22 of /proc/PID/stat, so that a reused PID is not it
@@ -39,6 +38,7 @@ type Attachment struct {
 	Undo          json.RawMessage `json:"undo,omitempty"` // what must be restored inside; the command's own
 	Host          *HostSide       `json:"host,omitempty"`
 	Since         time.Time       `json:"since"`          // when it was first recorded
+	Boot          string          `json:"boot,omitempty"` // of the host, since when it is known: none outlives that
 	Seen          string          `json:"seen,omitempty"` // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
 }
 
@@ -78,6 +78,8 @@ func (a Attachment) Check() error {
 		return fmt.Errorf("ipv4 %v: expected an IPv4 address", a.IPv4)
 	case a.Count < 1:
 		return fmt.Errorf("count %d: expected at least 1", a.Count)
+	case len(a.Undo) > 0 && !json.Valid(a.Undo):
+		return errors.New("undo: expected JSON")
 	case a.Host != nil && (a.Host.Link == "" || a.Host.Index < 1):
 		return errors.New("host: expected a link and its index")
 	}
@@ -133,9 +135,9 @@ func (g *stage) leaseOf(client netip.Addr) *lease {
 
 // Attach records an attachment, in the place of one with its ID. When it
 // returns without an error that is durable, and the client's lease is pinned
-// and has the label. The client must have a lease or a map already (ErrUnknown),
-// and what the attachment says of its IPv4 side must be so, or be left out
-// (ErrConflict). It returns what is recorded. by says who asked.
+// and has the label. What the attachment says of the client's IPv4 side must be
+// so (ErrUnknown, ErrConflict), or be left out: then the client need have none
+// yet. It returns what is recorded. by says who asked.
 func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 	fail := func(err error) (Attachment, error) { return Attachment{}, fmt.Errorf("attach %s: %w", a.Target, err) }
 	if err := a.Check(); err != nil {
@@ -196,6 +198,10 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 // settled is an attachment with what its client has on the IPv4 side.
 func (g *stage) settled(a Attachment) (Attachment, error) {
 	e, _ := g.v6.Lookup(a.IPv6)
+	if e == nil && !a.IPv4.IsValid() {
+		a.Ports, a.StatelessLast = "", 0 // the link from which it may lease is to be made yet
+		return a, nil
+	}
 	if e == nil || e.kind > kindRange {
 		return a, fmt.Errorf("%w: %v has neither a lease nor a map", ErrUnknown, a.IPv6)
 	}
@@ -275,103 +281,4 @@ func (t *Table) Unheld() (list []string) {
 		}
 	}
 	return list
-}
-
-// Lend makes sure that a client has a lease, as its first packet would, but for
-// the rates that hold for packets. It returns when the lease is durable, or with
-// ErrUnavailable when the context has ended before; then it may come to be, and
-// who asks again gets it. A client that has a lease keeps it. A label that is
-// not "" becomes the lease's. by says who asked.
-//
-// Errors wrap ErrMapped, ErrNotPermitted, ErrPoolFull or ErrUnavailable, or tell
-// what is malformed.
-func (t *Table) Lend(ctx context.Context, client netip.Addr, label, by string) (Lease, error) {
-	late := func() (Lease, error) {
-		return Lease{}, fmt.Errorf("lease for %v: %w: not saved in time", client, ErrUnavailable)
-	}
-	select {
-	case t.lending <- struct{}{}: // one, however often somebody tries while the disk hangs
-	case <-ctx.Done():
-		return late()
-	}
-	type answer struct {
-		lease Lease
-		err   error
-	}
-	done := make(chan answer, 1)
-	go func() {
-		l, err := t.lend(client, label, by)
-		<-t.lending
-		done <- answer{l, err}
-	}()
-	select {
-	case a := <-done:
-		if a.err != nil {
-			return Lease{}, fmt.Errorf("lease for %v: %w", client, a.err)
-		}
-		if k := t.keeper; k != nil && k.Wake != nil {
-			k.Wake() // its packets may wait
-		}
-		return a.lease, nil
-	case <-ctx.Done():
-		return late()
-	}
-}
-
-func (t *Table) lend(client netip.Addr, label, by string) (Lease, error) {
-	if !client.Is6() || client.Is4In6() || client.Zone() != "" {
-		return Lease{}, errors.New("expected an IPv6 address")
-	}
-	if err := CheckLabel(label); err != nil {
-		return Lease{}, fmt.Errorf("label: %w", err)
-	}
-	t.writing.Lock()
-	defer t.writing.Unlock()
-	g := t.stage(1)
-	l := g.leaseOf(client)
-	if l == nil {
-		return t.lendNew(g, client, label, by)
-	}
-	l.used(t.tick.Load()) // so that it does not end before somebody comes to use it
-	if label == "" || label == l.labelled() {
-		return t.leaseInfo(&l.entry), nil
-	}
-	saved := l.saved(time.Time{})
-	saved.Label = label
-	if err := t.save(Batch{Leases: []SavedLease{saved}}); err != nil {
-		return Lease{}, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l.relabel(label)
-	g.tell(OpLeaseNoted, l, by)
-	t.publish(g)
-	return t.leaseInfo(&l.entry), nil
-}
-
-// lendNew makes the lease of a client that has none. writing must be held.
-func (t *Table) lendNew(g *stage, client netip.Addr, label, by string) (Lease, error) {
-	switch e, _ := g.v6.Lookup(client); {
-	case e != nil && e.kind == kindMap:
-		return Lease{}, fmt.Errorf("%w: it is %v, by %v", ErrMapped, e.to4(client), e.of)
-	case e != nil:
-		return Lease{}, fmt.Errorf("%w: it is an address of %v", ErrNotPermitted, e.of)
-	case !g.permits(client):
-		return Lease{}, fmt.Errorf("%w: it is among no pool's clients", ErrNotPermitted)
-	}
-	t.mu.Lock()
-	s, tick := t.current.Load(), t.tick.Load()
-	s.wake(tick)
-	x, ok := t.take(s, client, tick, t.now())
-	if ok && label != "" {
-		x.lease.relabel(label)
-	}
-	t.mu.Unlock()
-	if !ok {
-		return Lease{}, fmt.Errorf("%w: all that its pools have is lent or in quarantine", ErrPoolFull)
-	}
-	if err := t.grant([]grant{x}, by); err != nil {
-		return Lease{}, err
-	}
-	return t.leaseInfo(&x.lease.entry), nil
 }

@@ -73,7 +73,11 @@ func (l *lease) labelled() string {
 	return ""
 }
 
-func (l *lease) relabel(s string) { l.label.Store(&s) }
+func (l *lease) relabel(s string) {
+	if s != l.labelled() { // of a million most have none
+		l.label.Store(&s)
+	}
+}
 
 // saved is the lease as a Store keeps it.
 func (l *lease) saved(until time.Time) SavedLease {

@@ -15,7 +15,8 @@
 // process, and publishes it with the next revision, of which a journal tells
 // those who watch (journal.go). Maps are changed by Apply (apply.go), the
 // configuration by Reload (reload.go). Leases are made by a goroutine that
-// waits for the disk, so that workers need not (keeper.go).
+// waits for the disk, so that workers need not (keeper.go), or for whoever asks
+// (lend.go). A namespace that was set up for natless pins its own (attach.go).
 package mapping
 
 import (

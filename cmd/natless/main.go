@@ -67,6 +67,7 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 		runCommand(), checkCommand(), reloadCommand(), downCommand(),
 		statusCommand(), statsCommand(), mapCommand(), leaseCommand(), sessionCommand(),
 		traceCommand(), pcapCommand(),
+		attachCommand(), detachCommand(), psCommand(), portRangeCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)
 	return cmd

@@ -159,7 +159,12 @@ func (c *Client) Lend(ctx context.Context, client netip.Addr, label string) (map
 	return answered[mapping.Lease](c.ask(ctx, &c.changes, http.MethodPost, "/v1/lease", body))
 }
 
-// Attachments asks what is attached, the oldest first.
+// ListAttachments asks what is attached, the oldest first.
+func (c *Client) ListAttachments(ctx context.Context) (Listing, error) {
+	return c.list(ctx, "/v1/attachment")
+}
+
+// Attachments is ListAttachments, decoded.
 func (c *Client) Attachments(ctx context.Context) iter.Seq2[mapping.Attachment, error] {
 	return Decoded[mapping.Attachment](c.rows(ctx, "/v1/attachment"))
 }
@@ -167,6 +172,9 @@ func (c *Client) Attachments(ctx context.Context) iter.Seq2[mapping.Attachment, 
 // Attach has an attachment recorded, in the place of one with its ID, and its
 // lease pinned. It returns what is recorded, durably.
 func (c *Client) Attach(ctx context.Context, a mapping.Attachment) (mapping.Attachment, error) {
+	if err := a.Check(); err != nil {
+		return a, fmt.Errorf("attach %s: %w", a.Target, err)
+	}
 	return answered[mapping.Attachment](c.ask(ctx, &c.changes, http.MethodPost, "/v1/attachment", encoded(a)))
 }
 
@@ -191,7 +199,7 @@ func (c *Client) change(ctx context.Context, method, path string, body []byte) (
 func encoded(x any) []byte {
 	data, err := json.Marshal(x)
 	if err != nil {
-		panic(err) // but for a json.RawMessage that is none, these are always encoded
+		panic(err) // what this package encodes can be
 	}
 	return data
 }

@@ -117,7 +117,7 @@ func (x example) Attachments() iter.Seq[any] {
 }
 
 func (x example) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
-	a.Seen = "7d1e6a52-6a0c-4c1e-9a86-1d0f6d0a9f3b file 1773500900.000000000"
+	a.Boot, a.Seen = "7d1e6a52-6a0c-4c1e-9a86-1d0f6d0a9f3b", "file 1773500900.000000000"
 	return x.table.Attach(a, by)
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/attach"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
@@ -48,6 +49,7 @@ func (d *daemon) Attachments() iter.Seq[any] {
 func (d *daemon) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
 	d.attaching.Lock()
 	defer d.attaching.Unlock()
+	a.Boot = boot()
 	a.Seen, _ = sight(a) // if it cannot be seen, the answer says so
 	return d.table.Attach(a, by)
 }
@@ -83,6 +85,9 @@ func (d *daemon) detachGone() {
 		}
 		if err == nil {
 			d.log.Info("detached: the target is gone", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
+			if err := attach.Vanished(a.Undo); err != nil {
+				d.log.Warn("what was changed for a target that is gone stays", "target", a.Target, "error", err)
+			}
 			delete(d.stuck, a.ID)
 		} else if !d.stuck[a.ID] {
 			d.log.Warn("a target is gone and cannot be detached yet", "target", a.Target, "label", a.Label, "error", err)
@@ -91,14 +96,23 @@ func (d *daemon) detachGone() {
 	}
 }
 
-// gone reports whether a target that was seen when it was attached is not there
-// any more. Of one that was not, nothing can be told.
+// gone reports whether a target is not there any more. Of one that was not seen
+// when it was attached that can be told only after the host was started anew.
 func gone(a mapping.Attachment) bool {
+	if now := boot(); now != "" && a.Boot != "" && now != a.Boot {
+		return true
+	}
 	if a.Seen == "" {
 		return false
 	}
 	seen, err := sight(a)
 	return errors.Is(err, errGone) || err == nil && seen != a.Seen
+}
+
+// boot tells one start of the host from the others; "" if that is not known.
+func boot() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return string(bytes.TrimSpace(id))
 }
 
 func clearHost(h *mapping.HostSide) error {
@@ -116,19 +130,10 @@ var errGone = errors.New("it is gone")
 // needs no privileges, and does not look into /proc/PID/ns, which does. The
 // error is errGone, or why nothing can be told.
 func sight(a mapping.Attachment) (string, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", err
-	}
-	look := fileSight
 	if a.PID != 0 {
-		look = processSight
+		return processSight(a)
 	}
-	seen, err := look(a)
-	if err != nil {
-		return "", err
-	}
-	return string(bytes.TrimSpace(boot)) + " " + seen, nil
+	return fileSight(a)
 }
 
 // fileSight is the namespace's file and when it came to be.

@@ -68,6 +68,22 @@ func TestSightOfProcess(t *testing.T) {
 	assert.ErrorIs(t, err, errGone)
 }
 
+func TestGone(t *testing.T) {
+	a := mapping.Attachment{PID: os.Getpid(), Started: startOf(t, os.Getpid()), Boot: boot()}
+	require.NotEmpty(t, a.Boot)
+	seen, err := sight(a)
+	require.NoError(t, err)
+	a.Seen = seen
+	assert.False(t, gone(a))
+	other := a
+	other.Started++
+	assert.True(t, gone(other))
+	other.Seen = ""
+	assert.False(t, gone(other), "it was never seen")
+	other.Boot = "another"
+	assert.True(t, gone(other), "nor can it be there")
+}
+
 // A file that is not the namespace is none that was seen, nor is one that has
 // its number and came to be later.
 func TestSightOfFile(t *testing.T) {

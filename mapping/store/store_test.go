@@ -85,7 +85,7 @@ func attached(n int) mapping.Attachment {
 		ID: fmt.Sprintf("4:%x", n), Target: "web", Label: "web", Namespace: "/proc/4711/ns/net", PID: 4711, Started: 12345,
 		IPv6: v6(n), IPv4: v4(n), Ports: "1024-2047", StatelessLast: 1919, Count: 2,
 		Undo: []byte(`{"a":[1,"b"]}`), Host: &mapping.HostSide{Link: "veth1", Index: 7, Made: true, Routes: []netip.Prefix{pfx("2001:db8::/64")}},
-		Since: past(n), Seen: "1 2 3",
+		Since: past(n), Boot: "boot", Seen: "1 2 3",
 	}
 }
 
