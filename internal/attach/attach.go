@@ -385,7 +385,23 @@ func (w *work) source(ctx context.Context, label string) (from netip.Addr, lease
 	if err != nil {
 		return from, lease, err
 	}
-	var refused []string
+	from, lease, refused, err := w.lend(ctx, list, label)
+	if len(refused) == len(list) {
+		// The network of a container that was started a moment ago may be new.
+		if err := w.permitted(ctx, list[0].addr, notice); err != nil {
+			return from, lease, err
+		}
+		from, lease, refused, err = w.lend(ctx, list, label)
+	}
+	if len(refused) == len(list) {
+		err = errors.New(strings.Join(refused, "; "))
+	}
+	return from, lease, err
+}
+
+// lend has the first source lease that is permitted to; refused is why those
+// before it are not.
+func (w *work) lend(ctx context.Context, list []source, label string) (from netip.Addr, lease mapping.Lease, refused []string, err error) {
 	for _, s := range list {
 		lease, err := w.daemon.Lend(ctx, s.addr, label)
 		switch {
@@ -393,17 +409,21 @@ func (w *work) source(ctx context.Context, label string) (from netip.Addr, lease
 			if s.loose || lease.Ports != "" {
 				w.state.Route = s.pin
 			}
-			return s.addr, lease, nil
+			return s.addr, lease, refused, nil
 		case !errors.Is(err, mapping.ErrNotPermitted):
-			return from, lease, err
+			return from, lease, refused, err
 		}
 		refused = append(refused, err.Error())
 	}
-	return from, lease, errors.New(strings.Join(refused, "; "))
+	return from, lease, refused, nil
 }
 
-// follow is how long the daemon may take to see a new link on the host.
-const follow = 10 * time.Second
+// How long the daemon may take to see what is new on the host, where it may be
+// and where it is.
+const (
+	notice = 2 * time.Second
+	follow = 10 * time.Second
+)
 
 // overLink makes the link. Its address is among the "local" clients when the
 // daemon has seen it.
@@ -423,7 +443,7 @@ func (w *work) overLink(ctx context.Context, label string) (from netip.Addr, lea
 		return from, lease, fmt.Errorf("making link %s: %w", l.Host, err)
 	}
 	w.record.Host = &mapping.HostSide{Link: l.Host, Index: index, Made: true}
-	if err := w.permitted(ctx, from); err != nil {
+	if err := w.permitted(ctx, from, follow); err != nil {
 		return from, lease, err
 	}
 	lease, err = w.daemon.Lend(ctx, from, label)
@@ -434,8 +454,8 @@ func (w *work) overLink(ctx context.Context, label string) (from netip.Addr, lea
 }
 
 // permitted waits until the daemon knows the client, or for a while.
-func (w *work) permitted(ctx context.Context, client netip.Addr) error {
-	for until := time.Now().Add(follow); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+func (w *work) permitted(ctx context.Context, client netip.Addr, patience time.Duration) error {
+	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
 		answer, err := w.daemon.Explain(ctx, client)
 		if err != nil {
 			return err

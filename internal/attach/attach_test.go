@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -194,7 +195,7 @@ func (r *rig) address(t *testing.T, cidr string, flags int) {
 	require.NoError(t, err)
 	a.Flags = flags
 	if flags&unix.IFA_F_DEPRECATED != 0 {
-		a.ValidLft, a.PreferedLft = 3600, 0
+		a.ValidLft, a.PreferedLft = math.MaxUint32, 0 // for ever, and not to be used
 	}
 	require.NoError(t, r.client.Netlink.AddrAdd(link, a))
 }
@@ -260,6 +261,24 @@ func TestAttachPins(t *testing.T) {
 	assert.ErrorContains(t, err, "; fd00::2: ")
 	assert.NotContains(t, err.Error(), "2001:db8:1::3")
 	r.unchanged(t, before, "after a refusal")
+}
+
+// The daemon sees the network of a container that has just been started a
+// moment later.
+func TestAttachWaitsForTheDaemonToSeeTheNetwork(t *testing.T) {
+	r := newRig(t)
+	r.wire(t, "2001:db8:1::2/64")
+	require.NoError(t, r.client.Route("::/0", "2001:db8:1::1", ""))
+	asked := 0
+	r.permits = func(a netip.Addr) error {
+		if asked++; asked <= 3 {
+			return fmt.Errorf("%v: %w", a, mapping.ErrNotPermitted)
+		}
+		return nil
+	}
+	got, err := r.attach(t, "client", Options{})
+	require.NoError(t, err)
+	assert.Equal(t, "2001:db8:1::2", got.IPv6.String())
 }
 
 func TestAttachRefuses(t *testing.T) {
