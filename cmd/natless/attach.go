@@ -61,7 +61,7 @@ that need no state. Everything is undone by natless detach.
 	}
 	ask.register(cmd)
 	cmd.Flags().BoolVar(&o.Link, "link", false, "make a link to the host, with a ULA, where it has no IPv6 that leads to natless")
-	cmd.Flags().StringVar(&o.Label, "label", "", "what the lease is `called` (default the container's or namespace's name)")
+	cmd.Flags().StringVar(&o.Label, "label", "", "call the lease `NAME` (default the container's or namespace's name)")
 	cmd.Flags().StringVar(&dns, "dns", "", "have its programs ask the resolver at this `ADDRESS`")
 	cmd.Flags().BoolVar(&o.Force, "force", false, "also where it has IPv4 of its own")
 	return cmd

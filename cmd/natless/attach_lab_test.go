@@ -94,6 +94,9 @@ func TestLabAttachLink(t *testing.T) {
 	t.Parallel()
 	w := attaching(t)
 	box := w.box(t, "box")
+	lo, err := box.Netlink.LinkByName("lo")
+	require.NoError(t, err)
+	require.NoError(t, box.Netlink.LinkSetDown(lo), "as in a namespace that somebody has just made")
 	host, inside := snapshot(t, w.Host), snapshot(t, box)
 	out := w.query(t, "attach", box.Path(), "--link", "--label", "box")
 	list := w.ps(t)
@@ -103,7 +106,7 @@ func TestLabAttachLink(t *testing.T) {
 	assert.Equal(t, fmt.Sprintf("attached %s (box): %v is %v; made link %s, route to %s from %v; undo: natless detach %s\n",
 		box.Path(), a.IPv6, a.IPv4, a.Host.Link, lab.Pref64, a.IPv6, box.Path()), out)
 	w.reaches(t, box)
-	_, err := lab.Ping(t.Context(), box, "", netip.MustParseAddr(lab.Server6), 1400)
+	_, err = lab.Ping(t.Context(), box, "", netip.MustParseAddr(lab.Server6), 1400)
 	require.NoError(t, err)
 	for _, listing := range []string{"ps", "lease ls"} {
 		assert.Regexp(t, `(?m)^.*`+a.IPv4.String()+`\b.*$`, w.query(t, strings.Fields(listing)...), listing)

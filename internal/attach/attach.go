@@ -304,6 +304,8 @@ func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Op
 		_, back := release(context.WithoutCancel(ctx), d, e, n, func(x holder) bool { return x.is(t) })
 		return r, errors.Join(err, back)
 	}
+	r.Warnings = []string{"it shares its namespace with " + r.Target + ", and what that has"}
+	r.Target, r.Label = h.Target, h.Label
 	return r, nil
 }
 

@@ -43,9 +43,9 @@ func (t *Target) resolver(address netip.Addr) (*File, error) {
 		return nil, fmt.Errorf("its resolver: %w", withRights(err))
 	}
 	f.Was, err = f.read()
-	if errors.Is(err, fs.ErrNotExist) && f.PID == 0 {
+	if errors.Is(err, fs.ErrNotExist) {
 		f.Absent, err = true, nil
-		for dir := filepath.Dir(f.Path); !exists(dir); dir = filepath.Dir(dir) {
+		for dir := filepath.Dir(f.Path); f.PID == 0 && !exists(dir); dir = filepath.Dir(dir) {
 			f.Dirs = append([]string{dir}, f.Dirs...)
 		}
 	}
@@ -71,6 +71,9 @@ func (t *Target) resolverFile() (*File, error) {
 	}
 	inside := &File{Path: resolvConf, PID: t.PID, Started: t.Started}
 	its, err := inside.stat()
+	if errors.Is(err, fs.ErrNotExist) {
+		return inside, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -104,24 +107,47 @@ func (f *File) open(flags int) (*os.File, error) {
 	if f.PID == 0 {
 		return os.OpenFile(f.Path, flags|unix.O_CLOEXEC, 0o644)
 	}
-	failed := func(err error) error {
-		return &fs.PathError{Op: "open", Path: fmt.Sprintf("%s of process %d", f.Path, f.PID), Err: err}
+	fd, err := f.openInside(f.Path, flags|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Path), nil
+}
+
+// openInside opens a path in the root of the file's process.
+func (f *File) openInside(path string, flags int) (fd int, err error) {
+	failed := func(err error) (int, error) {
+		return -1, &fs.PathError{Op: "open", Path: fmt.Sprintf("%s of process %d", path, f.PID), Err: err}
 	}
 	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", f.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, failed(err)
+		return failed(err)
 	}
 	defer unix.Close(root)
 	if !alive(f.PID, f.Started) {
-		return nil, failed(fs.ErrNotExist)
+		return failed(unix.ESRCH)
 	}
-	fd, err := unix.Openat2(root, f.Path, &unix.OpenHow{
-		Flags: uint64(flags | unix.O_CLOEXEC | unix.O_NONBLOCK), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	if flags&unix.O_CREAT != 0 {
+		how.Mode = 0o644
+	}
+	if fd, err = unix.Openat2(root, path, &how); err != nil {
+		return failed(err)
+	}
+	return fd, nil
+}
+
+// remove removes the file itself.
+func (f *File) remove() error {
+	if f.PID == 0 {
+		return os.Remove(f.Path)
+	}
+	dir, err := f.openInside(filepath.Dir(f.Path), unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
-		return nil, failed(err)
+		return err
 	}
-	return os.NewFile(uintptr(fd), f.Path), nil
+	defer unix.Close(dir)
+	return unix.Unlinkat(dir, filepath.Base(f.Path), 0)
 }
 
 func (f *File) stat() (st unix.Stat_t, err error) {
@@ -169,7 +195,7 @@ func (f *File) point() error {
 	}
 	flags := 0
 	if f.Absent {
-		flags = unix.O_CREAT
+		flags = unix.O_CREAT | unix.O_EXCL
 	}
 	return f.write(f.Set, flags)
 }
@@ -188,7 +214,7 @@ func (f *File) restore() (stays string, err error) {
 		return f.Path + " was changed by others", nil
 	}
 	if f.Absent {
-		if err := os.Remove(f.Path); err != nil {
+		if err := f.remove(); err != nil {
 			return "", err
 		}
 		return "", f.removeDirs()
