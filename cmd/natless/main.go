@@ -66,8 +66,8 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 	cmd.AddCommand(
 		runCommand(), checkCommand(), reloadCommand(), downCommand(),
 		statusCommand(), statsCommand(), mapCommand(), leaseCommand(), sessionCommand(),
-		traceCommand(), pcapCommand(),
 		attachCommand(), detachCommand(), psCommand(), portRangeCommand(),
+		traceCommand(), dnsCommand(), pcapCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)
 	return cmd
