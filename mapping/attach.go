@@ -135,9 +135,9 @@ func (g *stage) leaseOf(client netip.Addr) *lease {
 
 // Attach records an attachment, in the place of one with its ID. When it
 // returns without an error that is durable, and the client's lease is pinned
-// and has the label. The client must have a lease or a map already (ErrUnknown),
-// and what the attachment says of its IPv4 side must be so, or be left out
-// (ErrConflict). It returns what is recorded. by says who asked.
+// and has the label. What the attachment says of the client's IPv4 side must be
+// so (ErrUnknown, ErrConflict), or be left out: then the client need have none
+// yet. It returns what is recorded. by says who asked.
 func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 	fail := func(err error) (Attachment, error) { return Attachment{}, fmt.Errorf("attach %s: %w", a.Target, err) }
 	if err := a.Check(); err != nil {
@@ -198,6 +198,10 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 // settled is an attachment with what its client has on the IPv4 side.
 func (g *stage) settled(a Attachment) (Attachment, error) {
 	e, _ := g.v6.Lookup(a.IPv6)
+	if e == nil && !a.IPv4.IsValid() {
+		a.Ports, a.StatelessLast = "", 0 // the link from which it may lease is to be made yet
+		return a, nil
+	}
 	if e == nil || e.kind > kindRange {
 		return a, fmt.Errorf("%w: %v has neither a lease nor a map", ErrUnknown, a.IPv6)
 	}

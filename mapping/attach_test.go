@@ -275,9 +275,19 @@ func TestAttach(t *testing.T) {
 		Pref64: pfx("64:ff9b::/96"), Pools: []Pool{rangesOf("192.0.2.2/32")}, OwnIPv4: addr("192.0.2.1"), OwnIPv6: addr("fd00::1"),
 		Maps: []Map{{IPv4: pfx("203.0.113.0/24"), IPv6: pfx("2001:db8:1::/120"), Origin: "f:1"}},
 	})
-	_, err := r.x.Attach(attachment(1), "me")
+	claims := attachment(1)
+	claims.IPv4 = addr("192.0.2.2")
+	_, err := r.x.Attach(claims, "me")
 	require.ErrorIs(t, err, ErrUnknown)
 	assert.EqualError(t, err, "attach box1: no such entry: 2001:db8::1 has neither a lease nor a map")
+
+	// The lease may come later, from a link that is made then.
+	early, err := r.x.Attach(attachment(1), "me")
+	require.NoError(t, err)
+	assert.False(t, early.IPv4.IsValid())
+	lent, err := r.x.Lend(t.Context(), early.IPv6, "", "me")
+	require.NoError(t, err)
+	assert.True(t, lent.Pinned)
 
 	a := r.attach(1)
 	assert.Equal(t, []any{addr("192.0.2.2"), "1-100", uint16(90)}, []any{a.IPv4, a.Ports, a.StatelessLast})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/natless/natless/internal/attach"
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
@@ -26,6 +27,12 @@ Where there is nothing it does nothing. It refuses while natless runs.`,
 			lines, err := hostnet.Down()
 			for _, line := range lines {
 				fmt.Fprintln(cmd.OutOrStdout(), line)
+			}
+			if err == nil { // natless does not run: nobody uses them
+				lines, err = attach.RemoveLinks()
+				for _, line := range lines {
+					fmt.Fprintln(cmd.OutOrStdout(), line)
+				}
 			}
 			if err != nil {
 				return fmt.Errorf("cleaning up the host: %w", err)

@@ -66,6 +66,7 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 	cmd.AddCommand(
 		runCommand(), checkCommand(), reloadCommand(), downCommand(),
 		statusCommand(), statsCommand(), mapCommand(), leaseCommand(), sessionCommand(),
+		attachCommand(), detachCommand(), psCommand(), portRangeCommand(),
 		traceCommand(), dnsCommand(), pcapCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)

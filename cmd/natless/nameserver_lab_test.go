@@ -24,7 +24,7 @@ func requireNSD(t *testing.T) {
 	}
 }
 
-const nsdConfig = `server:
+const namesConfig = `server:
 	ip-address: ` + lab.ServerIPv4 + `
 	server-count: 1
 	username: ""
@@ -41,8 +41,8 @@ zone:
 	zonefile: example.com
 `
 
-// exampleZone has the lab's server by name, with IPv4 alone as it is.
-const exampleZone = `$ORIGIN example.com.
+// namesZone has the lab's server by name, with IPv4 alone as it is.
+const namesZone = `$ORIGIN example.com.
 $TTL 300
 @	SOA	ns hostmaster 1 3600 600 86400 60
 @	NS	ns
@@ -56,8 +56,8 @@ func (w *world) serveNames(t *testing.T) {
 	dir := filepath.Join(w.Dir, "nsd")
 	require.NoError(t, os.Mkdir(dir, 0o755))
 	config := filepath.Join(dir, "nsd.conf")
-	require.NoError(t, os.WriteFile(config, []byte(strings.ReplaceAll(nsdConfig, "DIR", dir)), 0o644))
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "example.com"), []byte(exampleZone), 0o644))
+	require.NoError(t, os.WriteFile(config, []byte(strings.ReplaceAll(namesConfig, "DIR", dir)), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "example.com"), []byte(namesZone), 0o644))
 	require.NoError(t, w.Server.Machine()) // nsd has children
 	var out strings.Builder
 	nsd := w.Server.Command(context.Background(), "nsd", "-d", "-c", config)

@@ -1,13 +1,19 @@
 package main_test
 
 import (
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/mapping"
 )
 
 // Nothing is done to the container: it is lent an address at its first packet.
@@ -50,12 +56,105 @@ func TestLabDockerUntouched(t *testing.T) {
 	assert.Contains(t, w.query(t, "lease", "ls"), " 2001:db8:77::2 ", "its own address, although Docker masquerades")
 }
 
-func TestLabByName(t *testing.T) {
+// TestLabPodmanDownload is scripts/podman-download from an IPv4-only server, by
+// its address and by its name, which a real name server knows.
+func TestLabPodmanDownload(t *testing.T) {
 	requirePodman(t)
 	requireNSD(t)
 	t.Parallel()
 	w := machine(t)
 	w.serveNames(t)
 	w.engine(t, startPodman, "podman")
-	t.Log(w.sh(t, "busybox nslookup www.example.com 198.51.100.2"))
+	config := filepath.Join(t.TempDir(), "natless.toml")
+	require.NoError(t, os.WriteFile(config, []byte("[dns64]\nupstreams = [\""+lab.ServerIPv4+"\"]\n"), 0o644))
+	script, err := filepath.Abs("../../scripts/podman-download")
+	require.NoError(t, err)
+	for _, server := range []string{"[64:ff9b::" + lab.ServerIPv4 + "]", "www.example.com"} {
+		out := w.sh(t, script+` "$@"`, "http://"+server+":8080/?bytes=67108864", lab.Sum(64<<20), "-c", config)
+		assert.Contains(t, out, "right: "+lab.Sum(64<<20))
+	}
+	assert.Empty(t, w.sh(t, "podman ps -aq; podman network ls -q --filter name=natless; ip link show natless0 2>/dev/null || true"))
+}
+
+// attachments is what `natless ps` lists.
+func (w *world) attachments(t *testing.T) (list []mapping.Attachment) {
+	t.Helper()
+	for line := range strings.Lines(w.query(t, "ps", "-o", "json")) {
+		var a mapping.Attachment
+		require.NoError(t, json.Unmarshal([]byte(line), &a), line)
+		list = append(list, a)
+	}
+	return list
+}
+
+// until waits until ok, which is asked in the test's own goroutine.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 300 {
+		if ok() {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	require.Fail(t, "still not: "+what)
+}
+
+func TestLabPodmanStops(t *testing.T) {
+	requirePodman(t)
+	t.Parallel()
+	w := machine(t)
+	w.engine(t, startPodman, "podman")
+	w.run(t, setup{flags: []string{"--pref64", lab.Pref64}})
+	w.sh(t, "podman network create --subnet 2001:db8:77::/64 --disable-dns ip6")
+	// What Podman leaves behind itself is there already.
+	w.sh(t, "podman run -d --name web --network ip6 --ip6 2001:db8:77::10 "+image+" sleep 1d && podman stop -t 0 web")
+	var before lab.Snapshot
+	until(t, "quiet", func() bool {
+		last := before
+		before = snapshot(t, w.Host)
+		time.Sleep(200 * time.Millisecond)
+		return last != nil && len(last.Diff(before)) == 0
+	})
+
+	w.sh(t, "podman start web && natless attach web")
+	list := w.attachments(t)
+	require.Len(t, list, 1)
+	lent := list[0].IPv4
+	assert.Equal(t, "2001:db8:77::10", list[0].IPv6.String())
+	assert.Equal(t, "web", list[0].Label)
+	assert.Equal(t, downloaded, w.sh(t, "podman exec web sh -c '"+download+"'"))
+
+	w.sh(t, "podman stop -t 0 web")
+	until(t, "detached", func() bool { return len(w.attachments(t)) == 0 })
+	until(t, "in quarantine", func() bool { return strings.Contains(w.query(t, "status"), "0 of 4094 lent, 1 in quarantine") })
+	until(t, "as it was", func() bool { return len(before.Diff(snapshot(t, w.Host))) == 0 })
+
+	w.sh(t, "podman start web && natless attach web")
+	list = w.attachments(t)
+	require.Len(t, list, 1)
+	assert.Equal(t, lent, list[0].IPv4)
+	assert.Equal(t, downloaded, w.sh(t, "podman exec web sh -c '"+download+"'"))
+}
+
+// Two containers have one routed address between them, and a range of ports
+// each: what they download takes no session.
+func TestLabPodmanShares(t *testing.T) {
+	requirePodman(t)
+	t.Parallel()
+	w := machine(t)
+	w.engine(t, startPodman, "podman")
+	w.run(t, setup{flags: []string{"--pref64", lab.Pref64, "--pool", shared4 + "/32", "--pool-mode", "port-range"}})
+	w.sh(t, "podman network create --subnet 2001:db8:77::/64 --disable-dns ip6")
+	for _, name := range []string{"one", "two"} {
+		w.sh(t, "podman run -d --name "+name+" --network ip6 "+image+" sleep 1d && natless attach "+name)
+	}
+	list := w.attachments(t)
+	require.Len(t, list, 2)
+	assert.NotEqual(t, list[0].Ports, list[1].Ports)
+	for _, a := range list {
+		assert.Equal(t, shared4, a.IPv4.String())
+	}
+	both := w.sh(t, "for name in one two; do podman exec $name sh -c '"+download+"' & done; wait")
+	assert.Equal(t, downloaded+downloaded, both)
+	assert.Empty(t, w.query(t, "session", "ls", "-o", "json"))
 }

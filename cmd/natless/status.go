@@ -108,7 +108,7 @@ func tabulateStatus(r *rows, s control.Status) {
 	r.add("state", state)
 	r.add("revision", s.Revision)
 	if d := s.DNS64; d != nil {
-		r.add("DNS64", fmt.Sprintf("%s; %d queries, %d answers synthesised, %d of others refused", said(d.Listen), d.Queries, d.Synthesised, d.Refused))
+		r.add("DNS64", fmt.Sprintf("%s; %d queries, %d answers synthesised, %d of others refused", listed(d.Listen), d.Queries, d.Synthesised, d.Refused))
 		for _, u := range d.Upstreams {
 			state := ""
 			if u.Failing {
@@ -204,4 +204,4 @@ func explanation(v translate.Verdict) string {
 	return fmt.Sprintf("%s (%s)", info.Advice, basis)
 }
 
-func said(list []netip.AddrPort) string { return strings.Join(texts(list), ", ") }
+func listed(list []netip.AddrPort) string { return strings.Join(texts(list), ", ") }

@@ -192,6 +192,17 @@ func ula(id, device string) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
+// LinkULA is a /64 in fd00::/8 for a link of that name, always the same on this
+// machine.
+func LinkULA(name string) netip.Prefix {
+	id, _ := machineID(os.ReadFile)
+	mac := hmac.New(sha256.New, []byte(id))
+	mac.Write([]byte("natless's link\x00" + name))
+	a := [16]byte{0: 0xfd}
+	copy(a[1:8], mac.Sum(nil))
+	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
+}
+
 // machineID identifies the machine. Where it has no id of its own, host name
 // and boot stand in for it, which is not stable.
 func machineID(readFile func(string) ([]byte, error)) (id string, stable bool) {

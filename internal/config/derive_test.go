@@ -63,6 +63,15 @@ func TestOwnIPv6(t *testing.T) {
 	assert.Equal(t, Default().OwnIPv6(), Default().OwnIPv6())
 }
 
+func TestLinkULA(t *testing.T) {
+	one := LinkULA("web")
+	assert.Equal(t, one, LinkULA("web"), "the same every time")
+	assert.NotEqual(t, one, LinkULA("web2"))
+	assert.True(t, netip.MustParsePrefix("fd00::/8").Contains(one.Addr()))
+	assert.Equal(t, one.Masked(), one)
+	assert.Equal(t, 64, one.Bits())
+}
+
 func TestMachineID(t *testing.T) {
 	files := map[string]string{"/proc/sys/kernel/hostname": "web\n", "/proc/sys/kernel/random/boot_id": "b00t\n"}
 	read := func(path string) ([]byte, error) {

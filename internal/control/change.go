@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -102,6 +103,10 @@ func (x exchange) lend() {
 	x.one(http.StatusOK, lease)
 }
 
+// errUntrusted is for those of control.group: an attachment has what root undoes
+// later, and so must be root's.
+var errUntrusted = fmt.Errorf("%w: only root may", fs.ErrPermission)
+
 // attach records the attachment in the body.
 func (x exchange) attach() {
 	body, err := io.ReadAll(x.r.Body)
@@ -115,6 +120,10 @@ func (x exchange) attach() {
 		return
 	}
 	what := "attaching " + a.Target
+	if !x.peer().trusted() {
+		x.refused(what, errUntrusted, http.StatusForbidden)
+		return
+	}
 	recorded, err := x.source.Attach(a, x.peer().by())
 	if err != nil {
 		x.refused(what, err, http.StatusBadRequest)
@@ -126,6 +135,10 @@ func (x exchange) attach() {
 
 func (x exchange) detach() {
 	id := x.r.PathValue("id")
+	if !x.peer().trusted() {
+		x.refused("detaching "+quoted(id), errUntrusted, http.StatusForbidden)
+		return
+	}
 	a, err := x.source.Detach(id, x.peer().by())
 	if err != nil {
 		x.refused("detaching "+quoted(id), err, http.StatusBadRequest)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/mapping"
 )
@@ -450,4 +451,12 @@ type slowly struct{ *journal }
 func (s slowly) Change(changes []mapping.Change, by string) (uint64, error) {
 	time.Sleep(200 * time.Millisecond)
 	return s.journal.Change(changes, by)
+}
+
+// What an attachment says root does later: those of control.group say nothing.
+func TestTrusted(t *testing.T) {
+	assert.True(t, peer{Ucred: unix.Ucred{Uid: 0}, known: true}.trusted())
+	assert.True(t, peer{Ucred: unix.Ucred{Uid: uint32(os.Geteuid())}, known: true}.trusted())
+	assert.False(t, peer{Ucred: unix.Ucred{Uid: uint32(os.Geteuid()) + 1000}, known: true}.trusted())
+	assert.False(t, peer{}.trusted())
 }

@@ -165,7 +165,12 @@ func (c *Client) Lend(ctx context.Context, client netip.Addr, label string) (map
 	return answered[mapping.Lease](c.ask(ctx, &c.changes, http.MethodPost, "/v1/lease", body))
 }
 
-// Attachments asks what is attached, the oldest first.
+// ListAttachments asks what is attached, the oldest first.
+func (c *Client) ListAttachments(ctx context.Context) (Listing, error) {
+	return c.list(ctx, "/v1/attachment")
+}
+
+// Attachments is ListAttachments, decoded.
 func (c *Client) Attachments(ctx context.Context) iter.Seq2[mapping.Attachment, error] {
 	return Decoded[mapping.Attachment](c.rows(ctx, "/v1/attachment"))
 }

@@ -196,6 +196,9 @@ func (p peer) String() string {
 	return fmt.Sprintf("pid %d, uid %d, gid %d", p.Pid, p.Uid, p.Gid)
 }
 
+// trusted reports whether the peer is root, or whoever runs the daemon.
+func (p peer) trusted() bool { return p.known && (p.Uid == 0 || int(p.Uid) == os.Geteuid()) }
+
 // by is the peer as what it changes is marked with.
 func (p peer) by() string {
 	if !p.known {

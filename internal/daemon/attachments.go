@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/attach"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
@@ -84,6 +85,9 @@ func (d *daemon) detachGone() {
 		}
 		if err == nil {
 			d.log.Info("detached: the target is gone", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
+			if err := attach.Vanished(a.Undo); err != nil {
+				d.log.Warn("what was changed for a target that is gone stays", "target", a.Target, "error", err)
+			}
 			delete(d.stuck, a.ID)
 		} else if !d.stuck[a.ID] {
 			d.log.Warn("a target is gone and cannot be detached yet", "target", a.Target, "label", a.Label, "error", err)

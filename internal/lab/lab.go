@@ -165,6 +165,9 @@ func (n *Node) thread(made chan<- error) {
 	}
 }
 
+// Path leads to the namespace as long as the lab is open.
+func (n *Node) Path() string { return n.path }
+
 // Do calls f on a thread inside the namespace. Sockets that f opens, with
 // literal addresses, stay in the namespace; goroutines that it starts do not
 // run there.

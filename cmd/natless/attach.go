@@ -1,0 +1,233 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/natless/natless/internal/attach"
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/mapping"
+)
+
+// targets is what the help of several commands says.
+const targets = `TARGET is the name of a namespace (as ip netns has them), a path with a slash,
+a PID, or the name or id of a Podman or Docker container. Where a name means
+several of them, netns:NAME, podman:NAME or docker:NAME says which.`
+
+func attachCommand() *cobra.Command {
+	var ask asking
+	var o attach.Options
+	var dns string
+	cmd := &cobra.Command{
+		Use:   "attach TARGET",
+		Short: "Set a container or a network namespace up to use natless",
+		Long: `Makes sure that a container or network namespace reaches natless: an IPv6
+address, a route to pref64, and a lease that stays until it is detached or goes
+away. Where its pool is shared by port ranges its connections take the ports
+that need no state. Everything is undone by natless detach.
+
+` + targets,
+		Example: `  natless attach web
+  natless attach /run/netns/lab --link
+  natless attach docker:db --dns fd00::53`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if dns != "" {
+				if o.DNS, err = address(dns); err != nil {
+					return fmt.Errorf("--dns: %w", err)
+				}
+			}
+			if err := mapping.CheckLabel(o.Label); err != nil {
+				return fmt.Errorf("--label: %w", err)
+			}
+			return does(func(cmd *cobra.Command, args []string) error {
+				ctx, stop := background()
+				defer stop()
+				t, err := attach.Find(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				r, err := attach.Attach(ctx, ask.client(), t, o)
+				if err != nil {
+					return err
+				}
+				return said(cmd, &ask, r, "attached "+name(r.Attachment, args[0]), "detach "+args[0])
+			})(cmd, args)
+		},
+	}
+	ask.register(cmd)
+	cmd.Flags().BoolVar(&o.Link, "link", false, "make a link to the host, with a ULA, where it has no IPv6 that leads to natless")
+	cmd.Flags().StringVar(&o.Label, "label", "", "call the lease `NAME` (default the container's or namespace's name)")
+	cmd.Flags().StringVar(&dns, "dns", "", "have its programs ask the resolver at this `ADDRESS`")
+	cmd.Flags().BoolVar(&o.Force, "force", false, "also where it has IPv4 of its own")
+	return cmd
+}
+
+// name is what an attachment is called.
+func name(a mapping.Attachment, given string) string {
+	if a.Label == given || a.Label == "" {
+		return given
+	}
+	return fmt.Sprintf("%s (%s)", given, a.Label)
+}
+
+// said writes a line of what was done, and how to undo it, and before it what
+// the user should know.
+func said(cmd *cobra.Command, ask *asking, r attach.Result, what, undo string) error {
+	warn(cmd, r)
+	line := fmt.Sprintf("%s: %v is %s", what, r.IPv6, attach.IPv4Side(r.Attachment))
+	if len(r.Done) > 0 {
+		line += "; made " + strings.Join(r.Done, ", ")
+	}
+	return ask.line(cmd.OutOrStdout(), r, "%s; undo: natless %s", line, undo)
+}
+
+func warn(cmd *cobra.Command, r attach.Result) {
+	for _, w := range r.Warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "natless: note:", w)
+	}
+}
+
+func detachCommand() *cobra.Command {
+	var ask asking
+	cmd := &cobra.Command{
+		Use:   "detach TARGET",
+		Short: "Undo what attach did",
+		Long: `Takes back what natless attach did to a container or network namespace, as far
+as it is still so, and ends its lease. The address or range is kept for it until
+its quarantine is over. While other targets hold the same namespace, only what
+concerns this one is undone.
+
+TARGET is as attach had it, or by its label, or by the id that natless ps -o json
+has. It need not be there any more.`,
+		Args: cobra.ExactArgs(1),
+		RunE: does(func(cmd *cobra.Command, args []string) error {
+			ctx, stop := background()
+			defer stop()
+			r, err := attach.Detach(ctx, ask.client(), args[0])
+			if err != nil {
+				return err
+			}
+			warn(cmd, r)
+			return ask.line(cmd.OutOrStdout(), r, "detached %s: %v was %s", name(r.Attachment, args[0]), r.IPv6, attach.IPv4Side(r.Attachment))
+		}),
+	}
+	ask.register(cmd)
+	cmd.ValidArgsFunction = completeRows(&ask, attachedListing(),
+		func(a mapping.Attachment) string { return a.Target + "\t" + a.Label })
+	return cmd
+}
+
+func psCommand() *cobra.Command {
+	var ask asking
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "List what is attached",
+		Args:  cobra.NoArgs,
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			return attachedListing().list(&ask, cmd.OutOrStdout())
+		}),
+	}
+	ask.register(cmd)
+	return cmd
+}
+
+func attachedListing() *listing[mapping.Attachment] {
+	return &listing[mapping.Attachment]{
+		ask:  func(ctx context.Context, c *control.Client) (control.Listing, error) { return c.ListAttachments(ctx) },
+		head: []any{"TARGET", "LABEL", "IPV6", "IPV4", "PORTS", "SINCE"},
+		cells: func(a mapping.Attachment) []any {
+			ipv4 := "-"
+			if a.IPv4.IsValid() {
+				ipv4 = a.IPv4.String()
+			}
+			return []any{a.Target, orDash(a.Label), a.IPv6, ipv4, cmp.Or(a.Ports, "-"), local(a.Since)}
+		},
+		admit: func(mapping.Attachment) bool { return true },
+	}
+}
+
+func portRangeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "port-range",
+		Short: "The ports that connections of a namespace take",
+		Long: `A client of a pool of mode port-range owns a range of ports. Connections that
+take one of its stateless part need no session. natless attach sees to that by
+settings of the namespace, net.ipv4.ip_local_port_range and net.ipv4.tcp_tw_reuse,
+which these commands show, take back and set again.
+
+` + targets,
+		RunE: wantsCommand,
+	}
+	cmd.AddCommand(portRangeSetCommand(), portRangeUnsetCommand(), portRangeShowCommand())
+	return cmd
+}
+
+func portRangeSetCommand() *cobra.Command {
+	var ask asking
+	cmd := &cobra.Command{
+		Use:   "set TARGET",
+		Short: "Have connections of an attached namespace take the ports of its range",
+		Args:  cobra.ExactArgs(1),
+		RunE: does(func(cmd *cobra.Command, args []string) error {
+			ctx, stop := background()
+			defer stop()
+			r, err := attach.SetRange(ctx, ask.client(), args[0])
+			if err != nil {
+				return err
+			}
+			return said(cmd, &ask, r, "set the port range of "+name(r.Attachment, args[0]), "port-range unset "+args[0])
+		}),
+	}
+	ask.register(cmd)
+	return cmd
+}
+
+func portRangeUnsetCommand() *cobra.Command {
+	var ask asking
+	cmd := &cobra.Command{
+		Use:   "unset TARGET",
+		Short: "Give an attached namespace back the ports it had",
+		Args:  cobra.ExactArgs(1),
+		RunE: does(func(cmd *cobra.Command, args []string) error {
+			ctx, stop := background()
+			defer stop()
+			r, err := attach.UnsetRange(ctx, ask.client(), args[0])
+			if err != nil {
+				return err
+			}
+			warn(cmd, r)
+			return ask.line(cmd.OutOrStdout(), r, "%s takes the ports it had before; undo: natless port-range set %s", name(r.Attachment, args[0]), args[0])
+		}),
+	}
+	ask.register(cmd)
+	return cmd
+}
+
+func portRangeShowCommand() *cobra.Command {
+	var form output
+	cmd := &cobra.Command{
+		Use:   "show TARGET",
+		Short: "Show which ports connections of a namespace take, attached or not",
+		Args:  cobra.ExactArgs(1),
+		RunE: does(func(cmd *cobra.Command, args []string) error {
+			ctx, stop := background()
+			defer stop()
+			p, err := attach.ShowRange(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return form.object(cmd.OutOrStdout(), p, func(r *rows) {
+				r.add("ports", p.Ports)
+				r.add("reserved", orDash(p.Reserved))
+				r.add("tcp_tw_reuse", p.TwReuse)
+			})
+		}),
+	}
+	form.register(cmd)
+	return cmd
+}

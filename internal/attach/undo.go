@@ -1,0 +1,87 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+)
+
+// Changes are what attach makes of a namespace, and of the host for it, but for
+// the resolvers of those who hold it. They are written down before any of them is
+// made, with all that undoing takes.
+type Changes struct {
+	Link    *Link    `json:"link,omitempty"`
+	Route   *Route   `json:"route,omitempty"`
+	Sysctls []Sysctl `json:"sysctls,omitempty"`
+}
+
+// beforeStep lets tests stop attach dead at any step.
+var beforeStep = func(string) {}
+
+// make makes what is inside the namespace, over the link that is there. It stops
+// at the first error: then undo takes back what was done.
+func (c *Changes) make(n *Namespace) error {
+	if r := c.Route; r != nil {
+		beforeStep("adding the route")
+		if err := r.add(n); err != nil {
+			return fmt.Errorf("adding the route to %v: %w", r.To, err)
+		}
+	}
+	for _, s := range c.Sysctls {
+		beforeStep("setting " + s.Name)
+		if err := n.setSysctl(s.Name, s.Set); err != nil {
+			return fmt.Errorf("setting %s: %w", s.text(s.Set), err)
+		}
+	}
+	return nil
+}
+
+func (s Sysctl) text(value string) string {
+	return strings.ReplaceAll(s.Name, "/", ".") + " = " + strings.Join(strings.Fields(value), " ")
+}
+
+// undo takes back what is still as it was made, whether or not all of it was
+// done; a second time it does nothing. The lines say what others have changed
+// since, which stays. Whatever fails, it goes on with the rest.
+func (c *Changes) undo(n *Namespace) (stays []string, err error) {
+	var errs []error
+	for i := len(c.Sysctls) - 1; i >= 0; i-- {
+		line, err := c.Sysctls[i].restore(n)
+		if line != "" {
+			stays = append(stays, line)
+		}
+		errs = append(errs, err)
+	}
+	if r := c.Route; r != nil {
+		beforeStep("removing the route")
+		if err := r.remove(n); err != nil {
+			errs = append(errs, fmt.Errorf("removing the route to %v: %w", r.To, err))
+		}
+	}
+	if l := c.Link; l != nil {
+		beforeStep("removing the link")
+		if err := l.remove(); err != nil {
+			errs = append(errs, fmt.Errorf("removing link %s: %w", l.Host, err))
+		}
+	}
+	return stays, errors.Join(errs...)
+}
+
+// restore sets a setting back, unless others have set it since.
+func (s Sysctl) restore(n *Namespace) (stays string, err error) {
+	beforeStep("setting back " + s.Name)
+	now, err := n.sysctl(s.Name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && now == s.Was:
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("looking at %s: %w", s.Name, err)
+	case now != s.Set:
+		return s.text(now) + " was set by others", nil
+	}
+	if err := n.setSysctl(s.Name, s.Was); err != nil {
+		return "", fmt.Errorf("setting back %s: %w", s.text(s.Was), err)
+	}
+	return "", nil
+}
