@@ -102,6 +102,9 @@ func TestEcho(t *testing.T) {
 	require.Equal(t, OK, table.Out(&rangeA, &f, 0, 0))
 	assert.Equal(t, f.SrcPort, f.DstPort)
 	assert.True(t, f.SrcPort >= rangeA.Session && f.SrcPort <= rangeA.Last)
+	elsewhere := translate.Flow{Src: shared, Dst: other, SrcPort: 77, DstPort: 77, Proto: numberICMPv6}
+	require.Equal(t, OK, table.Out(&rangeA, &elsewhere, 0, 0))
+	assert.Equal(t, f.SrcPort, elsewhere.SrcPort, "whatever it asks (RFC 5508 REQ-1a)")
 	reply := f.Reversed()
 	reply.Proto = numICMP
 	peek := reply
@@ -273,7 +276,7 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestPeek: quoted packets open and refresh nothing (RFC 5508 REQ-3 to REQ-7).
+// TestPeek: quoted packets open and refresh nothing (RFC 5508 REQ-4 to REQ-7).
 func TestPeek(t *testing.T) {
 	table := newTable(t, nil)
 	f := translate.Flow{Src: shared, Dst: server, SrcPort: 7, DstPort: 53, Proto: numUDP}

@@ -53,6 +53,10 @@ func begin(flags uint8) (State, bool) {
 //     port again. In the RFC the session ends four minutes after the FINs,
 //     whatever is going on.
 //   - A FIN refreshes as any packet of an open connection does.
+//   - A SYN from outside is remembered for six seconds (TCP_INCOMING_SYN)
+//     rather than, as the RFC has it where nothing is filtered, four minutes:
+//     strangers would fill a client's sessions (RFC 7857 2.1 leaves it open).
+//     An answer that comes later begins a flow, see begin.
 //
 // An established connection that has been idle for its lifetime ends without
 // the probe that the RFC recommends: this package sends nothing.

@@ -237,7 +237,11 @@ func (t *Table) explain6(s *snapshot, a netip.Addr) Explanation {
 	for _, p := range s.pools {
 		if p.permits(a) {
 			x.Rule, x.Pool, x.Origin = RulePool, p.IPv4.String(), p.Origin
-			x.Detail = fmt.Sprintf("a client of %v; its first packet leases an address", &p.Pool)
+			what := "an address"
+			if p.Ports != (Ports{}) {
+				what = fmt.Sprintf("%d ports of an address", p.Ports.PerClient)
+			}
+			x.Detail = fmt.Sprintf("a client of %v; its first packet leases %s", &p.Pool, what)
 			return x
 		}
 	}

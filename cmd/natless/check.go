@@ -63,7 +63,7 @@ func checkHost(out io.Writer, c *config.Config) error {
 	}
 	sends, warnings := daemon.Advertisements(c).Check()
 	report.Actions = append(report.Actions, sends...)
-	report.Warnings = slices.Concat(report.Warnings, warnings, c.Warnings())
+	report.Warnings = slices.Concat(report.Warnings, warnings, c.Warnings(), c.Notes())
 	fmt.Fprint(out, report)
 	if len(report.Conflicts) > 0 {
 		return errors.New("checking this host: it could not run, see what stands in the way")

@@ -53,6 +53,7 @@ each client has an address of its own.`,
 	cmd.Flags().Var(&f.protocol, "protocol", "only those of this `PROTOCOL`: "+strings.Join(f.protocol.of, ", "))
 	cmd.Flags().Var(&f.state, "state", "only those in this `STATE`: "+strings.Join(f.state.of, ", "))
 	cmd.Flags().Var(&f.remote, "remote", "only those whose far end is this `ADDRESS`, prefix or address:port")
+	cmd.Flags().Var(&f.label, "label", "only those of clients with this label, or with one that this `PATTERN` matches (*, ?, [a-z])")
 	for _, w := range []struct {
 		name string
 		of   []string
@@ -70,7 +71,7 @@ func sessionListing(f *sessionFilter) *listing[control.Session] {
 			}
 			return c.ListSessions(ctx, netip.Addr{})
 		},
-		head: []any{"PROTOCOL", "CLIENT", "IPV4", "REMOTE", "STATE", "IDLE", "EXPIRES"},
+		head: []any{"PROTOCOL", "CLIENT", "IPV4", "REMOTE", "STATE", "IDLE", "EXPIRES", "LABEL"},
 		cells: func(s control.Session) []any {
 			remote := s.Remote.String()
 			if s.RemotePort != 0 {
@@ -78,7 +79,7 @@ func sessionListing(f *sessionFilter) *listing[control.Session] {
 			}
 			return []any{
 				s.Protocol, netip.AddrPortFrom(s.Client, s.ClientPort), netip.AddrPortFrom(s.IPv4, s.Port), remote, s.State,
-				time.Duration(s.Idle) * time.Second, time.Duration(s.Expires) * time.Second,
+				time.Duration(s.Idle) * time.Second, time.Duration(s.Expires) * time.Second, orDash(s.Label),
 			}
 		},
 		admit: f.admit,
@@ -90,11 +91,12 @@ type sessionFilter struct {
 	client          prefix
 	protocol, state word
 	remote          remote
+	label           pattern
 }
 
 func (f *sessionFilter) admit(s control.Session) bool {
 	return f.client.admits(single(s.Client)) && f.protocol.admits(s.Protocol) && f.state.admits(s.State) &&
-		f.remote.admits(s.Remote, s.RemotePort)
+		f.remote.admits(s.Remote, s.RemotePort) && f.label.admits(s.Label)
 }
 
 // word is a flag: one of some words, or none.

@@ -14,15 +14,15 @@ func TestSessionListing(t *testing.T) {
 	f := newFake()
 	addr := netip.MustParseAddr
 	f.sessions = []control.Session{
-		{Protocol: "tcp", Client: addr("2001:db8:c::5"), ClientPort: 40000, IPv4: addr("203.0.113.7"), Port: 1930, Remote: addr("192.0.2.80"), RemotePort: 443, State: "established", Idle: 3, Expires: 7437},
+		{Protocol: "tcp", Client: addr("2001:db8:c::5"), ClientPort: 40000, IPv4: addr("203.0.113.7"), Port: 1930, Remote: addr("192.0.2.80"), RemotePort: 443, State: "established", Idle: 3, Expires: 7437, Label: "web"},
 		{Protocol: "udp", Client: addr("2001:db8:c::5"), ClientPort: 500, IPv4: addr("203.0.113.7"), Port: 1931, Remote: addr("192.0.2.53"), RemotePort: 53, State: "open", Expires: 300},
 		{Protocol: "icmp", Client: addr("2001:db8:d::5"), ClientPort: 7, IPv4: addr("203.0.113.7"), Port: 2950, Remote: addr("198.51.100.1"), State: "open", Idle: 1, Expires: 59},
 	}
 	f.serve(t)
-	assert.Equal(t, `PROTOCOL  CLIENT                 IPV4              REMOTE          STATE        IDLE  EXPIRES
-tcp       [2001:db8:c::5]:40000  203.0.113.7:1930  192.0.2.80:443  established  3s    2h3m57s
-udp       [2001:db8:c::5]:500    203.0.113.7:1931  192.0.2.53:53   open         0s    5m0s
-icmp      [2001:db8:d::5]:7      203.0.113.7:2950  198.51.100.1    open         1s    59s
+	assert.Equal(t, `PROTOCOL  CLIENT                 IPV4              REMOTE          STATE        IDLE  EXPIRES  LABEL
+tcp       [2001:db8:c::5]:40000  203.0.113.7:1930  192.0.2.80:443  established  3s    2h3m57s  web
+udp       [2001:db8:c::5]:500    203.0.113.7:1931  192.0.2.53:53   open         0s    5m0s     -
+icmp      [2001:db8:d::5]:7      203.0.113.7:2950  198.51.100.1    open         1s    59s      -
 `, mustSay(t, "session ls"))
 	assert.Equal(t, `{"protocol":"icmp","client":"2001:db8:d::5","client_port":7,"ipv4":"203.0.113.7","port":2950,"remote":"198.51.100.1","state":"open","idle_seconds":1,"expires_seconds":59}
 `, mustSay(t, "session ls --protocol icmp -o json"))
@@ -36,6 +36,7 @@ icmp      [2001:db8:d::5]:7      203.0.113.7:2950  198.51.100.1    open         
 		"--remote 192.0.2.0/24":                "tcp udp",
 		"--remote 192.0.2.53":                  "udp",
 		"--remote 192.0.2.80:443":              "tcp",
+		"--label w*":                           "tcp",
 		"--remote 192.0.2.80:80":               "",
 		"--remote 0.0.0.0/0 --state open":      "udp icmp",
 		"--state established --protocol udp":   "",

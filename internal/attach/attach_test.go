@@ -369,6 +369,24 @@ func TestWhatTheDaemonLooksAt(t *testing.T) {
 	}
 }
 
+// A target that ended without a word does not keep the attachment.
+func TestHolderEnded(t *testing.T) {
+	r := newRig(t)
+	before := r.snapshots(t)
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	c := r.client.Command(t.Context(), "/bin/sleep", "60")
+	require.NoError(t, c.Start())
+	_, err = r.attach(t, fmt.Sprint(c.Process.Pid), Options{})
+	require.NoError(t, err)
+	require.NoError(t, c.Process.Kill())
+	require.Error(t, c.Wait())
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	assert.Empty(t, r.records)
+	r.unchanged(t, before, "after detach")
+}
+
 // The same label gets the same addresses.
 func TestLinkIsStable(t *testing.T) {
 	r := newRig(t)

@@ -95,7 +95,7 @@ func (x example) LeasesAt(at time.Time, yield func(any) bool) error {
 func (x example) Sessions(client netip.Addr) iter.Seq[control.Session] {
 	return func(yield func(control.Session) bool) {
 		for s := range x.sessions.Sessions(client, 10) {
-			if !yield(control.SessionOf(s)) {
+			if !yield(control.SessionOf(s, "")) {
 				return
 			}
 		}

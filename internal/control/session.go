@@ -19,6 +19,7 @@ type Session struct {
 	State      string     `json:"state"`                 // of States
 	Idle       uint32     `json:"idle_seconds"`          // since its last packet
 	Expires    uint32     `json:"expires_seconds"`       // until it ends unless a packet comes
+	Label      string     `json:"label,omitempty"`       // of the client's lease
 }
 
 // Protocols are those of sessions, by their number in IPv4.
@@ -33,13 +34,13 @@ func States() []string {
 	return names
 }
 
-// SessionOf is a session as it is listed.
-func SessionOf(s conntrack.Session) Session {
+// SessionOf is a session as it is listed, with the label of its client's lease.
+func SessionOf(s conntrack.Session, label string) Session {
 	return Session{
 		Protocol: Protocols[s.Protocol],
 		Client:   s.Client, ClientPort: s.ClientPort,
 		IPv4: s.IPv4, Port: s.Port,
 		Remote: s.Remote.Addr(), RemotePort: s.Remote.Port(),
-		State: s.State.String(), Idle: s.Idle, Expires: s.Expires,
+		State: s.State.String(), Idle: s.Idle, Expires: s.Expires, Label: label,
 	}
 }

@@ -95,8 +95,16 @@ func (d *daemon) Sessions(client netip.Addr) iter.Seq[control.Session] {
 		if d.sessions == nil {
 			return
 		}
+		var last netip.Addr // they come client by client
+		var label string
 		for s := range d.sessions.Sessions(client, d.plane.Tick()) {
-			if !yield(control.SessionOf(s)) {
+			if s.Client != last {
+				last, label = s.Client, ""
+				if l := d.table.Explain(last).Lease; l != nil {
+					label = l.Label
+				}
+			}
+			if !yield(control.SessionOf(s, label)) {
 				return
 			}
 		}
