@@ -171,7 +171,7 @@ func portRangeSetCommand() *cobra.Command {
 	var ask asking
 	cmd := &cobra.Command{
 		Use:   "set TARGET",
-		Short: "Have connections of an attached namespace take the ports of its range",
+		Short: "Have connections of a namespace take the ports of its range",
 		Args:  cobra.ExactArgs(1),
 		RunE: does(func(cmd *cobra.Command, args []string) error {
 			ctx, stop := background()
@@ -180,7 +180,7 @@ func portRangeSetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return said(cmd, &ask, r, "set the port range of "+name(r.Attachment, args[0]), "port-range unset "+args[0])
+			return said(cmd, &ask, r, "set the port range of "+name(r.Attachment, args[0]), "detach "+args[0])
 		}),
 	}
 	ask.register(cmd)

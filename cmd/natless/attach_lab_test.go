@@ -217,7 +217,8 @@ func TestLabAttachRefuses(t *testing.T) {
 	w.refused(t, "there is no process 4194304", "attach", "4194304")
 	w.refused(t, "no namespace in /run/netns", "attach", "no-such-name-here")
 	w.refused(t, "it is not attached", "detach", box.Path())
-	w.refused(t, "it is not attached", "port-range", "set", box.Path())
+	w.refused(t, "it is not attached", "port-range", "unset", box.Path())
+	w.refused(t, "no range of ports but all of 169.254.64.", "port-range", "set", w.client.Path())
 	unchanged(t, box, inside, "after refusals")
 	unchanged(t, w.Host, host, "after refusals")
 	assert.Empty(t, w.ps(t))
@@ -274,7 +275,7 @@ func TestLabAttachSharedAddress(t *testing.T) {
 	assert.Regexp(t, `(?m)^ports +32768-60999$`, w.query(t, "port-range", "show", boxes[0].Path()))
 	w.reaches(t, boxes[0])
 	assert.NotEmpty(t, w.query(t, "session", "ls", "-o", "json"), "outside of its range")
-	assert.Contains(t, w.query(t, "port-range", "set", "box1"), "undo: natless port-range unset box1")
+	assert.Contains(t, w.query(t, "port-range", "set", "box1"), "undo: natless detach box1")
 	for k, box := range boxes {
 		w.query(t, "detach", fmt.Sprint("box", k+1))
 		unchanged(t, box, before[k], "after detach")

@@ -564,11 +564,21 @@ func attached(ctx context.Context, d Daemon, name string) (e entry, mine func(ho
 			return e, mine, fmt.Errorf("%d attachments have this name: give the id that natless ps -o json has", len(list))
 		}
 	}
-	if lost != nil {
-		return e, mine, fmt.Errorf("it is not attached (natless ps lists what is): %w", lost)
-	}
-	return e, mine, errors.New("it is not attached: natless ps lists what is")
+	return e, mine, notAttached{lost}
 }
+
+// notAttached is the error that a target is not; lost says why it is not found
+// either, if so.
+type notAttached struct{ lost error }
+
+func (e notAttached) Error() string {
+	if e.lost != nil {
+		return "it is not attached (natless ps lists what is): " + e.lost.Error()
+	}
+	return "it is not attached: natless ps lists what is"
+}
+
+func (e notAttached) Unwrap() error { return e.lost }
 
 // release takes holders from an attachment, and undoes it with the last. n is nil
 // where the namespace is gone.

@@ -388,6 +388,24 @@ func TestWhatTheDaemonLooksAt(t *testing.T) {
 	}
 }
 
+// A target that ended without a word does not keep the attachment.
+func TestHolderEnded(t *testing.T) {
+	r := newRig(t)
+	before := r.snapshots(t)
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	c := r.client.Command(t.Context(), "/bin/sleep", "60")
+	require.NoError(t, c.Start())
+	_, err = r.attach(t, fmt.Sprint(c.Process.Pid), Options{})
+	require.NoError(t, err)
+	require.NoError(t, c.Process.Kill())
+	require.Error(t, c.Wait())
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	assert.Empty(t, r.records)
+	r.unchanged(t, before, "after detach")
+}
+
 // The same label gets the same addresses.
 func TestLinkIsStable(t *testing.T) {
 	r := newRig(t)
@@ -520,7 +538,9 @@ func TestSetAndUnsetRange(t *testing.T) {
 	r.withRange()
 	before := r.snapshots(t)
 	_, err := r.ranged(t, SetRange)
-	assert.ErrorContains(t, err, "setting the port range of client: it is not attached")
+	assert.ErrorContains(t, err, "setting the port range of client: attaching client: it has no IPv6 address that connections can come from")
+	_, err = r.ranged(t, UnsetRange)
+	assert.ErrorContains(t, err, "it is not attached: natless ps lists what is")
 	_, err = r.attach(t, "client", Options{Link: true})
 	require.NoError(t, err)
 	for range 2 { // what was there first is remembered however often it is set
@@ -551,6 +571,25 @@ func TestSetAndUnsetRange(t *testing.T) {
 	require.NoError(t, err)
 	_, err = r.ranged(t, SetRange)
 	assert.ErrorContains(t, err, "it has no range of ports but all of 192.0.2.7")
+}
+
+// What is not attached is, if that gives it a range.
+func TestSetRangeAttaches(t *testing.T) {
+	r := newRig(t)
+	r.wire(t, "2001:db8:1::2/64")
+	before := r.snapshots(t)
+	_, err := r.ranged(t, SetRange)
+	assert.ErrorContains(t, err, "setting the port range of client: it has no range of ports but all of 192.0.2.7")
+	assert.Empty(t, r.records)
+	r.unchanged(t, before, "after a refusal")
+	r.withRange()
+	got, err := r.ranged(t, SetRange)
+	require.NoError(t, err)
+	assert.Contains(t, got.Done, "net.ipv4.ip_local_port_range = 2048 2943")
+	assert.Len(t, r.records, 1)
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+	r.unchanged(t, before, "after detach")
 }
 
 // The sysctl binds what natless has nothing to do with, too.

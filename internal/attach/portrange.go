@@ -100,15 +100,15 @@ func (n *Namespace) native(p Ports) []string {
 	return []string{fmt.Sprintf("its connections over native IPv6 take ports %v too", p)}
 }
 
-// SetRange makes connections of an attached target take the ports of its lease
-// that need no state, as Attach does already.
+// SetRange makes connections of a target take the ports of its lease that need no
+// state. Attach does so already, and what is not attached is attached here.
 func SetRange(ctx context.Context, d Daemon, name string) (r Result, err error) {
 	err = holding(ctx, d, name, func(e entry, n *Namespace, _ func(holder) bool) error {
 		if n == nil {
 			return errGone
 		}
 		if e.Ports == "" {
-			return fmt.Errorf("it has no range of ports but all of %v: no pool of mode port-range lends to it", e.IPv4)
+			return noRange(e.Attachment)
 		}
 		p, err := Stateless(e.Attachment)
 		if err != nil {
@@ -129,10 +129,30 @@ func SetRange(ctx context.Context, d Daemon, name string) (r Result, err error) 
 		}
 		return changes.make(n)
 	})
+	if errors.As(err, new(notAttached)) {
+		r, err = attachRange(ctx, d, name)
+	}
 	if err != nil {
 		return r, fmt.Errorf("setting the port range of %s: %w", name, err)
 	}
 	return r, nil
+}
+
+// attachRange attaches a target, unless what it gets is no range.
+func attachRange(ctx context.Context, d Daemon, name string) (r Result, err error) {
+	t, err := Find(ctx, name)
+	if err != nil {
+		return r, err
+	}
+	if r, err = Attach(ctx, d, t, Options{}); err == nil && r.Ports == "" {
+		_, back := Detach(context.WithoutCancel(ctx), d, name)
+		err = errors.Join(noRange(r.Attachment), back)
+	}
+	return r, err
+}
+
+func noRange(a mapping.Attachment) error {
+	return fmt.Errorf("it has no range of ports but all of %v: no pool of mode port-range lends to it", a.IPv4)
 }
 
 // Stateless is the part of an attachment's range that connections take.
