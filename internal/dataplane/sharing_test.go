@@ -2,9 +2,11 @@ package dataplane
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -12,6 +14,7 @@ import (
 	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
+	"github.com/natless/natless/tun"
 )
 
 func at(a string, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr(a), port) }
@@ -513,4 +516,135 @@ func TestLeaseEnds(t *testing.T) {
 		}
 	}
 	t.Fatal("nobody got the range")
+}
+
+// TestSharedWithoutSessions: a table whose clients share serves the stateless
+// part where there is nothing else.
+func TestSharedWithoutSessions(t *testing.T) {
+	r := newSharingRig(t, nil)
+	r.sharing = Sharing{}
+	r.workers[0] = NewTranslator(r.table, r.sharing, translate.Options{IPv4MTU: 1500, IPv6MTU: 1500}, addr(own4), addr(own6))
+	r.acquaint(t)
+	r.passes(t, whole(server4, 80, shared4, bobFirst, protoTCP, flagSYN, nil), translate.OK)
+	r.passes(t, whole(amy6, amyFirst, shared6, bobFirst, protoTCP, flagSYN, nil), translate.Hairpin)
+	for _, packet := range [][]byte{
+		whole(amy6, 80, server6, 80, protoTCP, flagSYN, nil),
+		whole(amy6, 7, server6, 0, protoICMP, echoRequest, nil),
+		whole(server4, 80, shared4, amySession, protoTCP, flagSYN, nil),
+		whole(amy6, amyFirst, shared6, bobSession, protoTCP, flagSYN, nil),
+	} {
+		r.stops(t, packet, translate.NoSession)
+	}
+	r.stops(t, fails(server4, shared4, whole(shared4, amySession, server4, 80, protoTCP, flagSYN, nil)), translate.QuoteUnmapped)
+	r.stops(t, fails(amy6, server6, whole(server6, 80, amy6, 80, protoTCP, flagSYN, nil)), translate.QuoteUnmapped)
+	require.Equal(t, []Outcome{{Verdict: translate.FragmentPending}}, r.send(0, cut(whole(server4, 53, shared4, bobFirst, protoUDP, 0, text(1000)), 1, 512)[1]))
+	assert.Zero(t, r.sharing.Lost())
+	r.pass(1)
+}
+
+// sharedPlane is a dataplane of one worker without a queue worth the name.
+func sharedPlane(t testing.TB, table *mapping.Table, q tun.Queue) (*Plane, *worker) {
+	sharing, err := NewSharing(conntrack.Default())
+	require.NoError(t, err)
+	p := New(Config{
+		Queues: []tun.Queue{q}, Resolver: table, Sharing: sharing, IPv4: addr(own4), IPv6: addr(own6),
+		Options: translate.Options{IPv4MTU: 1500, IPv6MTU: 1500, LowestIPv6MTU: 1280},
+	})
+	return p, p.workers[0]
+}
+
+// TestSharingAllocatesNothing: neither packets of sessions that are there nor
+// fragments of a source that is known cost memory.
+func TestSharingAllocatesNothing(t *testing.T) {
+	table, err := mapping.New(sharingConfig())
+	require.NoError(t, err)
+	p, w := sharedPlane(t, table, nowhere{})
+	handle := func(packet []byte) { w.handle(copy(w.translator.packet.Buf[headroom:], packet), &tun.Header{}) }
+	handle(whole(amy6, amyFirst, server6, 80, protoUDP, 0, nil))
+	handle(whole(bob6, 53, server6, 80, protoUDP, 0, nil))
+	handle(whole(amy6, 80, server6, 80, protoTCP, flagSYN, nil))
+	handle(whole(amy6, 7, server6, 0, protoICMP, echoRequest, nil))
+	port := map[uint8]uint16{}
+	for s := range p.sharing.Sessions.(*conntrack.Table).Sessions(netip.Addr{}, 0) {
+		port[s.Protocol] = s.Port
+	}
+	in := cut(whole(server4, 53, shared4, port[protoUDP], protoUDP, 0, text(1000)), 1, 512)
+	hairpin := cut(whole(amy6, 99, shared6, port[protoUDP], protoUDP, 0, text(1000)), 1, 512)
+	for i := uint32(2); i < 4; i++ { // others of the same sources, that stay
+		handle(cut(whole(server4, 53, shared4, amyFirst, protoUDP, 0, text(1000)), i, 512)[1])
+		handle(cut(whole(amy6, 99, shared6, port[protoUDP], protoUDP, 0, text(1000)), i, 512)[1])
+	}
+	handle(hairpin[0])
+	for _, c := range []struct {
+		want    translate.Verdict
+		packets [][]byte
+	}{
+		{translate.OK, [][]byte{whole(amy6, amyFirst, server6, 80, protoTCP, flagACK, nil)}},
+		{translate.OK, [][]byte{whole(server4, 80, shared4, amyFirst, protoTCP, flagACK, nil)}},
+		{translate.OK, [][]byte{whole(amy6, 80, server6, 80, protoTCP, flagACK, nil)}},
+		{translate.OK, [][]byte{whole(server4, 80, shared4, port[protoTCP], protoTCP, flagACK, nil)}},
+		{translate.OK, [][]byte{whole(amy6, 7, server6, 0, protoICMP, echoRequest, nil)}},
+		{translate.OK, [][]byte{whole(server4, port[protoICMP], shared4, 0, protoICMP, echoReply, nil)}},
+		{translate.OK, [][]byte{fails(server4, shared4, whole(shared4, port[protoTCP], server4, 80, protoTCP, flagACK, nil))}},
+		{translate.OK, [][]byte{fails(amy6, server6, whole(server6, 80, amy6, 80, protoTCP, flagACK, nil))}},
+		{translate.Hairpin, [][]byte{whole(amy6, amyFirst, shared6, port[protoUDP], protoUDP, 0, nil)}},
+		{translate.OK, in},
+		{translate.OK, [][]byte{in[1], in[0]}},
+		{translate.Hairpin, hairpin},
+		{translate.Hairpin, [][]byte{hairpin[1], hairpin[0]}},
+		{translate.NoSession, [][]byte{whole(server4, 80, shared4, amySession, protoUDPLite, 0, nil)}},
+		{translate.NotSYN, [][]byte{whole(amy6, 81, server6, 80, protoTCP, flagACK, nil)}},
+		{translate.NoPorts, [][]byte{whole(amy6, 0, server6, 0, protoGRE, 0, []byte("1234"))}},
+	} {
+		before := p.Counters().Verdicts[c.want]
+		allocs := testing.AllocsPerRun(500, func() {
+			for _, packet := range c.packets {
+				handle(packet)
+			}
+		})
+		assert.Zero(t, allocs, c.want)
+		assert.EqualValues(t, 501*len(c.packets), p.Counters().Verdicts[c.want]-before, "%v %x", c.want, c.packets[0])
+	}
+}
+
+// TestSharedClientHeld: the first packets of a client that shares wait for its
+// lease, and take their sessions when it is there.
+func TestSharedClientHeld(t *testing.T) {
+	table, err := mapping.New(sharingConfig())
+	require.NoError(t, err)
+	q := newQueue()
+	p, w := sharedPlane(t, table, q)
+	_, err = table.Keep(mapping.Keeper{Wake: p.Wake})
+	require.NoError(t, err)
+	pieces := cut(whole(amy6, 54, shared6, amyFirst, protoUDP, 0, text(1000)), 1, 512)
+	for _, packet := range [][]byte{
+		whole(amy6, amyFirst, server6, 80, protoTCP, flagSYN, nil),
+		whole(amy6, 53, server6, 80, protoUDP, 0, nil),
+		whole(amy6, 7, server6, 0, protoICMP, echoRequest, nil),
+		pieces[1], pieces[0], // of a hairpin: to whom it is, is known with the lease too
+	} {
+		w.handle(copy(w.translator.packet.Buf[headroom:], packet), &tun.Header{})
+	}
+	assert.Empty(t, q.written())
+	assert.EqualValues(t, 5, p.Counters().Held)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go table.RunKeeper(ctx)
+	select {
+	case <-q.woken:
+		w.retry()
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody woke the queue")
+	}
+	out := q.written()
+	require.Len(t, out, 5)
+	look(out[0]).between(t, shared4, amyFirst, server4, 80)
+	for _, packet := range out[1:3] {
+		assert.GreaterOrEqual(t, look(packet).src.Port(), uint16(amySession))
+	}
+	s := joined(t, out[3:])
+	assert.Equal(t, at(amy6, amyFirst), s.dst)
+	c := p.Counters()
+	assert.Zero(t, c.Held)
+	assert.EqualValues(t, []uint64{3, 2, 0}, []uint64{c.Verdicts[translate.OK], c.Verdicts[translate.Hairpin], c.Verdicts[translate.FragmentPending]})
 }
