@@ -60,6 +60,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
@@ -199,6 +200,15 @@ func (t *Table) In(r *mapping.Range, f *translate.Flow, flags uint8, now uint32)
 		setDestination(f, p, port)
 	}
 	return reason
+}
+
+// Changes is a counter with which the caller may spare itself Out and In: as
+// long as it stays and now stays, a packet that went through one of them comes
+// to the same if it comes again, and leaves no other trace than it did. Of TCP
+// that holds for packets without SYN, FIN and RST. The counter is to be read
+// before the packet that is remembered goes through.
+func (t *Table) Changes(r *mapping.Range) *atomic.Uint32 {
+	return &t.shard(t.hash(addressOf(r.Client))).changes
 }
 
 // PeekOut is Out without consequences: it opens and refreshes nothing, and

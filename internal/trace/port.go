@@ -3,6 +3,7 @@ package trace
 import (
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/mapping"
@@ -69,6 +70,9 @@ func (w *witness) In(r *mapping.Range, f *translate.Flow, _ uint8, now uint32) c
 	w.in(StepPort, r, was, f.DstPort, reason)
 	return reason
 }
+
+// Changes is of no use to one packet.
+func (w *witness) Changes(*mapping.Range) *atomic.Uint32 { return new(atomic.Uint32) }
 
 // PeekIn is asked about quoted packets alone, since a trace follows no
 // fragments.
