@@ -292,7 +292,7 @@ func (t *Translator) follow(tick uint32) translate.Verdict {
 func (t *Translator) lead(tick uint32) {
 	p := &t.packet
 	fragments := t.fragments(p.Flow.Src.Is4())
-	if fragments == nil || !t.resolver.Shared(p.Flow.Dst) {
+	if fragments == nil || !translate.HasPorts(p.Flow.Proto) || !t.resolver.Shared(p.Flow.Dst) {
 		return
 	}
 	d := t.datagram()

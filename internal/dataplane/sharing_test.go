@@ -421,6 +421,12 @@ func TestFragmentsInVain(t *testing.T) {
 		require.Equal(t, []Outcome{{Verdict: translate.NoSession}}, r.send(0, session[0]))
 		require.Equal(t, []Outcome{{Verdict: translate.NoSession}}, r.send(1, session[1]))
 	})
+	t.Run("others without ports", func(t *testing.T) {
+		r := newSharingRig(t, func(_ *mapping.Config, _ *conntrack.Config, f *conntrack.FragmentConfig) { f.SourceDatagrams = 1 }).acquaint(t)
+		require.Equal(t, pending, r.send(0, pieces(1)[1]))
+		r.stops(t, cut(whole(server4, 0, shared4, 0, protoGRE, 0, text(1000)), 2, 512)[0], translate.NoPorts)
+		require.Len(t, r.send(0, pieces(1)[0]), 2, "they take no room")
+	})
 	t.Run("a later one to whom an address is", func(t *testing.T) {
 		r := newSharingRig(t, nil).acquaint(t)
 		all := cut(whole(server4, 53, one4, bobFirst, protoUDP, 0, text(1000)), 1, 512)
