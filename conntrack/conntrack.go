@@ -47,6 +47,12 @@
 // for each protocol, and Config.ClientSessions flows; all have at most
 // Config.Sessions.
 //
+// Nobody can have it take more than that costs: 4 MiB, 200 bytes for each of
+// Config.Sessions (116 when a million are there), and for each client that has
+// some 1 KiB and, for each protocol, a bit for each port of its session part.
+// Fragments take 512 bytes for each of FragmentConfig.Datagrams, and nine
+// eighths of FragmentConfig.Bytes.
+//
 // A client's sessions are behind one of 64 locks, chosen by its address. A
 // packet takes one lock once and, unless it opens a session, allocates
 // nothing. Expiry is by timer wheel: a packet only moves its flow's deadline,
