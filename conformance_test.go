@@ -324,7 +324,7 @@ func TestConformance(t *testing.T) {
 	for _, r := range rows {
 		have[r.rfc] = true
 	}
-	for _, n := range []string{"7915", "6052", "7757", "6791", "4884", "1191", "4443", "1812", "8200", "6946"} {
+	for _, n := range []string{"7915", "6052", "7757", "6791", "4884", "1191", "4443", "1812", "8200", "6946", "4787", "5382", "5508", "7597"} {
 		assert.True(t, have["RFC "+n], "no row of RFC %s", n)
 	}
 }

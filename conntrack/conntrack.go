@@ -36,8 +36,8 @@
 // sessions can be made from outside, by SYNs, for six seconds each.
 //
 // External ports are drawn evenly from all that are free in the session part
-// (RFC 6056 3.3.1, with the runtime's ChaCha8). Parity of ports is not kept:
-// RFC 4787 REQ-4 recommended that for RTP, RFC 7857 7 made it optional, and it
+// (RFC 6056 3.3.1, RFC 7857 9, with the runtime's ChaCha8). Parity of ports is not kept:
+// RFC 4787 REQ-4 recommended that for RTP, RFC 7857 8 made it optional, and it
 // would leave half as many ports to choose from, and to guess.
 //
 // # Bounds
@@ -76,12 +76,12 @@ import (
 // in seconds. A session lives at least that long: a clock of whole seconds
 // makes it up to a second more.
 type Timeouts struct {
-	TCPEstablished uint32 // RFC 5382 REQ-5, RFC 6146 4 (TCP_EST): at least 2 hours and 4 minutes
+	TCPEstablished uint32 // RFC 5382 REQ-5, RFC 6146 4 (TCP_EST and TCP_TRANS): at least 2 hours and 4 minutes
 	TCPTransitory  uint32 // RFC 5382 REQ-5, RFC 6146 4 (TCP_TRANS): at least 4 minutes
 	TCPIncomingSYN uint32 // RFC 5382 REQ-4, RFC 6146 4 (TCP_INCOMING_SYN): at least 6 seconds
 	UDP            uint32 // RFC 4787 REQ-5, RFC 6146 4 (UDP_DEFAULT, UDP_MIN): 5 minutes, at least 2; UDP-Lite too
 	ICMP           uint32 // RFC 5508 REQ-2, RFC 6146 4 (ICMP_DEFAULT): at least 60 seconds
-	DCCP           uint32 // RFC 5597: as TCPEstablished, since its states are not observed; SCTP too
+	DCCP           uint32 // RFC 5597 REQ-5: as TCPEstablished, since its states are not observed; SCTP too
 }
 
 // Config is what a Table is made of.
@@ -124,7 +124,7 @@ func (c *Config) check() error {
 		{"TCP incoming SYN", c.Timeouts.TCPIncomingSYN, 6, "RFC 5382 REQ-4"},
 		{"UDP", c.Timeouts.UDP, 120, "RFC 4787 REQ-5"},
 		{"ICMP", c.Timeouts.ICMP, 60, "RFC 5508 REQ-2"},
-		{"DCCP", c.Timeouts.DCCP, 7440, "RFC 5597"},
+		{"DCCP", c.Timeouts.DCCP, 7440, "RFC 5597 REQ-5"},
 	} {
 		if t.value < t.min || t.value > maxTimeout {
 			return fmt.Errorf("conntrack: %s timeout of %d seconds: expected %d (%s) to %d", t.name, t.value, t.min, t.section, maxTimeout)
@@ -219,7 +219,7 @@ func (t *Table) Changes(r *mapping.Range) *atomic.Uint32 {
 
 // PeekOut is Out without consequences: it opens and refreshes nothing, and
 // where Out would open a session it returns NoSession. It serves packets that
-// ICMP errors quote (RFC 5508 REQ-3 to REQ-7), later fragments, and traces.
+// ICMP errors quote (RFC 5508 REQ-4 to REQ-7), later fragments, and traces.
 func (t *Table) PeekOut(r *mapping.Range, f *translate.Flow, now uint32) Reason {
 	s, k, p, reason := t.lock(r, f)
 	if reason != OK {

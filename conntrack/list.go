@@ -7,15 +7,15 @@ import (
 
 // Session is one flow, as listings show it.
 type Session struct {
-	Client     netip.Addr     `json:"client"`
-	ClientPort uint16         `json:"client_port"` // or echo identifier
-	IPv4       netip.Addr     `json:"ipv4"`
-	Port       uint16         `json:"port"`     // external
-	Protocol   uint8          `json:"protocol"` // of IPv4
-	Remote     netip.AddrPort `json:"remote"`   // of protocols other than TCP the one the client last sent to
-	State      State          `json:"state"`
-	Idle       uint32         `json:"idle"`    // seconds since its last packet
-	Expires    uint32         `json:"expires"` // seconds until it ends unless refreshed
+	Client     netip.Addr
+	ClientPort uint16 // or echo identifier
+	IPv4       netip.Addr
+	Port       uint16         // external
+	Protocol   uint8          // of IPv4
+	Remote     netip.AddrPort // of protocols other than TCP the one the client last sent to
+	State      State
+	Idle       uint32 // seconds since its last packet
+	Expires    uint32 // seconds until it ends unless refreshed
 }
 
 // listed is how many mappings are read under one lock.

@@ -22,9 +22,6 @@ var states = [stateCount]string{"open", "v6_init", "v4_init", "established", "v6
 
 func (s State) String() string { return states[s] }
 
-// MarshalText makes a State its name.
-func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
 // The flags of TCP that are observed, as they are in its header.
 const (
 	flagFIN = 0x01
@@ -56,6 +53,10 @@ func begin(flags uint8) (State, bool) {
 //     port again. In the RFC the session ends four minutes after the FINs,
 //     whatever is going on.
 //   - A FIN refreshes as any packet of an open connection does.
+//   - A SYN from outside is remembered for six seconds (TCP_INCOMING_SYN)
+//     rather than, as the RFC has it where nothing is filtered, four minutes:
+//     strangers would fill a client's sessions (RFC 7857 2.1 leaves it open).
+//     An answer that comes later begins a flow, see begin.
 //
 // An established connection that has been idle for its lifetime ends without
 // the probe that the RFC recommends: this package sends nothing.

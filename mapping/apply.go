@@ -115,7 +115,8 @@ func (t *Table) RuntimeMaps() []Map {
 
 // Release ends the lease that has an address on either side. When it returns
 // without an error that is durable. Until its quarantine is over the address
-// is kept for its client. by says who asked.
+// is kept for its client. A pinned lease is ErrConflict: it ends with its
+// attachment. by says who asked.
 func (t *Table) Release(a netip.Addr, by string) (Lease, error) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
@@ -134,7 +135,11 @@ func (t *Table) Release(a netip.Addr, by string) (Lease, error) {
 	if e == nil || !e.leased() {
 		return Lease{}, fmt.Errorf("release %v: %w: no lease has this address", a, ErrUnknown)
 	}
-	g.end(e.of.(*lease), by)
+	l := e.of.(*lease)
+	if l.pinned.Load() {
+		return Lease{}, conflict("release %v: it is pinned by %v: natless detach ends it", a, t.holder(l.v6))
+	}
+	g.end(l, by)
 	if err := t.save(g.batch(t.current.Load())); err != nil {
 		return Lease{}, fmt.Errorf("release %v: %w", a, err)
 	}

@@ -21,6 +21,11 @@ var (
 	ErrUnknown     = errors.New("no such entry")      // nothing to remove or release
 	ErrUnavailable = errors.New("state not writable") // the store cannot make it durable now
 	ErrGone        = errors.New("revision too old")   // its events are forgotten, or the leases of a time
+
+	// Of Lend.
+	ErrMapped       = errors.New("mapped explicitly")  // which comes before a lease
+	ErrNotPermitted = errors.New("not permitted")      // by any pool
+	ErrPoolFull     = errors.New("no address is left") // or range
 )
 
 // Op is what an Event tells of.
@@ -32,7 +37,8 @@ const (
 	OpMapRemoved Op = "map_removed"
 	OpLeaseMade  Op = "lease_made"
 	OpLeaseEnded Op = "lease_ended"
-	OpChanged    Op = "changed" // something else: pools, who may lease, the rules of translation
+	OpLeaseNoted Op = "lease_noted" // it has another label, or is pinned or no longer
+	OpChanged    Op = "changed"     // something else: pools, who may lease, the rules of translation
 )
 
 // Event is one change of the table that is in force. Those of one revision
@@ -64,6 +70,8 @@ type Store interface {
 type Saved struct {
 	Maps   []Map        // added at runtime
 	Leases []SavedLease // the last of each address or range, by IPv4 address
+
+	Attachments []Attachment // by ID
 }
 
 // SavedLease is a lease as a Store keeps it.
@@ -72,7 +80,8 @@ type SavedLease struct {
 	First, Last uint16 // the range of ports of the IPv4 address that is lent; 0: all of it
 	Since       time.Time
 	Until       time.Time // the zero time: still lent
-	Proven      bool      // something came back for it; only such leases enter the history when they end
+	Proven      bool      // something came back for it, or it was attached; only such leases enter the history when they end
+	Label       string
 }
 
 // Ports is the range in words, "FIRST-LAST"; "" for a whole address.
@@ -88,4 +97,7 @@ type Batch struct {
 	PutMaps    []Map          // by their IPv4 side; what was there is replaced
 	RemoveMaps []netip.Prefix // IPv4 sides
 	Leases     []SavedLease   // each replaces what was saved of its IPv4 address and first port
+
+	PutAttachments    []Attachment // by their ID; what was there is replaced
+	RemoveAttachments []string     // IDs
 }

@@ -89,7 +89,10 @@ var (
 // New makes a table. An error names the map or pool at fault, where it was
 // asked for, and why it cannot be.
 func New(c Config) (*Table, error) {
-	t := &Table{own4: c.OwnIPv4, own6: c.OwnIPv6, now: c.Now, networks: map[uint64]int{}}
+	t := &Table{
+		own4: c.OwnIPv4, own6: c.OwnIPv6, now: c.Now, networks: map[uint64]int{},
+		attachments: map[string]Attachment{}, pins: map[netip.Addr]int{}, lending: make(chan struct{}, 1),
+	}
 	if t.now == nil {
 		t.now = time.Now
 	}

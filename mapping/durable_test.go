@@ -21,9 +21,14 @@ func (l listing) apply(e Event) {
 	case OpMapAdded, OpMapRemoved:
 		l.enter(e.Op == OpMapAdded, e.Map.IPv4.String(), fmt.Sprint(e.Map.IPv6, e.Map.Label, e.Map.Runtime))
 	case OpLeaseMade, OpLeaseEnded:
-		l.enter(e.Op == OpLeaseMade, place(*e.Lease), fmt.Sprint(e.Lease.IPv6, e.Lease.Since.Unix()))
+		l.enter(e.Op == OpLeaseMade, place(*e.Lease), worn(*e.Lease))
+	case OpLeaseNoted:
+		l.enter(true, place(*e.Lease), worn(*e.Lease))
 	}
 }
+
+// worn is what a lease says of its client.
+func worn(l Lease) string { return fmt.Sprint(l.IPv6, l.Since.Unix(), l.Label, l.Pinned) }
 
 func (l listing) enter(there bool, key, value string) {
 	if there {
@@ -57,6 +62,7 @@ type durable struct {
 	seen     uint64             // the revision up to which events were looked at
 	listings map[uint64]listing // at revisions of before
 	last     map[string]end     // of leases that ended, by place
+	held     map[string]Attachment
 }
 
 // place is what a lease is of: an address, or ports of one.
@@ -82,13 +88,16 @@ func (d *durable) check(t *rapid.T) {
 	require.NoError(t, err)
 	next := d.seen
 	for _, e := range events {
+		if e.Op == OpLeaseEnded && e.Lease.Pinned {
+			require.Contains(t, []string{"me", "detached"}, e.By, "not by itself")
+		}
 		require.True(t, e.Revision == next || e.Revision == next+1, "no gap")
 		next = e.Revision
 		switch e.Op {
 		case OpLeaseEnded:
 			d.last[place(*e.Lease)] = end{e.Lease.IPv6, e.Time, e.Lease.Proven}
 		case OpLeaseMade:
-			if was, ok := d.last[place(*e.Lease)]; ok && was.proven && was.client != e.Lease.IPv6 {
+			if was, ok := d.last[place(*e.Lease)]; ok && (was.proven || e.Lease.Ports != "") && was.client != e.Lease.IPv6 {
 				require.GreaterOrEqual(t, e.Time.Sub(was.at), d.config.Pools[0].Quarantine, "%v in quarantine", e.Lease.IPv4)
 			}
 		}
@@ -116,6 +125,8 @@ func (d *durable) check(t *rapid.T) {
 		saved := d.store.leases[savedKey{l.IPv4, firstPort(l)}]
 		require.Equal(t, l.IPv6, saved.IPv6, "in force and not saved")
 		require.True(t, saved.Until.IsZero() && saved.Since.Equal(l.Since))
+		require.Equal(t, l.Label, saved.Label)
+		require.Equal(t, l.Pinned, d.x.holder(l.IPv6).ID != "")
 		require.Equal(t, l.IPv4, d.x.Explain(l.IPv6).Other)
 		if l.Ports == "" {
 			require.Equal(t, l.IPv6, d.x.Explain(l.IPv4).Other)
@@ -131,6 +142,12 @@ func (d *durable) check(t *rapid.T) {
 		require.Equal(t, p.Usable, p.Lent+p.Quarantined+p.Free)
 		require.LessOrEqual(t, p.Free, p.Usable)
 	}
+	attached := map[string]Attachment{}
+	for _, a := range d.x.Attachments() {
+		attached[a.ID] = a
+	}
+	require.Equal(t, d.held, attached)
+	require.Equal(t, d.held, d.store.held)
 	sum := 0
 	for _, n := range d.x.Networks() {
 		sum += n.Leases
@@ -206,7 +223,7 @@ func rangesOf(prefix string) Pool {
 func durableLaw(t *testing.T, configs func() []Config) {
 	rapid.Check(t, func(t *rapid.T) {
 		store := newMemory()
-		d := &durable{store: store, configs: configs(), listings: map[uint64]listing{}, last: map[string]end{}}
+		d := &durable{store: store, configs: configs(), listings: map[uint64]listing{}, last: map[string]end{}, held: map[string]Attachment{}}
 		d.rig = newRig(t, store, d.configs[0])
 		d.seen = d.x.Revision()
 		address := func() netip.Addr { return addr4(0xc000_0200 + rapid.Uint32Range(0, 15).Draw(t, "address")) }
@@ -243,6 +260,26 @@ func durableLaw(t *testing.T, configs func() []Config) {
 			},
 			"release": func(t *rapid.T) {
 				d.x.Release(rapid.SampledFrom([]netip.Addr{address(), lessee(client())}).Draw(t, "of"), "me")
+			},
+			"lend": func(t *rapid.T) {
+				d.lend(client(), rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "label"))
+			},
+			"attach": func(t *rapid.T) {
+				a := attachment(client())
+				a.ID, a.Label = rapid.SampledFrom([]string{"4:1", "4:2", "4:3"}).Draw(t, "id"), rapid.SampledFrom([]string{"", "c"}).Draw(t, "label")
+				a, err := d.x.Attach(a, "me")
+				if err == nil {
+					d.held[a.ID] = a
+				}
+			},
+			"detach": func(t *rapid.T) {
+				id := rapid.SampledFrom([]string{"4:1", "4:2", "4:3"}).Draw(t, "id")
+				_, there := d.held[id]
+				_, err := d.x.Detach(id, "detached")
+				require.Equal(t, there && d.store.before == nil, err == nil)
+				if err == nil {
+					delete(d.held, id)
+				}
 			},
 			"reload": func(t *rapid.T) {
 				c := rapid.SampledFrom(d.configs).Draw(t, "config")
@@ -282,6 +319,11 @@ func durableLaw(t *testing.T, configs func() []Config) {
 
 		// No address is lost to a pool for good.
 		d.store.before = nil
+		for id := range d.held {
+			_, err := d.x.Detach(id, "detached")
+			require.NoError(t, err)
+		}
+		clear(d.held)
 		for range 2 { // leases end, and so does quarantine
 			d.now = d.now.Add(10000 * time.Second)
 			d.tick += 10000

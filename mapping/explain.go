@@ -61,7 +61,9 @@ type Lease struct {
 	Ports        string `json:"ports,omitempty"`         // "FIRST-LAST", if clients share the IPv4 address
 	SessionPorts int    `json:"session_ports,omitempty"` // the last of them, for sessions only
 
-	Proven bool `json:"proven"` // something came back for the client
+	Proven bool   `json:"proven"` // something came back for the client, or it was attached
+	Label  string `json:"label,omitempty"`
+	Pinned bool   `json:"pinned,omitempty"` // by an attachment: the lease stays until that goes
 }
 
 // PoolInfo is a pool and how full it is.
@@ -131,7 +133,10 @@ func (s *snapshot) leases() iter.Seq[*lease] {
 func (t *Table) leaseInfo(e *entry) Lease {
 	l := e.of.(*lease)
 	idle := uint32(max(0, int32(t.tick.Load()-e.stamp.Load())))
-	info := Lease{IPv4: l.v4, IPv6: l.v6, Pool: l.pool.Load().IPv4, Since: l.since, Idle: idle, Proven: l.proven.Load()}
+	info := Lease{
+		IPv4: l.v4, IPv6: l.v6, Pool: l.pool.Load().IPv4, Since: l.since, Idle: idle,
+		Proven: l.proven.Load(), Label: l.labelled(), Pinned: l.pinned.Load(),
+	}
 	if r := l.ports; r != nil {
 		info.Ports, info.SessionPorts = l.saved(time.Time{}).Ports(), int(r.Last-r.Session)+1
 	}
@@ -232,7 +237,11 @@ func (t *Table) explain6(s *snapshot, a netip.Addr) Explanation {
 	for _, p := range s.pools {
 		if p.permits(a) {
 			x.Rule, x.Pool, x.Origin = RulePool, p.IPv4.String(), p.Origin
-			x.Detail = fmt.Sprintf("a client of %v; its first packet leases an address", &p.Pool)
+			what := "an address"
+			if p.Ports != (Ports{}) {
+				what = fmt.Sprintf("%d ports of an address", p.Ports.PerClient)
+			}
+			x.Detail = fmt.Sprintf("a client of %v; its first packet leases %s", &p.Pool, what)
 			return x
 		}
 	}
@@ -282,6 +291,12 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 			p, info.IPv6, info.Since.Format(time.RFC3339), time.Duration(info.Idle)*time.Second)
 		if info.Ports != "" {
 			x.Detail += fmt.Sprintf(", ports %s, of which the last %d are for sessions", info.Ports, info.SessionPorts)
+		}
+		if info.Label != "" {
+			x.Detail += fmt.Sprintf(", labelled %q", info.Label)
+		}
+		if info.Pinned {
+			x.Detail += ", pinned by an attachment"
 		}
 		if !info.Proven {
 			x.Detail += ", nothing has come back for it yet"

@@ -62,6 +62,10 @@ func (t *Table) load(saved Saved) (problems []string, b Batch) {
 			problems = append(problems, err.Error())
 		}
 	}
+	for _, a := range saved.Attachments {
+		t.attachments[a.ID] = a
+		t.pins[a.IPv6]++
+	}
 	now := t.now()
 	var leases []*lease
 	var ended []SavedLease
@@ -74,10 +78,11 @@ func (t *Table) load(saved Saved) (problems []string, b Batch) {
 			continue
 		}
 		if p := g.fits(x); p != nil && (p.Local || p.permits(x.IPv6)) {
-			l := newLease(p, p.unit(x.IPv4, x.First), x.IPv6, x.Since, t.tick.Load())
+			l := t.newLease(p, p.unit(x.IPv4, x.First), x.IPv6, x.Since, t.tick.Load())
 			l.born -= age(now.Sub(x.Since))
 			l.proven.Store(x.Proven)
 			l.noted = x.Proven
+			l.relabel(x.Label)
 			g.putLease(l)
 			leases = append(leases, l)
 			continue
@@ -145,9 +150,10 @@ func (g *stage) former(ended []SavedLease) (list []*returned) {
 	})
 	tick, now := g.t.tick.Load(), g.t.now()
 	for i, x := range ended {
+		rests := x.Proven || x.First != 0
 		r := &returned{
 			prefix: netip.PrefixFrom(x.IPv4, 32), ports: [2]uint16{x.First, x.Last}, client: x.IPv6, at: tick - age(now.Sub(x.Until)),
-			kept: x.Proven && len(ended)-i <= remembered, spare: !x.Proven,
+			kept: rests && len(ended)-i <= remembered, spare: !rests,
 		}
 		if p := g.poolOf(r.prefix); p != nil && p.MaxLife > 0 && x.Until.Sub(x.Since) >= p.MaxLife {
 			r.kept = false

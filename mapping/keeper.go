@@ -42,7 +42,8 @@ type keeper struct {
 	refuse    map[netip.Addr]translate.Verdict // to be told
 	granted   bool                             // somebody is to be woken
 	ticked    uint32
-	told      map[string]time.Time // when a line was logged
+
+	told map[string]time.Time // when a line was logged; writing guards it
 
 	unsaved unsaved
 }
@@ -153,7 +154,12 @@ func (k *keeper) commit() time.Duration {
 	defer t.writing.Unlock()
 	grants := k.choose()
 	if len(grants) > 0 {
-		k.grant(grants)
+		k.commits.take()
+		if err := t.grant(grants, ""); err != nil {
+			for _, x := range grants {
+				k.deny(x.lease.v6, translate.StateUnavailable)
+			}
+		}
 	}
 	for _, client := range k.waiting {
 		k.answered(client)
@@ -183,36 +189,45 @@ func (k *keeper) choose() (grants []grant) {
 		if e, _ := s.v6.Lookup(client); e != nil || !s.permits(client) {
 			continue // there is another answer by now
 		}
-		o := t.offer(s, client, tick)
-		if o.pool == nil {
+		x, ok := t.take(s, client, tick, since)
+		if !ok {
 			k.deny(client, translate.PoolFull)
-			s.lack(client, tick)
 			k.sometimes(slog.LevelWarn, "no address is left to lend: add a pool, or shorten idle", "client", client)
 			continue
 		}
-		o.take()
-		l := newLease(o.pool, o.unit, client, since, tick)
-		l.known = o.from != nil && o.from.kept && o.from.client == client
-		grants = append(grants, grant{o, l})
+		grants = append(grants, x)
 	}
 	return grants
 }
 
+// take takes an address for a client, if there is one. writing and mu must be
+// held.
+func (t *Table) take(s *snapshot, client netip.Addr, tick uint32, since time.Time) (grant, bool) {
+	o := t.offer(s, client, tick)
+	if o.pool == nil {
+		s.lack(client, tick)
+		return grant{}, false
+	}
+	o.take()
+	l := t.newLease(o.pool, o.unit, client, since, tick)
+	l.known = o.from != nil && o.from.kept && o.from.client == client
+	return grant{o, l}, true
+}
+
 // grant has leases saved and puts them in force, or puts their addresses back.
-func (k *keeper) grant(grants []grant) {
-	t := k.table
+// by says who asked. writing must be held, mu must not.
+func (t *Table) grant(grants []grant, by string) error {
 	g := t.stage(len(grants))
 	var b Batch
 	var forget []netip.Addr
 	for _, x := range grants {
-		g.begin(x.lease)
+		g.begin(x.lease, by)
 		b.Leases = append(b.Leases, x.lease.saved(time.Time{}))
 		if x.changesHands() {
 			forget = append(forget, x.lease.v4)
 		}
 	}
-	k.forget(forget)
-	k.commits.take()
+	t.keeper.forget(forget)
 	err := t.save(b)
 
 	t.mu.Lock()
@@ -220,14 +235,14 @@ func (k *keeper) grant(grants []grant) {
 	if err != nil {
 		for _, x := range slices.Backward(grants) {
 			x.putBack()
-			k.deny(x.lease.v6, translate.StateUnavailable)
 		}
-		return
+		return err
 	}
 	for _, x := range grants {
 		t.enter(x.lease)
 	}
 	t.publish(g)
+	return nil
 }
 
 // changesHands reports whether somebody else may have had the address before.
@@ -243,8 +258,9 @@ func (x grant) changesHands() bool {
 	return x.from.client != x.lease.v6
 }
 
+// forget is called before addresses are lent to others. k may be nil.
 func (k *keeper) forget(list []netip.Addr) {
-	if len(list) == 0 || k.Forget == nil {
+	if k == nil || len(list) == 0 || k.Forget == nil {
 		return
 	}
 	if err := k.Forget(list); err != nil {

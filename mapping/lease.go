@@ -43,10 +43,15 @@ type lease struct {
 	place int32  // in the heap of its pool; -1: in none
 	noted bool   // that it is proven
 	known bool   // the client was proven when it had the address before
+
+	forfeit bool // others need an address more: it is not kept for this client
+
+	pinned atomic.Bool // by an attachment: it stays until that goes
+	label  atomic.Pointer[string]
 }
 
-// newLease is the lease of what a pool lends as its unit n.
-func newLease(p *pool, n uint32, v6 netip.Addr, since time.Time, tick uint32) *lease {
+// newLease is the lease of what a pool lends as its unit n. mu must be held.
+func (t *Table) newLease(p *pool, n uint32, v6 netip.Addr, since time.Time, tick uint32) *lease {
 	v4 := p.addr(n)
 	l := &lease{since: since, born: tick, seen: tick, place: -1, ports: p.Ports.of(v6, v4, n%p.per)}
 	k := kindLease
@@ -56,13 +61,31 @@ func newLease(p *pool, n uint32, v6 netip.Addr, since time.Time, tick uint32) *l
 	l.set(k, netip.PrefixFrom(v4, 32), netip.PrefixFrom(v6, 128), l)
 	l.pool.Store(p)
 	l.stamp.Store(tick)
+	t.pin(l)
 	return l
+}
+
+// labelled is what it was called; "" if nothing.
+func (l *lease) labelled() string {
+	if s := l.label.Load(); s != nil {
+		return *s
+	}
+	return ""
+}
+
+func (l *lease) relabel(s string) {
+	if s != l.labelled() { // of a million most have none
+		l.label.Store(&s)
+	}
 }
 
 // saved is the lease as a Store keeps it.
 func (l *lease) saved(until time.Time) SavedLease {
 	first, last := l.bounds()
-	return SavedLease{IPv4: l.v4, First: first, Last: last, IPv6: l.v6, Since: l.since, Until: until, Proven: l.proven.Load()}
+	return SavedLease{
+		IPv4: l.v4, First: first, Last: last, IPv6: l.v6, Since: l.since, Until: until,
+		Proven: l.proven.Load(), Label: l.labelled(),
+	}
 }
 
 // bounds are the first and the last of a lease's ports; 0 if it has them all.
@@ -101,8 +124,8 @@ func (t *Table) leaseNow(client netip.Addr, tick uint32) (netip.Addr, *Range, tr
 	}
 	o.take()
 	g := t.stage(1)
-	l := newLease(o.pool, o.unit, client, t.now(), tick)
-	g.begin(l)
+	l := t.newLease(o.pool, o.unit, client, t.now(), tick)
+	g.begin(l, "")
 	t.enter(l)
 	t.publish(g)
 	return l.source(client)
@@ -116,11 +139,16 @@ func (e *entry) source(a netip.Addr) (netip.Addr, *Range, translate.Verdict) {
 	return e.to4(a), nil, translate.OK
 }
 
-// begin adds a lease that a client came for.
-func (g *stage) begin(l *lease) {
+// begin adds a lease that a client came for, or that somebody asked for.
+func (g *stage) begin(l *lease, by string) {
 	g.putLease(l)
+	g.tell(OpLeaseMade, l, by)
+}
+
+// tell has an event of a lease as it is now.
+func (g *stage) tell(op Op, l *lease, by string) {
 	info := g.t.leaseInfo(&l.entry)
-	g.events = append(g.events, Event{Op: OpLeaseMade, Lease: &info})
+	g.events = append(g.events, Event{Op: op, By: by, Lease: &info})
 }
 
 // foresee is what lease would say if nobody had to wait for the disk, and
@@ -139,7 +167,7 @@ func (t *Table) foresee(s *snapshot, client netip.Addr) (netip.Addr, *Range, tra
 	if o.pool == nil {
 		return client, nil, translate.PoolFull
 	}
-	return newLease(o.pool, o.unit, client, time.Time{}, 0).source(client)
+	return t.newLease(o.pool, o.unit, client, time.Time{}, 0).source(client)
 }
 
 // stranger is the verdict on a client that no pool lends to.
@@ -171,13 +199,17 @@ func (t *Table) leave(g *stage, l *lease) {
 	}
 	t.uncount(l)
 	if e, _ := g.v4.Lookup(l.v4); e.pool() == p {
-		p.keep(givenBack(l, tick, t.wasAnswered(l)))
+		p.keep(givenBack(l, tick, t.rests(l)))
 	}
 }
 
-// wasAnswered reports whether somebody ever answered the client of a lease at
-// this address, as far as that matters.
-func (t *Table) wasAnswered(l *lease) bool { return t.keeper == nil || l.known || l.proven.Load() }
+// rests reports whether what a lease was of must rest before others get it, and
+// is kept for its client. A whole address that nobody ever answered need not. A
+// range must: its neighbours go on with the same address, and whoever heard of
+// its ports cannot tell the next client from this one.
+func (t *Table) rests(l *lease) bool {
+	return t.keeper == nil || l.known || l.proven.Load() || l.ports != nil
+}
 
 // uncount counts a lease out of its network.
 func (t *Table) uncount(l *lease) {
@@ -187,8 +219,12 @@ func (t *Table) uncount(l *lease) {
 	}
 }
 
-// watch enters a lease in the heap by when it could end, if ever.
+// watch enters a lease in the heap by when it could end, if ever. What is
+// pinned ends with its attachment only.
 func (p *pool) watch(l *lease, proving bool) {
+	if l.pinned.Load() {
+		return
+	}
 	ends := false
 	by := func(tick uint32) {
 		if !ends || !reached(tick, l.due) {

@@ -308,7 +308,7 @@ func TestFormerClientsAreForgotten(t *testing.T) {
 	pool := x.current.Load().pools[0]
 	for i := range remembered + 10 { // as if they had come back long ago
 		pool.next++
-		pool.keep(givenBack(newLease(pool, uint32(i), lessee(i), time.Time{}, 1), 1, true))
+		pool.keep(givenBack(x.newLease(pool, uint32(i), lessee(i), time.Time{}, 1), 1, true))
 	}
 	next := pool.next
 	for i := range 20 {

@@ -12,10 +12,11 @@ import (
 // What a pool does with its addresses, or with the ranges of ports that it
 // divides them in: its units, counted from its start. Nothing here depends on
 // the size of a pool. Addresses never lent are handed out in ascending order by a cursor.
-// Those that came back stand in one of two queues: what nobody ever answered
-// is lent again first, without quarantine and at once, so that a flood of made
-// up clients uses the same few addresses over and over; the rest waits for its
-// quarantine and, as long as there are others, for its former client.
+// Those that came back stand in one of two queues: whole addresses that nobody
+// ever answered are lent again first, without quarantine and at once, so that a
+// flood of made up clients uses the same few over and over; the rest, and every
+// range, waits for its quarantine and, as long as there are others, for its
+// former client.
 
 // remembered is how many returned addresses a pool keeps for their former
 // clients before it prefers them to addresses never lent. It bounds the memory
@@ -36,7 +37,7 @@ type pool struct {
 	next     uint32 // the first that may never have been lent
 	lent     uint32
 	due      leaseHeap
-	rested   returnedQueue // proven leases', and what maps took
+	rested   returnedQueue // proven leases', ranges, and what maps took
 	spare    returnedQueue // of leases that nobody answered
 	returned map[uint32]*returned
 	wide     *bart.Fast[*returned]    // those of rested that are more than one unit
@@ -254,11 +255,11 @@ func (p *pool) number(a netip.Addr) uint32 {
 // givenBack is the address of a lease that ended. Its client finds it again,
 // unless the lease came to its maximum age: an active client would have it
 // back at once, and max_life would mean nothing.
-func givenBack(l *lease, tick uint32, answered bool) *returned {
+func givenBack(l *lease, tick uint32, rests bool) *returned {
 	first, last := l.bounds()
 	return &returned{
 		prefix: netip.PrefixFrom(l.v4, 32), ports: [2]uint16{first, last}, client: l.v6, at: tick,
-		kept: answered && !l.aged(l.pool.Load(), tick), spare: !answered,
+		kept: rests && !l.forfeit && !l.aged(l.pool.Load(), tick), spare: !rests,
 	}
 }
 

@@ -128,6 +128,17 @@ func TestSharedAddress(t *testing.T) {
 }
 
 // TestSharedErrors has ICMP errors led by the port of the packet they quote.
+func TestExplainShared(t *testing.T) {
+	x := sharing(t)
+	for address, want := range map[string]string{
+		sharedV4:           "an address of pool 192.0.2.7/32 that clients share by port: 2 of its 63 ranges are lent; natless answers ping",
+		lessee(9).String(): "a client of pool 192.0.2.7/32; its first packet leases 1024 ports of an address",
+		lessee(1).String(): ", ports 1024-2047, of which the last 128 are for sessions",
+	} {
+		assert.Contains(t, x.Explain(addr(address)).Detail, want, address)
+	}
+}
+
 func TestSharedErrors(t *testing.T) {
 	x := sharing(t)
 	for port, want := range map[uint16]string{2048: lessee(2).String(), 3071: lessee(2).String(), 1024: lessee(1).String()} {
@@ -261,7 +272,7 @@ func TestDividedAnew(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, diff.LeasesEnded, 1)
 	require.True(t, r.leases(4))
-	assert.Equal(t, []any{addr("192.0.2.2"), ""}, []any{r.x.Leases()[0].IPv4, r.x.Leases()[0].Ports}, "nobody answered 3")
+	assert.Equal(t, []any{addr("192.0.2.3"), ""}, []any{r.x.Leases()[0].IPv4, r.x.Leases()[0].Ports}, "what 3 had rests, though nobody answered")
 }
 
 // TestFlowsOfSharedAddresses sees that connection tracking of an address is

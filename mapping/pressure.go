@@ -28,7 +28,7 @@ func (s *policy) lack(client netip.Addr, tick uint32) {
 // refused, then the proven ones that were idle the longest, which must be a
 // minute at least. An ended lease's address goes into quarantine like any
 // other, so that it serves others only then: hence no more end than were
-// refused.
+// refused. So it is with every range.
 func (t *Table) relieve(tick uint32) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
@@ -40,8 +40,16 @@ func (t *Table) relieve(tick uint32) {
 		if demand == 0 {
 			continue
 		}
-		list := p.unanswered(tick, demand-p.spare.len)
-		if supply := int(p.usable - p.lent); len(list) == 0 && supply < demand {
+		supply := int(p.usable - p.lent)
+		served := p.spare.len
+		if p.Ports != (Ports{}) {
+			served = supply
+		}
+		list := p.unanswered(tick, demand-served)
+		for _, l := range list {
+			l.forfeit = true
+		}
+		if len(list) == 0 && supply < demand {
 			list = p.idlest(tick, min(evicted, demand-supply))
 		}
 		for _, l := range list {

@@ -237,7 +237,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	}
 	for _, l := range r.ended {
 		t.uncount(l)
-		list = append(list, givenBack(l, tick, t.wasAnswered(l)))
+		list = append(list, givenBack(l, tick, t.rests(l)))
 	}
 	r.keepAll(list)
 }

@@ -24,7 +24,8 @@ type memory struct {
 	maps   map[netip.Prefix]Map
 	leases map[savedKey]SavedLease
 	past   []SavedLease // what was replaced
-	saves  int          // that wrote something
+	held   map[string]Attachment
+	saves  int // that wrote something
 	tries  int
 	before func(Batch) error // an error, or a panic, and nothing is saved
 	after  func()            // as before, but it is saved
@@ -37,7 +38,7 @@ type savedKey struct {
 }
 
 func newMemory() *memory {
-	return &memory{maps: map[netip.Prefix]Map{}, leases: map[savedKey]SavedLease{}}
+	return &memory{maps: map[netip.Prefix]Map{}, leases: map[savedKey]SavedLease{}, held: map[string]Attachment{}}
 }
 
 func (m *memory) Load() (s Saved, _ error) {
@@ -45,6 +46,7 @@ func (m *memory) Load() (s Saved, _ error) {
 	defer m.mu.Unlock()
 	s.Maps = slices.Collect(maps.Values(m.maps))
 	s.Leases = slices.Collect(maps.Values(m.leases))
+	s.Attachments = slices.Collect(maps.Values(m.held))
 	slices.SortFunc(s.Maps, func(a, b Map) int { return a.IPv4.Compare(b.IPv4) })
 	slices.SortFunc(s.Leases, func(a, b SavedLease) int {
 		return cmp.Or(a.IPv4.Compare(b.IPv4), cmp.Compare(a.First, b.First))
@@ -74,6 +76,12 @@ func (m *memory) Save(b Batch) error {
 			m.past = append(m.past, old)
 		}
 		m.leases[key] = l
+	}
+	for _, id := range b.RemoveAttachments {
+		delete(m.held, id)
+	}
+	for _, a := range b.PutAttachments {
+		m.held[a.ID] = a
 	}
 	if m.after != nil {
 		m.after()

@@ -79,7 +79,7 @@ func (t *Table) save(b Batch) error {
 	t.mu.Lock()
 	b.Leases = append(k.unsaved.leases[:len(k.unsaved.leases):len(k.unsaved.leases)], b.Leases...)
 	t.mu.Unlock()
-	if len(b.Leases)+len(b.PutMaps)+len(b.RemoveMaps) == 0 {
+	if len(b.Leases)+len(b.PutMaps)+len(b.RemoveMaps)+len(b.PutAttachments)+len(b.RemoveAttachments) == 0 {
 		return nil
 	}
 	err := k.write(b)

@@ -125,8 +125,7 @@ func (g *stage) end(l *lease, by string) {
 	}
 	g.drop6(netip.PrefixFrom(l.v6, 128))
 	g.ended = append(g.ended, l)
-	info := g.t.leaseInfo(&l.entry)
-	g.events = append(g.events, Event{Op: OpLeaseEnded, By: by, Lease: &info})
+	g.tell(OpLeaseEnded, l, by)
 }
 
 // vacate takes the entry of an address out that has no lease any more. What it

@@ -15,7 +15,8 @@
 // process, and publishes it with the next revision, of which a journal tells
 // those who watch (journal.go). Maps are changed by Apply (apply.go), the
 // configuration by Reload (reload.go). Leases are made by a goroutine that
-// waits for the disk, so that workers need not (keeper.go).
+// waits for the disk, so that workers need not (keeper.go), or for whoever asks
+// (lend.go). A namespace that was set up for natless pins its own (attach.go).
 package mapping
 
 import (
@@ -58,6 +59,11 @@ type Table struct {
 	mu       sync.Mutex
 	local    []netip.Prefix
 	networks map[uint64]int // leases by the upper half of their clients' addresses
+
+	attachments map[string]Attachment // by ID
+	pins        map[netip.Addr]int    // how many of them a client has
+
+	lending chan struct{} // has one while Lend is at work
 }
 
 // snapshot is the table at one revision. It is never changed; only the stamps

@@ -64,10 +64,12 @@ func (p *Packet) reply4(v Verdict) (typ, code uint8, rest uint32) {
 		return icmp4Unreachable, code4FragNeeded, uint32(p.mtu)
 	case SourceRoute:
 		return icmp4Unreachable, code4SourceRoute, 0
-	case DestinationUnmapped, PoolFull, StateUnavailable, NotSYN, SessionPortsFull, ClientSessionsFull, SessionsFull:
+	case DestinationUnmapped, PoolFull, StateUnavailable, SessionPortsFull, ClientSessionsFull, SessionsFull:
 		return icmp4Unreachable, code4Host, 0
-	case PrivateIPv4, ClientNotPermitted, HairpinOff, NoPorts: // RFC 7915 4.4
+	case PrivateIPv4, ClientNotPermitted, HairpinOff: // RFC 7915 4.4
 		return icmp4Unreachable, code4Prohibited, 0
+	case NoPorts: // RFC 6146 3.4
+		return icmp4Unreachable, code4Protocol, 0
 	}
 	return 0, 0, 0
 }
@@ -81,10 +83,12 @@ func (p *Packet) reply6(v Verdict) (typ, code uint8, rest uint32) {
 		return icmp6TooBig, 0, uint32(p.mtu)
 	case RoutingHeader:
 		return icmp6Parameter, code6Field, uint32(p.outer.routing)
-	case DestinationUnmapped, PoolFull, StateUnavailable, NotSYN, SessionPortsFull, ClientSessionsFull, SessionsFull:
+	case DestinationUnmapped, PoolFull, StateUnavailable, SessionPortsFull, ClientSessionsFull, SessionsFull:
 		return icmp6Unreachable, code6Address, 0
-	case PrivateIPv4, HairpinOff, NoPorts:
+	case PrivateIPv4, HairpinOff:
 		return icmp6Unreachable, code6Prohibited, 0
+	case NoPorts: // RFC 6146 3.4
+		return icmp6Unreachable, code6Port, 0
 	case SourceUnmapped, ClientNotPermitted: // RFC 7915 5.4
 		return icmp6Unreachable, code6Policy, 0
 	}

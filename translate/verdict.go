@@ -103,9 +103,9 @@ var verdicts = [Verdicts]Info{
 	QuoteUnmapped:       {"quote_unmapped", "RFC 7915 4.3, 5.3", "", "An ICMP error about a packet that natless cannot have translated."},
 
 	// Of clients that share an IPv4 address.
-	NoPorts:            {"no_ports", "RFC 7597 5.1", "destination unreachable: prohibited", "A protocol without ports to or from an address that clients share: nothing tells whose it is. Give the client an address of its own."},
+	NoPorts:            {"no_ports", "RFC 6146 3.4", "destination unreachable: port (IPv6), protocol (IPv4)", "A protocol without ports to or from an address that clients share: nothing tells whose it is. Give the client an address of its own."},
 	NoSession:          {"no_session", "RFC 6146 3.5", "", "A packet to or from a client that shares its IPv4 address, whose port or echo identifier takes a session, and there is none. Strangers who try ports cause this."},
-	NotSYN:             {"not_syn", "RFC 6146 3.5.2.2", "destination unreachable: address", "A TCP packet in the midst of a connection that no session has: natless has been started since, or it was idle for two hours. Connections from the stateless part of a range do not end so: natless port-range set."},
+	NotSYN:             {"not_syn", "RFC 6146 3.5.2.2", "", "A TCP packet in the midst of a connection that no session has: natless has been started since, or it was idle for two hours. Connections from the stateless part of a range do not end so: natless port-range set."},
 	SessionPortsFull:   {"session_ports_full", "RFC 6146 3.5.1.1", "destination unreachable: address", "Every port in the session part of the client's range is taken. Have its sockets bind within the stateless part (natless port-range set), or raise session_ports."},
 	ClientSessionsFull: {"client_sessions_full", "RFC 6146 3.5", "destination unreachable: address", "The client has as many sessions as one may have. Something opens connections and never ends them, or it scans."},
 	SessionsFull:       {"sessions_full", "RFC 6146 3.5", "destination unreachable: address", "All clients together have as many sessions as there may be."},

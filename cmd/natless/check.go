@@ -15,19 +15,22 @@ import (
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/daemon"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/snippets"
 	"github.com/natless/natless/mapping"
 )
 
 func checkCommand() *cobra.Command {
 	var settings settings
-	var diff bool
+	var diff, words bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "What `natless run` would do to this host, and what stands in the way",
 		Long: `Validates a configuration, prints exactly what "natless run" would do to this
 host with it, and what stands in the way. Changes nothing. With --diff it prints
 what differs from the configuration of the running daemon instead; what is not
-marked as needing a restart, "natless reload" takes up.`,
+marked as needing a restart, "natless reload" takes up. With --snippets it prints
+what systemd-networkd, radvd, unbound, bind and CoreDNS are to have in their
+configurations where these tell clients of pref64, or are their DNS64.`,
 		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			c, err := settings.load()
@@ -37,14 +40,19 @@ marked as needing a restart, "natless reload" takes up.`,
 			if _, err := mapping.New(daemon.Mapping(c)); err != nil {
 				return err
 			}
-			if diff {
+			switch {
+			case diff:
 				return checkDiff(cmd.OutOrStdout(), c)
+			case words:
+				return snippets.Write(cmd.OutOrStdout(), c)
 			}
 			return checkHost(cmd.OutOrStdout(), c)
 		}),
 	}
 	settings.register(cmd)
 	cmd.Flags().BoolVar(&diff, "diff", false, "compare with the running daemon")
+	cmd.Flags().BoolVar(&words, "snippets", false, "print the same for systemd-networkd, radvd, unbound, bind and CoreDNS")
+	cmd.MarkFlagsMutuallyExclusive("diff", "snippets")
 	return cmd
 }
 
@@ -53,7 +61,9 @@ func checkHost(out io.Writer, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	report.Warnings = append(report.Warnings, c.Warnings()...)
+	sends, warnings := daemon.Advertisements(c).Check()
+	report.Actions = append(report.Actions, sends...)
+	report.Warnings = slices.Concat(report.Warnings, warnings, c.Warnings(), c.Notes())
 	fmt.Fprint(out, report)
 	if len(report.Conflicts) > 0 {
 		return errors.New("checking this host: it could not run, see what stands in the way")

@@ -29,10 +29,12 @@ type fake struct {
 	revision uint64
 	maps     []mapping.MapInfo
 	leases   []mapping.Lease
+	sessions []control.Session
 	events   []mapping.Event
 	changed  chan struct{}
 
-	asked  time.Time // by LeasesAt
+	asked  time.Time  // by LeasesAt
+	client netip.Addr // by Sessions
 	config any
 	reload func() ([]string, error)
 }
@@ -48,8 +50,8 @@ func newFake() *fake {
 			{IPv4: netip.MustParsePrefix("198.51.100.0/24"), IPv6: netip.MustParsePrefix("2001:db8:1::/120"), Label: "db", Runtime: true, Origin: "added then by somebody"},
 		},
 		leases: []mapping.Lease{
-			{IPv4: netip.MustParseAddr("169.254.64.2"), IPv6: netip.MustParseAddr("2001:db8:c::5"), Pool: netip.MustParsePrefix("169.254.64.0/20"), Since: began, Idle: 3},
-			{IPv4: netip.MustParseAddr("169.254.65.9"), IPv6: netip.MustParseAddr("2001:db8:d::5"), Pool: netip.MustParsePrefix("169.254.64.0/20"), Since: began, Idle: 70},
+			{IPv4: netip.MustParseAddr("169.254.64.2"), IPv6: netip.MustParseAddr("2001:db8:c::5"), Pool: netip.MustParsePrefix("169.254.64.0/20"), Since: began, Idle: 3, Label: "web", Pinned: true},
+			{IPv4: netip.MustParseAddr("169.254.65.9"), IPv6: netip.MustParseAddr("2001:db8:d::5"), Pool: netip.MustParsePrefix("169.254.64.0/20"), Since: began, Idle: 70, Ports: "1024-2047"},
 		},
 	}
 }
@@ -95,6 +97,13 @@ func (f *fake) Leases() (uint64, iter.Seq[any]) {
 	return f.revision, control.Each(slices.Values(slices.Clone(f.leases)))
 }
 
+func (f *fake) Sessions(client netip.Addr) iter.Seq[control.Session] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.client = client
+	return slices.Values(f.sessions)
+}
+
 func (f *fake) Status() control.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -114,7 +123,7 @@ func (f *fake) LeasesAt(at time.Time, yield func(any) bool) error {
 	defer f.mu.Unlock()
 	f.asked = at
 	yield(map[string]any{"ipv4": "169.254.64.2", "ipv6": "2001:db8:c::5", "since": began})
-	yield(map[string]any{"ipv4": "169.254.64.3", "ipv6": "2001:db8:c::6", "since": began, "until": began.Add(time.Hour)})
+	yield(map[string]any{"ipv4": "169.254.64.3", "ipv6": "2001:db8:c::6", "since": began, "until": began.Add(time.Hour), "ports": "1-100", "label": "db"})
 	return nil
 }
 

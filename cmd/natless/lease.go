@@ -1,10 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -56,23 +59,30 @@ place on a terminal, otherwise as a line for each change.`,
 	return cmd
 }
 
-// leaseListing is the leases now. Idle times are of the moment: a list that
-// goes on is without them.
+// leaseListing is the leases now, a row for each client, who may share the IPv4
+// address with others. Idle times are of the moment: a list that goes on is
+// without them.
 func leaseListing(within *sides, watch bool) *listing[mapping.Lease] {
 	l := &listing[mapping.Lease]{
 		name: "lease ls",
 		ask:  func(ctx context.Context, c *control.Client) (control.Listing, error) { return c.ListLeases(ctx) },
-		head: []any{"IPV4", "IPV6", "POOL", "SINCE"},
+		head: []any{"IPV4", "PORTS", "IPV6", "POOL", "SINCE", "LABEL", "PINNED"},
 		cells: func(l mapping.Lease) []any {
-			return []any{l.IPv4, l.IPv6, l.Pool, local(l.Since)}
+			pinned := "-"
+			if l.Pinned {
+				pinned = "yes"
+			}
+			return []any{l.IPv4, orDash(l.Ports), l.IPv6, l.Pool, local(l.Since), orDash(l.Label), pinned}
 		},
-		admit:   func(l mapping.Lease) bool { return within.admit(single(l.IPv4), single(l.IPv6)) },
-		compare: func(a, b mapping.Lease) int { return a.IPv4.Compare(b.IPv4) },
+		admit: func(l mapping.Lease) bool { return within.admit(single(l.IPv4), single(l.IPv6), l.Label) },
+		compare: func(a, b mapping.Lease) int {
+			return cmp.Or(a.IPv4.Compare(b.IPv4), cmp.Compare(firstPort(a.Ports), firstPort(b.Ports)))
+		},
 		event: func(e mapping.Event) (l mapping.Lease, there, is bool) {
 			if e.Lease == nil {
 				return l, false, false
 			}
-			return *e.Lease, e.Op == mapping.OpLeaseMade, true
+			return *e.Lease, e.Op != mapping.OpLeaseEnded, true
 		},
 	}
 	if !watch {
@@ -83,20 +93,27 @@ func leaseListing(within *sides, watch bool) *listing[mapping.Lease] {
 	return l
 }
 
+// firstPort is that of "FIRST-LAST", 0 of "".
+func firstPort(ports string) int {
+	first, _, _ := strings.Cut(ports, "-")
+	n, _ := strconv.Atoi(first)
+	return n
+}
+
 func pastListing(at time.Time, within *sides) *listing[control.PastLease] {
 	return &listing[control.PastLease]{
 		ask: func(ctx context.Context, c *control.Client) (control.Listing, error) {
 			return control.Listing{Rows: c.LeasesAt(ctx, at)}, nil
 		},
-		head: []any{"IPV4", "IPV6", "SINCE", "UNTIL"},
+		head: []any{"IPV4", "PORTS", "IPV6", "SINCE", "UNTIL", "LABEL"},
 		cells: func(l control.PastLease) []any {
 			until := "-"
 			if !l.Until.IsZero() {
 				until = local(l.Until)
 			}
-			return []any{l.IPv4, l.IPv6, local(l.Since), until}
+			return []any{l.IPv4, orDash(l.Ports), l.IPv6, local(l.Since), until, orDash(l.Label)}
 		},
-		admit: func(l control.PastLease) bool { return within.admit(single(l.IPv4), single(l.IPv6)) },
+		admit: func(l control.PastLease) bool { return within.admit(single(l.IPv4), single(l.IPv6), l.Label) },
 	}
 }
 
@@ -145,9 +162,10 @@ func leaseReleaseCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release ADDR",
 		Short: "End the lease of an address of either family",
-		Long: `Ends a lease, by its IPv4 or its IPv6 address. A client that is still there
-leases an address with its next packet: the same one, as long as nobody else
-has it.`,
+		Long: `Ends a lease, by its IPv4 or its IPv6 address; where clients share the IPv4
+address, by the latter. A client that is still there leases an address with its
+next packet: the same one, as long as nobody else has it. A lease that is pinned
+by an attachment is refused: natless detach ends it.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := address(args[0])
@@ -161,13 +179,22 @@ has it.`,
 				if err != nil {
 					return err
 				}
-				return ask.line(cmd.OutOrStdout(), l, "released %v, which %v had since %s", l.IPv4, l.IPv6, local(l.Since))
+				what := l.IPv4.String()
+				if l.Ports != "" {
+					what = fmt.Sprintf("ports %s of %v", l.Ports, l.IPv4)
+				}
+				return ask.line(cmd.OutOrStdout(), l, "released %s, which %v had since %s", what, l.IPv6, local(l.Since))
 			})(cmd, args)
 		},
 	}
 	ask.register(cmd)
 	cmd.ValidArgsFunction = completeRows(&ask, leaseListing(&sides{}, false),
-		func(l mapping.Lease) string { return l.IPv4.String() + "\t" + l.IPv6.String() })
+		func(l mapping.Lease) string {
+			if l.Ports != "" {
+				return l.IPv6.String() + "\t" + l.IPv4.String() + " " + l.Ports
+			}
+			return l.IPv4.String() + "\t" + l.IPv6.String()
+		})
 	return cmd
 }
 

@@ -65,7 +65,7 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 	}
 	cmd.AddCommand(
 		runCommand(), checkCommand(), reloadCommand(), downCommand(),
-		statusCommand(), statsCommand(), mapCommand(), leaseCommand(),
+		statusCommand(), statsCommand(), mapCommand(), leaseCommand(), sessionCommand(),
 		traceCommand(), pcapCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)

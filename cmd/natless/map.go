@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"path"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -42,7 +41,6 @@ func mapCommand() *cobra.Command {
 func mapListCommand() *cobra.Command {
 	var ask asking
 	var within sides
-	var label string
 	var watch bool
 	cmd := &cobra.Command{
 		Use:   "ls",
@@ -53,20 +51,13 @@ added while natless runs. The longest match decides, pref64 last.
 With --watch the list is followed by what changes until it is interrupted: in
 place on a terminal, otherwise as a line for each change.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, err := path.Match(label, ""); err != nil {
-				return fmt.Errorf("--label %q: expected a label, or a pattern such as web*", label)
-			}
-			l := mapListing(func(r control.Row) bool {
-				matches, _ := path.Match(label, r.Label) // the pattern is right
-				return within.admit(r.IPv4, r.IPv6) && (label == "" || matches || r.Label == label)
-			})
-			return does(func(cmd *cobra.Command, _ []string) error { return l.run(cmd, &ask, watch) })(cmd, args)
-		},
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			l := mapListing(func(r control.Row) bool { return within.admit(r.IPv4, r.IPv6, r.Label) })
+			return l.run(cmd, &ask, watch)
+		}),
 	}
 	ask.register(cmd)
 	within.register(cmd)
-	cmd.Flags().StringVar(&label, "label", "", "only those with this label, or with one that this `PATTERN` matches (*, ?, [a-z])")
 	cmd.Flags().BoolVar(&watch, "watch", false, "go on with what changes")
 	return cmd
 }

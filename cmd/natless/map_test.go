@@ -55,21 +55,25 @@ func TestCareless(t *testing.T) {
 		"map get ::ffff:192.0.2.1":                    `looking up "::ffff:192.0.2.1": expected an IPv4 or IPv6 address as packets carry it: neither IPv4-mapped nor with a zone`,
 		"map ls --client 192.0.2.0/24":                `invalid argument "192.0.2.0/24" for "--client" flag: an IPv4 prefix where an IPv6 prefix belongs`,
 		"map ls --pool 192.0.2.1/24":                  `invalid argument "192.0.2.1/24" for "--pool" flag: bits are set behind the prefix: expected 192.0.2.0/24`,
-		"map ls --label [":                            `--label "[": expected a label, or a pattern such as web*`,
+		"map ls --label [":                            `invalid argument "[" for "--label" flag: expected a label, or a pattern such as web*`,
 		"map import":                                  "accepts 1 arg(s), received 0",
 		"lease release web":                           `releasing "web": expected an IPv4 or IPv6 address`,
-		"lease ls --label web":                        "unknown flag: --label",
 		"lease ls --at yesterday":                     `invalid argument "yesterday" for "--at" flag: expected a time such as 2026-01-31T14:05:00Z or "2026-01-31 14:05", or how long ago, such as 90m or 2d`,
 		"lease ls --at 2999-01-01T00:00:00Z":          `invalid argument "2999-01-01T00:00:00Z" for "--at" flag: 2999-01-01T00:00:00Z is to come: expected a time that is over`,
 		"lease ls --at 5m --watch":                    "if any flags in the group [at watch] are set none of the others can be; [at watch] were all set",
 		"status --wait --watch":                       "if any flags in the group [wait watch] are set none of the others can be; [wait watch] were all set",
+		"session ls --protocol 6":                     `invalid argument "6" for "--protocol" flag: expected one of dccp, icmp, sctp, tcp, udp, udplite`,
+		"session ls --state closed":                   `invalid argument "closed" for "--state" flag: expected one of open, v6_init, v4_init, established, v6_fin, v4_fin, both_fin, trans`,
+		"session ls --remote 192.0.2.0/24:80":         `invalid argument "192.0.2.0/24:80" for "--remote" flag: expected an IPv4 address or prefix, or an address and port such as 192.0.2.80:443`,
+		"session ls --remote 192.0.2.1:0":             `invalid argument "192.0.2.1:0" for "--remote" flag: expected an IPv4 address or prefix, or an address and port such as 192.0.2.80:443`,
+		"session ls --client 192.0.2.1":               `invalid argument "192.0.2.1" for "--client" flag: an IPv4 address where an IPv6 address belongs`,
 		"reload now":                                  `unknown command "now" for "natless reload"`,
 	} {
 		_, _, err := says(t, "", strings.Split(args, " ")...)
 		assert.EqualError(t, err, want, args)
 		assert.True(t, usage(err), args)
 	}
-	for _, args := range []string{"map add 192.0.2.7 2001:db8::7", "map rm 192.0.2.7", "map ls", "map ls --watch", "map export", "lease ls", "lease ls --at 5m", "lease ls --watch", "lease release 192.0.2.7", "status --watch", "stats --watch", "reload"} {
+	for _, args := range []string{"map add 192.0.2.7 2001:db8::7", "map rm 192.0.2.7", "map ls", "map ls --watch", "map export", "lease ls", "lease ls --at 5m", "lease ls --watch", "lease release 192.0.2.7", "session ls", "status --watch", "stats --watch", "reload"} {
 		_, _, err := says(t, "", strings.Fields(args)...)
 		assert.ErrorContains(t, err, "/nowhere/natless.sock: no such file or directory: is natless running?", args)
 		assert.False(t, usage(err), args)
@@ -84,9 +88,9 @@ map     192.0.2.1/32     2001:db8::1/128   web 1  natless.toml:3
 map     198.51.100.0/24  2001:db8:1::/120  db     added then by somebody
 pref64  0.0.0.0/0        64:ff9b::/96      -      -
 `, mustSay(t, "map ls"))
-	assert.Equal(t, "IPV4          IPV6           POOL             SINCE                IDLE\n"+
-		"169.254.64.2  2001:db8:c::5  169.254.64.0/20  "+at+"  3s\n"+
-		"169.254.65.9  2001:db8:d::5  169.254.64.0/20  "+at+"  1m10s\n", mustSay(t, "lease ls"))
+	assert.Equal(t, "IPV4          PORTS      IPV6           POOL             SINCE                LABEL  PINNED  IDLE\n"+
+		"169.254.64.2  -          2001:db8:c::5  169.254.64.0/20  "+at+"  web    yes     3s\n"+
+		"169.254.65.9  1024-2047  2001:db8:d::5  169.254.64.0/20  "+at+"  -      -       1m10s\n", mustSay(t, "lease ls"))
 
 	for args, want := range map[string][]string{
 		"map ls --label db":                               {"198.51.100.0/24"},
@@ -100,6 +104,8 @@ pref64  0.0.0.0/0        64:ff9b::/96      -      -
 		"lease ls --client 2001:db8:d::/48":               {"169.254.65.9"},
 		"lease ls --pool 169.254.64.0/24":                 {"169.254.64.2"},
 		"lease ls --pool 169.254.64.0/20":                 {"169.254.64.2", "169.254.65.9"},
+		"lease ls --label w*":                             {"169.254.64.2"},
+		"lease ls --at 5m --label db":                     {"169.254.64.3"},
 		"lease ls --at 5m --client 2001:db8:c::6":         {"169.254.64.3"},
 		"lease ls --at 5m --pool 169.254.64.2":            {"169.254.64.2"},
 		"lease ls --client ::/0 --pool 169.254.64.2":      {"169.254.64.2"},
@@ -122,9 +128,9 @@ func TestLeaseAt(t *testing.T) {
 	out, _, err := says(t, "", "lease", "ls", "--at", "2026-01-31T16:05:00+01:00")
 	require.NoError(t, err)
 	assert.True(t, f.asked.Equal(began.Add(time.Hour)), f.asked)
-	assert.Equal(t, "IPV4          IPV6           SINCE                UNTIL\n"+
-		"169.254.64.2  2001:db8:c::5  "+since+"  -\n"+
-		"169.254.64.3  2001:db8:c::6  "+since+"  "+until+"\n", out)
+	assert.Equal(t, "IPV4          PORTS  IPV6           SINCE                UNTIL                LABEL\n"+
+		"169.254.64.2  -      2001:db8:c::5  "+since+"  -                    -\n"+
+		"169.254.64.3  1-100  2001:db8:c::6  "+since+"  "+until+"  db\n", out)
 
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for s, want := range map[string]time.Time{
@@ -189,7 +195,7 @@ func TestCompletion(t *testing.T) {
 	assert.Equal(t, "198.51.100.0/24\t2001:db8:1::/120 db\n:4\n", out)
 	out, _, err = says(t, "", "__complete", "lease", "release", "")
 	require.NoError(t, err)
-	assert.Equal(t, "169.254.64.2\t2001:db8:c::5\n169.254.65.9\t2001:db8:d::5\n:4\n", out)
+	assert.Equal(t, "169.254.64.2\t2001:db8:c::5\n2001:db8:d::5\t169.254.65.9 1024-2047\n:4\n", out)
 	t.Setenv("NATLESS_SOCKET", "/nowhere")
 	out, _, err = says(t, "", "__complete", "map", "rm", "")
 	require.NoError(t, err)

@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"path"
 	"strings"
 	"text/tabwriter"
 
@@ -61,12 +63,21 @@ func (o *output) line(out io.Writer, v any, format string, args ...any) error {
 	return err
 }
 
-// rows are the lines of a table with aligned columns.
-type rows struct{ w *tabwriter.Writer }
+// rows are the lines of a table with aligned columns. The columns of a long
+// one, which is not to be held in memory, are aligned a piece at a time.
+type rows struct {
+	w     *tabwriter.Writer
+	count int
+}
 
-func newRows(out io.Writer) *rows { return &rows{tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }
+const piece = 4096 // lines
+
+func newRows(out io.Writer) *rows { return &rows{w: tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }
 
 func (r *rows) add(cells ...any) {
+	if r.count++; r.count%piece == 0 {
+		_ = r.flush() // the last one fails too
+	}
 	fmt.Fprintln(r.w, strings.TrimRight(strings.Join(texts(cells), "\t"), "\t "))
 }
 
@@ -87,16 +98,41 @@ func orDash(s string) string {
 	return s
 }
 
-// sides are the filters by address that listings have in common.
-type sides struct{ client, pool prefix }
+// sides are the filters that listings have in common.
+type sides struct {
+	client, pool prefix
+	label        pattern
+}
 
 func (s *sides) register(cmd *cobra.Command) {
 	s.client.family, s.pool.family = 6, 4
 	cmd.Flags().Var(&s.client, "client", "only those whose IPv6 side is inside this `PREFIX`")
 	cmd.Flags().Var(&s.pool, "pool", "only those whose IPv4 side is inside this `PREFIX`")
+	cmd.Flags().Var(&s.label, "label", "only those with this label, or with one that this `PATTERN` matches (*, ?, [a-z])")
 }
 
-func (s *sides) admit(v4, v6 netip.Prefix) bool { return s.pool.admits(v4) && s.client.admits(v6) }
+func (s *sides) admit(v4, v6 netip.Prefix, label string) bool {
+	return s.pool.admits(v4) && s.client.admits(v6) && s.label.admits(label)
+}
+
+// pattern is a flag: of labels, or "" for all.
+type pattern string
+
+func (p *pattern) Type() string   { return "pattern" }
+func (p *pattern) String() string { return string(*p) }
+
+func (p *pattern) Set(s string) error {
+	if _, err := path.Match(s, ""); err != nil {
+		return errors.New("expected a label, or a pattern such as web*")
+	}
+	*p = pattern(s)
+	return nil
+}
+
+func (p *pattern) admits(label string) bool {
+	matches, _ := path.Match(string(*p), label) // Set saw to it
+	return *p == "" || matches || label == string(*p)
+}
 
 // prefix is a flag: a prefix of a family, or none.
 type prefix struct {

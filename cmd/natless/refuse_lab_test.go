@@ -40,6 +40,8 @@ func TestLabBadConfiguration(t *testing.T) {
 		{"a prefix mapped twice", "[[map]]\nipv4 = \"203.0.113.1\"\nipv6 = \"2001:db8:1::1\"\n\n[[map]]\nipv4 = \"203.0.113.1\"\nipv6 = \"2001:db8:1::2\"\n", nil, []string{"natless.toml:", "203.0.113.1"}},
 		{"a prefix mapped twice by flag", "", []string{"--map", "203.0.113.1=2001:db8:1::1", "--map", "203.0.113.2=2001:db8:1::1"}, []string{"2001:db8:1::1"}},
 		{"pool over an address of the host", "[[pool]]\nipv4 = \"198.51.100.0/24\"\n", nil, []string{lab.HostIPv4, "wan"}},
+		{"the host's own address for clients to share", "[[pool]]\nipv4 = \"198.51.100.1\"\nmode = \"port-range\"\n", nil, []string{"address 198.51.100.1 of wan, whose packets go to the host itself"}},
+		{"sessions of nobody", "[sessions]\nmax = 5\n", nil, []string{"natless.toml:2", "sessions.max", "port-range"}},
 		{"map over an address of the host", "[[map]]\nipv4 = \"198.51.100.1\"\nipv6 = \"2001:db8:1::1\"\n", nil, []string{lab.HostIPv4, "wan"}},
 		{"pool over a foreign route", "[[pool]]\nipv4 = \"192.0.2.128/25\"\n", nil, []string{"192.0.2.0/24"}},
 		{"pref64 over a link's prefix", "[translation]\npref64 = \"2001:db8:1::/64\"\n", nil, []string{"2001:db8:1::"}},

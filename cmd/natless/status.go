@@ -84,10 +84,21 @@ func tabulateStatus(r *rows, s control.Status) {
 	r.add("pref64", pref64)
 	r.add("own addresses", fmt.Sprintf("%v, %v", s.OwnIPv4, s.OwnIPv6))
 	for _, p := range s.Pools {
-		r.add("pool", fmt.Sprintf("%v: %d of %d lent, %d in quarantine", p.IPv4, p.Lent, p.Usable, p.Quarantined))
+		shared := ""
+		if p.PerAddress > 0 {
+			shared = fmt.Sprintf(" port ranges (%d an address)", p.PerAddress)
+		}
+		r.add("pool", fmt.Sprintf("%v: %d of %d%s lent, %d in quarantine", p.IPv4, p.Lent, p.Usable, shared, p.Quarantined))
 	}
 	for _, n := range s.Networks {
 		r.add("leases of", fmt.Sprintf("%v: %d", n.Prefix, n.Leases))
+	}
+	if s.Sessions != nil {
+		r.add("sessions", fmt.Sprintf("%d of at most %d", s.Sessions.Open, s.Sessions.Max))
+	}
+	r.add("attached", s.Attached)
+	for _, a := range s.RA {
+		r.add("advertising", advertising(a))
 	}
 	state := "in memory"
 	if s.State.Dir != "" {
@@ -99,6 +110,17 @@ func tabulateStatus(r *rows, s control.Status) {
 	for _, w := range s.Warnings {
 		r.add("warning", w)
 	}
+}
+
+// advertising is how it goes with router advertisements on an interface.
+func advertising(a control.Advertising) string {
+	switch {
+	case a.Problem != "":
+		return fmt.Sprintf("nothing on %s, see the warnings", a.Interface)
+	case a.Last.IsZero():
+		return fmt.Sprintf("on %s, soon", a.Interface)
+	}
+	return fmt.Sprintf("on %s from %v: %d sent, the last at %s", a.Interface, a.Address, a.Sent, a.Last.Format(time.TimeOnly))
 }
 
 func statsCommand() *cobra.Command {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -186,6 +187,34 @@ func TestWatchOnTerminal(t *testing.T) {
 		assert.NotContains(t, g.wrote(t, "}"), "\x1b", args)
 		g.ends(t)
 	}
+}
+
+// TestPictureOfSharedAddresses holds that each client of an address has a row,
+// by its ports.
+func TestPictureOfSharedAddresses(t *testing.T) {
+	l := leaseListing(&sides{}, true)
+	v := &picture[mapping.Lease]{listing: l, screen: &screen{}}
+	lease := func(n int, label string) mapping.Lease {
+		return mapping.Lease{
+			IPv4: netip.MustParseAddr("192.0.2.7"), IPv6: netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", n)), Ports: fmt.Sprintf("%d-%d", n*1024, n*1024+1023),
+			Pool: netip.MustParsePrefix("192.0.2.7/32"), Since: began, Label: label,
+		}
+	}
+	event := func(op mapping.Op, lease mapping.Lease) {
+		row, there, is := l.event(mapping.Event{Op: op, Lease: &lease})
+		require.True(t, is)
+		require.NoError(t, v.event(mapping.Event{Op: op}, row, there))
+	}
+	for _, n := range []int{10, 1, 9} {
+		event(mapping.OpLeaseMade, lease(n, ""))
+	}
+	event(mapping.OpLeaseNoted, lease(9, "web"))
+	event(mapping.OpLeaseEnded, lease(1, ""))
+	var got []string
+	for _, r := range v.rows {
+		got = append(got, r.Ports+" "+r.Label)
+	}
+	assert.Equal(t, []string{"9216-10239 web", "10240-11263 "}, got)
 }
 
 func TestPicture(t *testing.T) {

@@ -43,6 +43,7 @@ func (c *Config) Validate() error {
 func (c *Config) check(r *report) {
 	c.checkNotYet(r)
 	c.checkDevice(r)
+	c.checkFirewall(r)
 	c.checkMTUs(r)
 	c.checkPref64(r)
 	c.checkOwn(r)
@@ -50,6 +51,7 @@ func (c *Config) check(r *report) {
 	c.checkPools(r)
 	c.checkControl(r)
 	c.checkState(r)
+	c.checkRA(r)
 }
 
 // checkNotYet refuses what the contract names and this version does not do: no
@@ -70,10 +72,6 @@ func (c *Config) checkNotYet(r *report) {
 	}
 	refuse("dns64.upstreams", "DNS64")
 	refuse("dns64.exclude", "DNS64")
-	if len(c.RA.Interfaces) > 0 {
-		refuse("ra.interfaces", "router advertisements")
-	}
-	refuse("ra.lifetime", "router advertisements")
 }
 
 func (c *Config) checkDevice(r *report) {
@@ -83,6 +81,18 @@ func (c *Config) checkDevice(r *report) {
 	}
 	if d.Queues < 0 || d.Queues > maxQueues {
 		r.add("device.queues", "%d: expected 0 (one per CPU, at most 8) or 1 to %d", d.Queues, maxQueues)
+	}
+}
+
+func (c *Config) checkFirewall(r *report) {
+	if c.Network.Firewall != "open" {
+		return
+	}
+	if !c.Network.Manage {
+		r.add("network.firewall", `open: network.manage is false, which leaves the host to you: expected "name"`)
+	}
+	if strings.HasSuffix(c.Device.Name, "+") {
+		r.add("device.name", `%s: iptables takes it for all names that begin so: expected another where network.firewall is "open"`, given(c.Device.Name))
 	}
 }
 
@@ -381,5 +391,33 @@ func (c *Config) checkState(r *report) {
 	}
 	if h := c.State.History; h > 0 && h < time.Second {
 		r.add("state.history", `%s: expected "0" or at least 1s`, formatDuration(h))
+	}
+}
+
+// What a prefix in router advertisements may live: to be told three times it
+// takes 12 seconds (RFC 4861 6.2.1), and the option has 13 bits of 8 seconds (RFC
+// 8781 4).
+const (
+	minPrefixLife = 12 * time.Second
+	maxPrefixLife = 65528 * time.Second
+)
+
+func (c *Config) checkRA(r *report) {
+	if l := c.RA.Lifetime; l < minPrefixLife || l > maxPrefixLife {
+		r.add("ra.lifetime", "%s: expected %s to %s, which is 65528 seconds (RFC 8781 4)", formatDuration(l),
+			formatDuration(minPrefixLife), formatDuration(maxPrefixLife))
+	}
+	for i, name := range c.RA.Interfaces {
+		path := element("ra.interfaces", i)
+		if why := badName(name); why != "" {
+			r.add(path, "%s: %s", given(name), why)
+		} else if slices.Contains(c.RA.Interfaces[:i], name) {
+			r.add(path, "%s: named before: expected each interface once", given(name))
+		} else if name == c.Device.Name {
+			r.add(path, "%s: natless's own device, behind which no host listens: expected an interface with clients", given(name))
+		}
+	}
+	if len(c.RA.Interfaces) > 0 && !c.Translation.Pref64.IsValid() {
+		r.add("ra.interfaces", `translation.pref64 is "", so there is nothing to advertise: expected a pref64`)
 	}
 }

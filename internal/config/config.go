@@ -59,6 +59,7 @@ type Device struct {
 type Network struct {
 	Manage     bool   `toml:"manage"`
 	Masquerade string `toml:"masquerade" enum:"auto on off"`
+	Firewall   string `toml:"firewall" enum:"name open"`
 	OnExit     string `toml:"on_exit" enum:"remove keep"`
 }
 
@@ -145,7 +146,7 @@ type RA struct {
 func Default() *Config {
 	return &Config{
 		Device:  Device{Name: "natless0", Offload: "auto"},
-		Network: Network{Manage: true, Masquerade: "auto", OnExit: "remove"},
+		Network: Network{Manage: true, Masquerade: "auto", Firewall: "name", OnExit: "remove"},
 		Translation: Translation{
 			Pref64:          wellKnown,
 			LowestIPv6MTU:   1280,

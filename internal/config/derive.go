@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"reflect"
@@ -95,6 +96,39 @@ func (p *Pool) Ports() mapping.Ports {
 // SharesAddresses reports whether a pool has clients share its addresses.
 func (c *Config) SharesAddresses() bool {
 	return slices.ContainsFunc(c.Pools, func(p Pool) bool { return p.Mode == portRange })
+}
+
+// timeWait is how long Linux keeps the port of a connection that was closed
+// from it from connecting to the same destination.
+const timeWait = time.Minute
+
+// sessionBytes is what a session takes at most (conntrack.TestMemory).
+const sessionBytes = 200
+
+// Notes are what is worth knowing before natless runs with c: what a pool of
+// shared addresses gives a client, and what it costs.
+func (c *Config) Notes() []string {
+	var notes []string
+	note := func(format string, args ...any) { notes = append(notes, fmt.Sprintf(format, args...)) }
+	for i := range c.Pools {
+		p := &c.Pools[i]
+		ports := p.Ports()
+		if ports.PerClient == 0 {
+			continue
+		}
+		stateless := ports.PerClient - ports.Session
+		note("pool %v: %d clients share an address, each with %d ports without state and %d for sessions: about %.0f new connections "+
+			"a second to one destination, since a port rests for a minute in TIME_WAIT, or more with tcp_tw_reuse",
+			p.IPv4, ports.Clients(), stateless, ports.Session, max(1, float64(stateless)/timeWait.Seconds()))
+		if slices.Contains(c.Masquerade(), p.IPv4) {
+			note("pool %v: clients share its addresses, but it is masqueraded: the kernel tracks every flow and may change its port, "+
+				"so that nothing is gained over mode = \"one-to-one\"", p.IPv4)
+		}
+	}
+	if c.SharesAddresses() {
+		note("sessions take %[2]d MiB when there are %[1]d, the most there may be", c.Sessions.Max, c.Sessions.Max*sessionBytes>>20)
+	}
+	return notes
 }
 
 // OwnIPv4 is natless's own IPv4 address: the one configured, or else the first

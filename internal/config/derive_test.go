@@ -19,6 +19,19 @@ func mustParse(t *testing.T, file string) *Config {
 	return c
 }
 
+func TestNotes(t *testing.T) {
+	assert.Empty(t, Default().Notes())
+	c := mustParse(t, "[[pool]]\nmode = \"port-range\"\n[[pool]]\nipv4 = \"203.0.113.0/24\"\nmode = \"port-range\"\nports_per_client = 256\n[sessions]\nmax = 100000")
+	const rest = " a second to one destination, since a port rests for a minute in TIME_WAIT, or more with tcp_tw_reuse"
+	assert.Equal(t, []string{
+		"pool 169.254.64.0/20: 63 clients share an address, each with 896 ports without state and 128 for sessions: about 15 new connections" + rest,
+		"pool 169.254.64.0/20: clients share its addresses, but it is masqueraded: the kernel tracks every flow and may change its port, " +
+			`so that nothing is gained over mode = "one-to-one"`,
+		"pool 203.0.113.0/24: 252 clients share an address, each with 128 ports without state and 128 for sessions: about 2 new connections" + rest,
+		"sessions take 19 MiB when there are 100000, the most there may be",
+	}, c.Notes())
+}
+
 func TestOwnIPv4(t *testing.T) {
 	for want, file := range map[string]string{
 		"169.254.64.1": "",

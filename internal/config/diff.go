@@ -13,9 +13,9 @@ import (
 // live are the keys, and the tables with all of their keys, that a running
 // natless takes up when it reads its configuration again.
 var live = []string{
-	"map", "pool", "network.masquerade",
+	"map", "pool", "network.masquerade", "network.firewall",
 	"translation.rfc6791_ipv4", "translation.hairpin", "translation.private_ipv4",
-	"state.history", "log.level",
+	"state.history", "log.level", "ra",
 }
 
 // NeedsRestart reports whether a key, such as "device.mtu" or "pool[0].idle",

@@ -14,19 +14,20 @@ import (
 // it. A new key has to be entered here, and thought about.
 var restarts = map[string]bool{
 	"device.name": true, "device.mtu": true, "device.queues": true, "device.offload": true,
-	"network.manage": true, "network.masquerade": false, "network.on_exit": true,
+	"network.manage": true, "network.masquerade": false, "network.firewall": false, "network.on_exit": true,
 	"translation.pref64": true, "translation.ipv4": true, "translation.ipv6": true, "translation.rfc6791_ipv4": false,
 	"translation.lowest_ipv6_mtu": true, "translation.ipv6_mtu": true, "translation.ipv4_mtu": true,
 	"translation.udp_zero_checksum": true, "translation.traffic_class": true,
 	"translation.hairpin": false, "translation.private_ipv4": false,
 	"map.ipv4": false, "map.ipv6": false, "map.label": false,
 	"pool.ipv4": false, "pool.clients": false, "pool.mode": false, "pool.idle": false, "pool.max_life": false, "pool.quarantine": false,
+	"sessions.max": true, "sessions.max_per_client": true,
 	"pool.ports_per_client": false, "pool.session_ports": false, "pool.first_port": false, "pool.last_port": false,
 	"control.socket": true, "control.group": true,
 	"state.dir": true, "state.history": false,
 	"log.level": false, "log.format": true,
 	"dns64.listen": true, "dns64.upstreams": true, "dns64.exclude": true,
-	"ra.interfaces": true, "ra.lifetime": true,
+	"ra.interfaces": false, "ra.lifetime": false,
 }
 
 // other changes a value.
@@ -164,6 +165,30 @@ ipv4 = "203.0.113.0/24"
 	changes, err = old.CheckReload(old)
 	assert.NoError(t, err)
 	assert.Empty(t, changes)
+}
+
+// Room for sessions is made at the start, where a pool wants them.
+func TestReloadOfRanges(t *testing.T) {
+	const shared = "[[pool]]\nipv4 = \"192.0.2.0/24\"\nmode = \"port-range\"\n"
+	for name, test := range map[string]struct{ old, next, want string }{
+		"the first":        {"", "[[pool]]\n" + shared, "needs a restart: pool.mode: port-range, where no pool had it: there is no room for sessions"},
+		"by another mode":  {"[[pool]]\nipv4 = \"192.0.2.0/24\"", shared, "needs a restart: pool.mode: port-range, where no pool had it: there is no room for sessions"},
+		"the second":       {shared, shared + "[[pool]]\nipv4 = \"203.0.113.0/24\"\nmode = \"port-range\"", ""},
+		"the last":         {shared, "[[pool]]\nipv4 = \"192.0.2.0/24\"", ""},
+		"other ranges":     {shared, shared + "ports_per_client = 512", ""},
+		"another bound":    {shared, shared + "[sessions]\nmax = 5000", "needs a restart: sessions.max: 1000000 -> 5000"},
+		"and its client's": {shared, shared + "[sessions]\nmax_per_client = 5000", "needs a restart: sessions.max_per_client: 4096 -> 5000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			changes, err := mustParse(t, test.old).CheckReload(mustParse(t, test.next))
+			assert.NotEmpty(t, changes)
+			if test.want == "" {
+				assert.NoError(t, err)
+			} else {
+				assert.EqualError(t, err, test.want)
+			}
+		})
+	}
 }
 
 // What follows from pools and maps at a start stays where it is when they

@@ -17,9 +17,9 @@ const SocketVariable = "NATLESS_SOCKET"
 type Flags struct {
 	set *pflag.FlagSet
 
-	device, pref64, poolMode, masquerade, onExit, offload, socket, stateDir string
-	maps, pools, clients                                                    []string
-	queues                                                                  int
+	device, pref64, poolMode, masquerade, firewall, onExit, offload, socket, stateDir string
+	maps, pools, clients                                                              []string
+	queues                                                                            int
 }
 
 // Register adds the flags to a command.
@@ -33,6 +33,8 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVar(&f.poolMode, "pool-mode", d.Pools[0].Mode, "how pools are divided: one-to-one or port-range")
 	set.StringSliceVar(&f.clients, "clients", []string{"local"}, `IPv6 prefixes that may lease from the pools, or "local" (repeatable)`)
 	set.StringVar(&f.masquerade, "masquerade", d.Network.Masquerade, "masquerade pool addresses that leave the host: auto, on or off")
+	set.StringVar(&f.firewall, "firewall", d.Network.Firewall, "firewalls of others (Docker, ufw, firewalld, iptables) that drop natless's packets: name them, or open them while natless runs")
+	set.Lookup("firewall").NoOptDefVal = "open"
 	set.StringVar(&f.onExit, "on-exit", d.Network.OnExit, "what a clean stop leaves on the host: remove (nothing) or keep (for a restart that interrupts no flow)")
 	set.StringVar(&f.offload, "offload", d.Device.Offload, "GSO and checksum offloads of the device: auto or off")
 	set.IntVar(&f.queues, "queues", d.Device.Queues, "queues of the device; 0: one per CPU, at most 8")
@@ -74,6 +76,7 @@ func (f *Flags) Apply(c *Config) error {
 	put("queues", "device", &c.Device, "queues", int64(f.queues))
 	put("offload", "device", &c.Device, "offload", f.offload)
 	put("masquerade", "network", &c.Network, "masquerade", f.masquerade)
+	put("firewall", "network", &c.Network, "firewall", f.firewall)
 	put("on-exit", "network", &c.Network, "on_exit", f.onExit)
 	put("pref64", "translation", &c.Translation, "pref64", f.pref64)
 	put("socket", "control", &c.Control, "socket", f.socket)

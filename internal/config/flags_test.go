@@ -33,9 +33,9 @@ func TestFlags(t *testing.T) {
 		"--map", "192.0.2.1=2001:db8::1", "--map", "198.51.100.0/24=2001:db8:1::/120",
 		"--pool", "203.0.113.0/25", "--pool", "203.0.113.128/25", "--pool-mode", "one-to-one",
 		"--clients", "local,2001:db8:2::/64", "--clients", "2001:db8:3::1",
-		"--masquerade", "off", "--on-exit", "keep", "--offload", "off", "--queues", "3", "--socket", "/tmp/s", "--state-dir", ""))
+		"--masquerade", "off", "--firewall", "--on-exit", "keep", "--offload", "off", "--queues", "3", "--socket", "/tmp/s", "--state-dir", ""))
 	assert.Equal(t, Device{Name: "nat6", MTU: 9000, Queues: 3, Offload: "off"}, c.Device)
-	assert.Equal(t, Network{Manage: true, Masquerade: "off", OnExit: "keep"}, c.Network)
+	assert.Equal(t, Network{Manage: true, Masquerade: "off", Firewall: "open", OnExit: "keep"}, c.Network)
 	assert.Equal(t, prefix("2001:db8:64::/96"), c.Translation.Pref64)
 	assert.Equal(t, "/tmp/s", c.Control.Socket)
 	assert.Equal(t, []Map{
@@ -49,6 +49,10 @@ func TestFlags(t *testing.T) {
 	first, second := pool, pool
 	first.IPv4, second.IPv4 = prefix("203.0.113.0/25"), prefix("203.0.113.128/25")
 	assert.Equal(t, []Pool{first, second}, c.Pools)
+
+	c = Default()
+	require.NoError(t, withFlags(t, c, "--pool-mode", "port-range"))
+	assert.True(t, c.SharesAddresses())
 
 	c = Default()
 	require.NoError(t, withFlags(t, c, "--pref64", ""))
@@ -70,10 +74,11 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"--map", "192.0.2.0/24=2001:db8::/121"}, `--map 192.0.2.0/24=2001:db8::/121: 2001:db8::/121: too small for 192.0.2.0/24: expected a prefix length of at most 120`},
 		{[]string{"--pool", "192.0.2.5/24"}, `--pool: 192.0.2.5/24: bits are set behind the prefix: expected 192.0.2.0/24`},
 		{[]string{"--pool", "192.0.2.0/24", "--pool", "192.0.2.0/25"}, `--pool: 192.0.2.0/25: overlaps the pool 192.0.2.0/24 at --pool: expected pools apart from each other`},
-		{[]string{"--pool-mode", "port-range"}, `--pool-mode: port-range: this version does not have it: expected "one-to-one"`},
+		{[]string{"--pool-mode", "stateful"}, `--pool-mode: stateful: this version does not have it: expected "one-to-one" or "port-range"`},
 		{[]string{"--clients", "10.0.0.0/8"}, `--clients: 10.0.0.0/8: an IPv4 prefix where an IPv6 prefix belongs`},
 		{[]string{"--clients", ""}, `--clients: an empty list: expected IPv6 prefixes, or "local"`},
 		{[]string{"--masquerade", "yes"}, `--masquerade: yes: expected "auto", "on" or "off"`},
+		{[]string{"--firewall=shut"}, `--firewall: shut: expected "name" or "open"`},
 		{[]string{"--on-exit", "leave"}, `--on-exit: leave: expected "remove" or "keep"`},
 		{[]string{"--offload", "on"}, `--offload: on: expected "auto" or "off"`},
 		{[]string{"--queues", "-1"}, `--queues: -1: expected 0 (one per CPU, at most 8) or 1 to 256`},

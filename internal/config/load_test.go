@@ -26,6 +26,8 @@ func TestExample(t *testing.T) {
 	c.given = nil
 	want.Translation.RFC6791 = c.Translation.RFC6791 // [] and left out are the same
 	assert.Empty(t, c.Translation.RFC6791)
+	want.RA.Interfaces = c.RA.Interfaces
+	assert.Empty(t, c.RA.Interfaces)
 	assert.Equal(t, want, c)
 
 	for _, key := range []string{
@@ -35,7 +37,7 @@ func TestExample(t *testing.T) {
 		"translation.lowest_ipv6_mtu", "translation.ipv6_mtu", "translation.ipv4_mtu",
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
 		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
-		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format",
+		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format", "ra.interfaces", "ra.lifetime",
 	} {
 		assert.Contains(t, given, key)
 	}
@@ -94,7 +96,7 @@ format = "json"
 	want := Default()
 	want.File = "f"
 	want.Device = Device{Name: "nat6", MTU: 9000, Queues: 2, Offload: "off"}
-	want.Network = Network{Manage: false, Masquerade: "on", OnExit: "keep"}
+	want.Network = Network{Manage: false, Masquerade: "on", Firewall: "name", OnExit: "keep"}
 	want.Translation = Translation{
 		Pref64: prefix("2001:db8:64::/48"), IPv4: netip.MustParseAddr("192.0.2.1"), IPv6: netip.MustParseAddr("2001:db8::1"),
 		RFC6791:       []netip.Prefix{prefix("192.0.2.8/29"), prefix("192.0.2.3/32")},
@@ -122,7 +124,7 @@ func TestBad(t *testing.T) {
 		"in the wrong table":   {"pref64 = \"64:ff9b::/96\"", `f:1: pref64: unknown key: did you mean translation.pref64?`},
 		"unknown in a map":     {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"\nlable = \"x\"", `f:4: map.lable: unknown key: did you mean map.label?`},
 		"unknown inline":       {"device = {\n name = \"x\",\n mut = 1500 }", `f:3: device.mut: unknown key: did you mean device.mtu?`},
-		"strange key":          {"\"a\\nb\" = 1", `f:1: "a\nb": unknown key: expected one of device, network, translation, map, pool, control, state, log, dns64, ra`},
+		"strange key":          {"\"a\\nb\" = 1", `f:1: "a\nb": unknown key: expected one of device, network, translation, map, pool, sessions, control, state, log, dns64, ra`},
 		"not TOML":             {"\n[device\n", `f:2: column 8: not TOML: expected ']' to close table name`},
 		"twice":                {"[device]\nmtu = 1500\nmtu = 1500", `f:3: column 1: not TOML: key mtu is already defined`},
 		"table of one":         {"[map]\nipv4 = \"192.0.2.1\"", `f:1: map: a table: expected a list of tables, [[map]]`},
@@ -213,21 +215,38 @@ func TestBad(t *testing.T) {
 		"socket relative": {"[control]\nsocket = \"natless.sock\"", `f:2: control.socket: natless.sock: expected an absolute path, such as "/run/natless/natless.sock"`},
 		"socket too long": {"[control]\nsocket = \"/" + strings.Repeat("x", 107) + "\"", `f:2: control.socket: /` + strings.Repeat("x", 107) + `: 108 bytes long: expected at most 107`},
 
-		"port-range":    {"[[pool]]\nmode = \"port-range\"\nports_per_client = 512", `f:2: pool.mode: port-range: this version does not have it: expected "one-to-one"`},
-		"stateful":      {"[[pool]]\nmode = \"stateful\"", `f:2: pool.mode: stateful: this version does not have it: expected "one-to-one"`},
+		"stateful":      {"[[pool]]\nmode = \"stateful\"", `f:2: pool.mode: stateful: this version does not have it: expected "one-to-one" or "port-range"`},
 		"mode":          {"[[pool]]\nmode = \"many\"", `f:2: pool.mode: many: expected "one-to-one", "port-range" or "stateful"`},
-		"ports":         {"[[pool]]\nports_per_client = 1024", `f:2: pool.ports_per_client: this version does not have port ranges: leave the key out`},
-		"session ports": {"[[pool]]\nsession_ports = 128", `f:2: pool.session_ports: this version does not have port ranges: leave the key out`},
-		"first port":    {"[[pool]]\nfirst_port = 1024", `f:2: pool.first_port: this version does not have port ranges: leave the key out`},
-		"last port":     {"[[pool]]\nlast_port = 65535", `f:2: pool.last_port: this version does not have port ranges: leave the key out`},
+		"ports":         {"[[pool]]\nports_per_client = 1024", `f:2: pool.ports_per_client: means nothing to a pool of mode "one-to-one": leave the key out, or set mode = "port-range"`},
+		"session ports": {"[[pool]]\nsession_ports = 128", `f:2: pool.session_ports: means nothing to a pool of mode "one-to-one": leave the key out, or set mode = "port-range"`},
+		"first port":    {"[[pool]]\nfirst_port = 1024", `f:2: pool.first_port: means nothing to a pool of mode "one-to-one": leave the key out, or set mode = "port-range"`},
+		"last port": {"[[pool]]\nmode = \"port-range\"\n[[pool]]\nipv4 = \"192.0.2.0/24\"\nlast_port = 65535",
+			`f:5: pool.last_port: means nothing to a pool of mode "one-to-one": leave the key out, or set mode = "port-range"`},
+		"many ranges": {"[[pool]]\nmode = \"port-range\"\nipv4 = \"11.0.0.0/8\"\nports_per_client = 512",
+			`f:4: pool.ports_per_client: 512: 11.0.0.0/8 has more than 1073741824 ranges of so many: expected a smaller pool, or more ports per client`},
+		"sessions of nobody":            {"[sessions]\nmax = 1000000", `f:2: sessions.max: no pool has mode = "port-range", which alone has sessions: leave the key out`},
+		"sessions per client of nobody": {"[sessions]\nmax_per_client = 4096", `f:2: sessions.max_per_client: no pool has mode = "port-range", which alone has sessions: leave the key out`},
+		"no sessions":                   {"[[pool]]\nmode = \"port-range\"\n[sessions]\nmax = 0", `f:4: sessions.max: 0: expected 1 to 67108864`},
+		"too many sessions":             {"[[pool]]\nmode = \"port-range\"\n[sessions]\nmax = 67108865", `f:4: sessions.max: 67108865: expected 1 to 67108864`},
+		"no sessions per client":        {"[[pool]]\nmode = \"port-range\"\n[sessions]\nmax_per_client = 0", `f:4: sessions.max_per_client: 0: expected 1 to 1000000, which is sessions.max`},
+		"more per client than in all": {"[[pool]]\nmode = \"port-range\"\n[sessions]\nmax = 100\nmax_per_client = 101",
+			`f:5: sessions.max_per_client: 101: expected 1 to 100, which is sessions.max`},
 		"state":         {"[state]\ndir = \"natless\"", `f:2: state.dir: natless: expected an absolute path, such as "/var/lib/natless", or ""`},
 		"history":       {"[state]\nhistory = \"1ms\"", `f:2: state.history: 1ms: expected "0" or at least 1s`},
 		"dns64":         {"[dns64]\nlisten = [\"[fd00::1]:53\"]", `f:2: dns64.listen: this version does not have DNS64: leave the key out`},
 		"dns64 exclude": {"[dns64]\nexclude = [\"::ffff:0:0/96\"]", `f:2: dns64.exclude: this version does not have DNS64: leave the key out`},
 		"upstreams":     {"[dns64]\nupstreams = [\"192.0.2.53\"]", `f:2: dns64.upstreams: this version does not have DNS64: leave the key out`},
-		"ra":            {"[ra]\ninterfaces = [\"eth0\"]", `f:2: ra.interfaces: this version does not have router advertisements: leave the key out`},
-		"ra lifetime":   {"[ra]\nlifetime = \"10m\"", `f:2: ra.lifetime: this version does not have router advertisements: leave the key out`},
+		"ra name":       {"[ra]\ninterfaces = [\"eth 0\"]", `f:2: ra.interfaces: "eth 0": expected a name without /, :, %, spaces and control characters`},
+		"ra twice":      {"[ra]\ninterfaces = [\n\"eth0\",\n\"eth0\"]", `f:4: ra.interfaces: eth0: named before: expected each interface once`},
+		"ra own":        {"[ra]\ninterfaces = [\"natless0\"]", `f:2: ra.interfaces: natless0: natless's own device, behind which no host listens: expected an interface with clients`},
+		"ra no pref64":  {"translation.pref64 = \"\"\n[ra]\ninterfaces = [\"eth0\"]", `f:3: ra.interfaces: translation.pref64 is "", so there is nothing to advertise: expected a pref64`},
+		"ra short":      {"[ra]\nlifetime = \"11s\"", `f:2: ra.lifetime: 11s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
+		"ra long":       {"[ra]\nlifetime = \"18h12m9s\"", `f:2: ra.lifetime: 18h12m9s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
 
+		"firewall": {"[network]\nmanage = false\nfirewall = \"open\"",
+			`f:3: network.firewall: open: network.manage is false, which leaves the host to you: expected "name"`},
+		"firewall of many": {"[device]\nname = \"nat+\"\n[network]\nfirewall = \"open\"",
+			`f:2: device.name: nat+: iptables takes it for all names that begin so: expected another where network.firewall is "open"`},
 		"several": {"[network]\nmasquerade = 1\n[device]\nmtu = 5\n[translation]\npref64 = \"::1\"",
 			"f:2: network.masquerade: 1: expected \"auto\", \"on\" or \"off\"\n" +
 				"f:4: device.mtu: 5: expected 0 or 1280 to 65535\n" +
@@ -241,10 +260,8 @@ func TestBad(t *testing.T) {
 	}
 }
 
-// TestPortRanges looks at what is said of ranges besides that this version
-// does not have them.
+// TestPortRanges looks at how pools divide the ports of their addresses.
 func TestPortRanges(t *testing.T) {
-	const notYet = `pool.mode: port-range: this version does not have it: expected "one-to-one"`
 	for name, test := range map[string]struct {
 		change func(*Config)
 		want   string
@@ -268,13 +285,11 @@ func TestPortRanges(t *testing.T) {
 			c := Default()
 			c.Pools[0].Mode = portRange
 			test.change(c)
-			want := []string{notYet}
-			if test.want != "" {
-				want = append(want, test.want)
+			if err := c.Validate(); test.want == "" {
+				require.NoError(t, err)
+			} else {
+				require.EqualError(t, err, test.want)
 			}
-			err := c.Validate()
-			require.Error(t, err)
-			assert.Equal(t, want, strings.Split(err.Error(), "\n"))
 			key, _, _ := strings.Cut(test.want, ":")
 			assert.Equal(t, strings.Contains(key, "port"), c.Pools[0].Ports().Check() != nil, "mapping says the same")
 		})
@@ -287,6 +302,8 @@ func TestGood(t *testing.T) {
 		"no pref64":           "translation.pref64 = \"\"",
 		"off, said so":        "[dns64]\nlisten = []\n[ra]\ninterfaces = []\n[state]\ndir = \"\"",
 		"no pool":             "pool = []\ntranslation.ipv4 = \"192.0.2.1\"",
+		"ra, shortest":        "[ra]\ninterfaces = [\"eth0\", \"br-lan\"]\nlifetime = \"12s\"",
+		"ra, longest":         "[ra]\nlifetime = \"18h12m8s\"",
 		"nested maps":         "[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/120\"\n[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"2001:db8::1\"",
 		"a larger IPv6 side":  "[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/64\"",
 		"mapped clients":      "[[pool]]\nclients = [\"::/0\"]",
@@ -295,6 +312,8 @@ func TestGood(t *testing.T) {
 		"no history":          "[state]\nhistory = \"0\"",
 		"never idle":          "[[pool]]\nidle = \"0\"",
 		"CRLF":                "[device]\r\nmtu = 1500\r\n",
+		"ranges":              "[[pool]]\nmode = \"port-range\"\nports_per_client = 512\nsession_ports = 64\nfirst_port = 4096\nlast_port = 60000\n[sessions]\nmax = 10\nmax_per_client = 10",
+		"both modes":          "[[pool]]\n[[pool]]\nipv4 = \"192.0.2.0/24\"\nmode = \"port-range\"\n[sessions]\nmax = 5000",
 		"a pool and own IPv4": "translation.ipv4 = \"192.0.2.1\"\n[[pool]]\nipv4 = \"192.0.2.2\"",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -11,7 +11,12 @@
 //	DELETE /v1/map/{prefix}    removes one that was added at runtime
 //	POST   /v1/batch           several of these at once, or none of them
 //	GET    /v1/lease           what is lent from pools, or was at a time, one JSON object a line
+//	POST   /v1/lease           makes sure that a client has a lease
 //	DELETE /v1/lease/{addr}    ends a lease
+//	GET    /v1/session         the flows that take memory, of a client or of all, one JSON object a line
+//	GET    /v1/attachment      the namespaces that are attached, one JSON object a line
+//	POST   /v1/attachment      records one, and pins its lease
+//	DELETE /v1/attachment/{id} forgets one, and ends its lease
 //	GET    /v1/watch           every change after a revision, one JSON object a line
 //	POST   /v1/reload          reads the configuration again
 //	POST   /v1/trace           what would become of the packet in the body, step by step
@@ -51,10 +56,25 @@ type Source interface {
 	// error is of the time before the first row, or breaks the list off.
 	LeasesAt(at time.Time, yield func(any) bool) error
 
+	// Sessions are those of a client, or of all for the zero Addr.
+	Sessions(client netip.Addr) iter.Seq[Session]
+
 	// Change does all of the changes, or none.
 	Change(changes []mapping.Change, by string) (revision uint64, err error)
 	// Release ends the lease of an address of either side, and returns it.
 	Release(a netip.Addr, by string) (mapping.Lease, error)
+	// Lend makes sure that a client has a lease. It returns when that is durable,
+	// or, after some time, with an error.
+	Lend(client netip.Addr, label, by string) (mapping.Lease, error)
+
+	// Attachments are those that are recorded, the oldest first.
+	Attachments() iter.Seq[any]
+	// Attach records one, in the place of one with its ID, and returns it as it is
+	// recorded.
+	Attach(a mapping.Attachment, by string) (mapping.Attachment, error)
+	// Detach forgets one and returns it.
+	Detach(id, by string) (mapping.Attachment, error)
+
 	// Reload reads the configuration again and returns what changed, in words.
 	Reload(by string) (changes []string, err error)
 
@@ -93,6 +113,7 @@ type PastLease struct {
 	Ports string     `json:"ports,omitempty"` // "FIRST-LAST", if clients share the IPv4 address
 	Since time.Time  `json:"since"`
 	Until time.Time  `json:"until,omitzero"` // absent: still lent
+	Label string     `json:"label,omitempty"`
 }
 
 // Status is what the daemon is and has.
@@ -108,18 +129,37 @@ type Status struct {
 	OwnIPv4  netip.Addr         `json:"own_ipv4"`
 	OwnIPv6  netip.Addr         `json:"own_ipv6"`
 	Pools    []mapping.PoolInfo `json:"pools"`
-	Networks []mapping.Network  `json:"networks"` // the /64s with the most leases
+	Networks []mapping.Network  `json:"networks"`           // the /64s with the most leases
+	Sessions *Sessions          `json:"sessions,omitempty"` // absent: no clients share an address
+	Attached int                `json:"attached"`           // namespaces
 	State    State              `json:"state"`
 	Revision uint64             `json:"revision"` // of the mapping table
+	RA       []Advertising      `json:"ra"`       // where router advertisements are sent
 	Refused  []string           `json:"refused"`  // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
+}
+
+// Sessions is how many there are.
+type Sessions struct {
+	Open int `json:"open"`
+	Max  int `json:"max"`
 }
 
 // State is what outlives the daemon.
 type State struct {
 	Dir     string `json:"dir"`               // "": nothing does
 	Problem string `json:"problem,omitempty"` // why nothing can be saved now
+}
+
+// Advertising is how it goes with router advertisements on one interface.
+type Advertising struct {
+	Interface string     `json:"interface"`
+	Address   netip.Addr `json:"address"`           // their source; "" while none can be sent
+	Sent      uint64     `json:"sent"`              // advertisements
+	Last      time.Time  `json:"last,omitzero"`     // when the last one was; absent: none
+	Problem   string     `json:"problem,omitempty"` // why none is sent
+	Others    []string   `json:"others,omitempty"`  // what other routers say against it, in words
 }
 
 // Stats is what the daemon has counted since it started.
@@ -181,6 +221,9 @@ var reasons = []struct {
 	{mapping.ErrUnknown, "unknown", http.StatusNotFound},
 	{mapping.ErrUnavailable, "unavailable", http.StatusServiceUnavailable},
 	{mapping.ErrGone, "gone", http.StatusGone},
+	{mapping.ErrMapped, "mapped", http.StatusConflict},
+	{mapping.ErrNotPermitted, "not_permitted", http.StatusForbidden},
+	{mapping.ErrPoolFull, "pool_full", http.StatusServiceUnavailable},
 }
 
 // failureOf is an error as it is answered, and the code that goes with it;

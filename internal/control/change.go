@@ -80,6 +80,61 @@ func (x exchange) change(changes []mapping.Change) {
 	x.one(http.StatusOK, changed{revision})
 }
 
+// lend makes sure that the client in the body has a lease.
+func (x exchange) lend() {
+	body, err := io.ReadAll(x.r.Body)
+	if err != nil {
+		x.unread("the client", err)
+		return
+	}
+	a, label, err := parseClient(body)
+	if err != nil {
+		x.refused("leasing", err, http.StatusBadRequest)
+		return
+	}
+	what := fmt.Sprintf("leasing for %v", a)
+	lease, err := x.source.Lend(a, label, x.peer().by())
+	if err != nil {
+		x.refused(what, err, http.StatusBadRequest)
+		return
+	}
+	x.done(what, slog.Any("ipv4", lease.IPv4), slog.String("ports", lease.Ports))
+	x.one(http.StatusOK, lease)
+}
+
+// attach records the attachment in the body.
+func (x exchange) attach() {
+	body, err := io.ReadAll(x.r.Body)
+	if err != nil {
+		x.unread("the attachment", err)
+		return
+	}
+	a, err := parseAttachment(body)
+	if err != nil {
+		x.refused("attaching", err, http.StatusBadRequest)
+		return
+	}
+	what := "attaching " + a.Target
+	recorded, err := x.source.Attach(a, x.peer().by())
+	if err != nil {
+		x.refused(what, err, http.StatusBadRequest)
+		return
+	}
+	x.done(what, slog.Any("ipv4", recorded.IPv4), slog.String("ports", recorded.Ports), slog.Any("ipv6", recorded.IPv6))
+	x.one(http.StatusOK, recorded)
+}
+
+func (x exchange) detach() {
+	id := x.r.PathValue("id")
+	a, err := x.source.Detach(id, x.peer().by())
+	if err != nil {
+		x.refused("detaching "+quoted(id), err, http.StatusBadRequest)
+		return
+	}
+	x.done("detaching "+a.Target, slog.Any("ipv4", a.IPv4), slog.String("ports", a.Ports), slog.Any("ipv6", a.IPv6))
+	x.one(http.StatusOK, a)
+}
+
 func (x exchange) release() {
 	a, err := parseAddr(x.r.PathValue("addr"))
 	if err != nil {

@@ -112,6 +112,43 @@ func TestLeases(t *testing.T) {
 	require.ErrorIs(t, err, mapping.ErrUnknown)
 }
 
+func TestAttachments(t *testing.T) {
+	c, j, _ := startJournal(t, 100, nil)
+	ctx := t.Context()
+	client := netip.MustParseAddr("2001:db8::9")
+	l, err := c.Lend(ctx, client, "web")
+	require.NoError(t, err)
+	assert.Equal(t, mapping.Lease{IPv4: netip.MustParseAddr("192.0.2.7"), IPv6: client, Label: "web", Since: j.now}, l)
+	for _, want := range []error{mapping.ErrMapped, mapping.ErrNotPermitted, mapping.ErrPoolFull, mapping.ErrUnavailable} {
+		j.lacks = fmt.Errorf("lease for %v: %w: told why", client, want)
+		_, err := c.Lend(ctx, client, "")
+		require.ErrorIs(t, err, want)
+		assert.EqualError(t, err, "asking the daemon at "+c.path+": "+j.lacks.Error())
+	}
+	j.lacks = nil
+
+	a := mapping.Attachment{
+		ID: "4:f0000123", Target: "web", Namespace: "/proc/7/ns/net", PID: 7, Started: 1 << 60, IPv6: client, Count: 1,
+		Undo: json.RawMessage(`{"sysctls":{"a":"b"}}`), Host: &mapping.HostSide{Link: "veth1", Index: 7, Made: true}, Since: j.now,
+	}
+	got, err := c.Attach(ctx, a)
+	require.NoError(t, err)
+	a.Seen = "seen"
+	assert.Equal(t, a, got)
+	for got, err := range c.Attachments(ctx) {
+		require.NoError(t, err)
+		assert.Equal(t, a, got)
+	}
+	_, err = c.Detach(ctx, "4:1")
+	require.ErrorIs(t, err, mapping.ErrUnknown)
+	got, err = c.Detach(ctx, a.ID)
+	require.NoError(t, err)
+	assert.Equal(t, a, got)
+	for range c.Attachments(ctx) {
+		assert.Fail(t, "there are none")
+	}
+}
+
 // TestRefusedRequests holds what a request may be, and that one that is not so
 // changes nothing.
 func TestRefusedRequests(t *testing.T) {
@@ -153,7 +190,20 @@ func TestRefusedRequests(t *testing.T) {
 		{"DELETE /v1/map/192.0.2.1", `{}`, 413, `expected a request without a body`},
 		{"DELETE /v1/lease/192.0.2.0%2F24", ``, 400, `"192.0.2.0/24": expected an IPv4 or IPv6 address`},
 		{"DELETE /v1/lease/192.0.2.1", ``, 404, `releasing 192.0.2.1: no such entry`},
-		{"DELETE /v1/lease", ``, 405, `DELETE: expected GET`},
+		{"DELETE /v1/lease", ``, 405, `DELETE: expected GET or POST`},
+		{"POST /v1/lease", `{"ipv6":"192.0.2.1"}`, 400, `ipv6 "192.0.2.1": expected an IPv6 address`},
+		{"POST /v1/lease", `{"ipv6":"fe80::1%eth0"}`, 400, `ipv6 "fe80::1%eth0": expected an IPv6 address`},
+		{"POST /v1/lease", `{"label":"web"}`, 400, `ipv6 "": expected an IPv6 address`},
+		{"POST /v1/lease", `{"ipv6":"2001:db8::1","ipv4":"192.0.2.1"}`, 400, `field "ipv4": unknown here: expected ipv6, label`},
+		{"POST /v1/lease", `{"ipv6":"2001:db8::1","label":"a\nb"}`, 400, `label "a\nb": expected printable characters only`},
+		{"POST /v1/attachment", ``, 400, `expected an attachment: "EOF"`},
+		{"POST /v1/attachment", `{"ipv9":"2001:db8::1"}`, 400, `unknown field \"ipv9\"`},
+		{"POST /v1/attachment", `{"ipv6":"` + long[:5000] + `"}`, 400, `expected an attachment: "ParseAddr`},
+		{"POST /v1/attachment", `{"id":"` + long[:5000] + `"}`, 400, `the attachment: id: expected DEV:INODE in hex`},
+		{"POST /v1/attachment", `{} {}`, 400, `expected nothing after the JSON object`},
+		{"POST /v1/attachment", `{"undo":"` + long, 413, `expected at most 65536 bytes`},
+		{"DELETE /v1/attachment/4:1", ``, 404, `detach 4:1: no such entry`},
+		{"DELETE /v1/attachment/4:1/2", ``, 404, `no such path in this version`},
 		{"GET /v1/lease?at=yesterday", ``, 400, `at="yesterday": expected a time such as 2006-01-02T15:04:05Z`},
 		{"GET /v1/lease?at=2026-03-14T15:09:26+01:00", ``, 400, `with %2B for a +`},
 		{"GET /v1/lease?at=%zz", ``, 400, `the query "at=%zz"`},

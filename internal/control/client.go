@@ -105,6 +105,16 @@ func (c *Client) LeasesAt(ctx context.Context, at time.Time) iter.Seq2[json.RawM
 	return c.rows(ctx, "/v1/lease?at="+url.QueryEscape(at.Format(time.RFC3339Nano)))
 }
 
+// ListSessions asks for the sessions of a client, or of all for the zero Addr.
+// They have no revision.
+func (c *Client) ListSessions(ctx context.Context, client netip.Addr) (Listing, error) {
+	path := "/v1/session"
+	if client.IsValid() {
+		path += "?client=" + url.QueryEscape(client.String())
+	}
+	return c.list(ctx, path)
+}
+
 // AddMap adds a mapping that outlives the daemon. Like the other changes it
 // is in force on return, from the revision on.
 func (c *Client) AddMap(ctx context.Context, v4, v6 netip.Prefix, label string) (revision uint64, err error) {
@@ -139,6 +149,35 @@ func (c *Client) Release(ctx context.Context, a netip.Addr) (mapping.Lease, erro
 	return answered[mapping.Lease](c.ask(ctx, &c.changes, http.MethodDelete, "/v1/lease/"+url.PathEscape(a.String()), nil))
 }
 
+// Lend makes sure that a client has a lease, and returns it. It is durable. A
+// label that is not "" becomes the lease's.
+func (c *Client) Lend(ctx context.Context, client netip.Addr, label string) (mapping.Lease, error) {
+	body := encoded(struct {
+		IPv6  netip.Addr `json:"ipv6"`
+		Label string     `json:"label,omitempty"`
+	}{client, label})
+	return answered[mapping.Lease](c.ask(ctx, &c.changes, http.MethodPost, "/v1/lease", body))
+}
+
+// Attachments asks what is attached, the oldest first.
+func (c *Client) Attachments(ctx context.Context) iter.Seq2[mapping.Attachment, error] {
+	return Decoded[mapping.Attachment](c.rows(ctx, "/v1/attachment"))
+}
+
+// Attach has an attachment recorded, in the place of one with its ID, and its
+// lease pinned. It returns what is recorded, durably.
+func (c *Client) Attach(ctx context.Context, a mapping.Attachment) (mapping.Attachment, error) {
+	if err := a.Check(); err != nil {
+		return a, fmt.Errorf("attach %s: %w", a.Target, err)
+	}
+	return answered[mapping.Attachment](c.ask(ctx, &c.changes, http.MethodPost, "/v1/attachment", encoded(a)))
+}
+
+// Detach has an attachment forgotten and its lease ended, and returns it.
+func (c *Client) Detach(ctx context.Context, id string) (mapping.Attachment, error) {
+	return answered[mapping.Attachment](c.ask(ctx, &c.changes, http.MethodDelete, "/v1/attachment/"+url.PathEscape(id), nil))
+}
+
 // Reload has the daemon read its configuration again, and returns what
 // changed, in words.
 func (c *Client) Reload(ctx context.Context) ([]string, error) {
@@ -152,10 +191,10 @@ func (c *Client) change(ctx context.Context, method, path string, body []byte) (
 }
 
 // encoded is a change as JSON.
-func encoded(x change) []byte {
+func encoded(x any) []byte {
 	data, err := json.Marshal(x)
 	if err != nil {
-		panic(err) // strings are always encoded
+		panic(err) // what this package encodes can be
 	}
 	return data
 }

@@ -44,7 +44,7 @@ func (source) Status() Status {
 		Version: "1.2.3", Uptime: 42, Device: "natless0", Offloads: "tso", Queues: 2, Rings: 8, MTU: 1500,
 		Pref64: netip.MustParsePrefix("64:ff9b::/96"), OwnIPv4: netip.MustParseAddr("192.0.2.1"),
 		Pools:    []mapping.PoolInfo{{IPv4: netip.MustParsePrefix("192.0.2.0/24"), Size: 256, Usable: 254, Lent: 3}},
-		Networks: []mapping.Network{}, Revision: 7, Refused: []string{"a"}, Warnings: []string{"a <b>"}, Degraded: true,
+		Networks: []mapping.Network{}, Revision: 7, RA: []Advertising{{Interface: "lan", Problem: "down"}}, Refused: []string{"a"}, Warnings: []string{"a <b>"}, Degraded: true,
 	}
 }
 
@@ -53,10 +53,13 @@ func (source) Stats() Stats {
 }
 func (s source) Maps() (uint64, iter.Seq[any]) { return 7, s.maps }
 func (source) Leases() (uint64, iter.Seq[any]) { return 7, Each(slices.Values([]row{})) }
-func (source) Explain(a netip.Addr) any        { return map[string]any{"address": a} }
-func (s source) Config() any                   { return s.config }
-func (source) Trace(packet []byte) any         { return map[string]int{"bytes": len(packet)} }
-func rows(n int) iter.Seq[any]                 { return func(yield func(any) bool) { some(n, yield) } }
+func (source) Sessions(client netip.Addr) iter.Seq[Session] {
+	return slices.Values([]Session{{Protocol: "udp", Client: client, State: "open"}})
+}
+func (source) Explain(a netip.Addr) any { return map[string]any{"address": a} }
+func (s source) Config() any            { return s.config }
+func (source) Trace(packet []byte) any  { return map[string]int{"bytes": len(packet)} }
+func rows(n int) iter.Seq[any]          { return func(yield func(any) bool) { some(n, yield) } }
 func some(n int, yield func(any) bool) {
 	for i := range n {
 		if !yield(row{"192.0.2.1", i}) {
@@ -157,8 +160,8 @@ func TestShape(t *testing.T) {
 		body        string
 	}{
 		{"GET /v1/status", 200, "application/json", `{"version":"1.2.3","uptime_seconds":42,"device":"natless0","offloads":"tso","queues":2,"rings":8,"mtu":1500,` +
-			`"pref64":"64:ff9b::/96","own_ipv4":"192.0.2.1","own_ipv6":"","pools":[{"ipv4":"192.0.2.0/24","clients":null,"local":false,"size":256,"usable":254,"lent":3,"quarantined":0,"free":0,"idle_seconds":0,"max_life_seconds":0,"quarantine_seconds":0}],"networks":[],"state":{"dir":""},` +
-			`"revision":7,"refused":["a"],"warnings":["a \u003cb\u003e"],"degraded":true}` + "\n"},
+			`"pref64":"64:ff9b::/96","own_ipv4":"192.0.2.1","own_ipv6":"","pools":[{"ipv4":"192.0.2.0/24","clients":null,"local":false,"size":256,"usable":254,"lent":3,"quarantined":0,"free":0,"idle_seconds":0,"max_life_seconds":0,"quarantine_seconds":0}],"networks":[],"attached":0,"state":{"dir":""},` +
+			`"revision":7,"ra":[{"interface":"lan","address":"","sent":0,"problem":"down"}],"refused":["a"],"warnings":["a \u003cb\u003e"],"degraded":true}` + "\n"},
 		{"GET /v1/stats", 200, "application/json", `{"verdicts":{"translated":5},"ipv6_in":{"packets":5,"bytes":500},"ipv4_in":{"packets":0,"bytes":0},"ipv6_out":{"packets":0,"bytes":0},"ipv4_out":{"packets":0,"bytes":0},` +
 			`"errors_sent":1,"errors_suppressed":0,"write_errors":0,"held":0,"device_drops":0}` + "\n"},
 		{"GET /v1/map", 200, "application/x-ndjson", `{"ipv4":"192.0.2.1","n":0}` + "\n" + `{"ipv4":"192.0.2.1","n":1}` + "\n"},
@@ -166,7 +169,12 @@ func TestShape(t *testing.T) {
 		{"GET /v1/map/2001:db8::1", 200, "application/json", `{"address":"2001:db8::1"}` + "\n"},
 		{"GET /v1/map/web", 400, "application/json", `{"error":"\"web\": expected an IPv4 or IPv6 address"}` + "\n"},
 		{"GET /v1/map/::ffff:192.0.2.1", 400, "application/json", `{"error":"\"::ffff:192.0.2.1\": expected an IPv4 or IPv6 address"}` + "\n"},
-		{"GET /v1/session", 404, "application/json", `{"error":"\"/v1/session\": no such path in this version"}` + "\n"},
+		{"GET /v1/session", 200, "application/x-ndjson", `{"protocol":"udp","client":"","client_port":0,"ipv4":"","port":0,"remote":"","state":"open","idle_seconds":0,"expires_seconds":0}` + "\n"},
+		{"GET /v1/session?client=2001:db8::1", 200, "application/x-ndjson", `{"protocol":"udp","client":"2001:db8::1","client_port":0,"ipv4":"","port":0,"remote":"","state":"open","idle_seconds":0,"expires_seconds":0}` + "\n"},
+		{"GET /v1/session?client=192.0.2.1", 400, "application/json", `{"error":"client=\"192.0.2.1\": expected an IPv6 address"}` + "\n"},
+		{"GET /v1/session?client=", 400, "application/json", `{"error":"client=\"\": expected an IPv6 address"}` + "\n"},
+		{"GET /v1/session?remote=192.0.2.1", 400, "application/json", `{"error":"the query \"remote=192.0.2.1\": no such parameter here"}` + "\n"},
+		{"GET /v1/sessions", 404, "application/json", `{"error":"\"/v1/sessions\": no such path in this version"}` + "\n"},
 		{"GET /", 404, "application/json", `{"error":"\"/\": no such path in this version"}` + "\n"},
 		{"GET //v1/map", 404, "application/json", `{"error":"\"//v1/map\": no such path in this version"}` + "\n"},
 		{"GET /v1/map/../status", 404, "application/json", `{"error":"\"/v1/map/../status\": no such path in this version"}` + "\n"},

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/daemon"
@@ -40,6 +42,8 @@ type example struct {
 	config *config.Config
 	table  *mapping.Table
 	now    time.Time
+
+	sessions *conntrack.Table
 }
 
 func (x example) Status() control.Status {
@@ -88,11 +92,36 @@ func (x example) LeasesAt(at time.Time, yield func(any) bool) error {
 	return nil
 }
 
+func (x example) Sessions(client netip.Addr) iter.Seq[control.Session] {
+	return func(yield func(control.Session) bool) {
+		for s := range x.sessions.Sessions(client, 10) {
+			if !yield(control.SessionOf(s, "")) {
+				return
+			}
+		}
+	}
+}
+
 func (x example) Change(c []mapping.Change, by string) (uint64, error) { return x.table.Apply(c, by) }
 
 func (x example) Release(a netip.Addr, by string) (mapping.Lease, error) {
 	return x.table.Release(a, by)
 }
+
+func (x example) Lend(a netip.Addr, label, by string) (mapping.Lease, error) {
+	return x.table.Lend(context.Background(), a, label, by)
+}
+
+func (x example) Attachments() iter.Seq[any] {
+	return control.Each(slices.Values(x.table.Attachments()))
+}
+
+func (x example) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
+	a.Boot, a.Seen = "7d1e6a52-6a0c-4c1e-9a86-1d0f6d0a9f3b", "file 1773500900.000000000"
+	return x.table.Attach(a, by)
+}
+
+func (x example) Detach(id, by string) (mapping.Attachment, error) { return x.table.Detach(id, by) }
 
 func (x example) Reload(string) ([]string, error) { return nil, nil }
 
@@ -164,6 +193,15 @@ func exampleOf(t *testing.T, dir, text string) example {
 	require.NoError(t, err)
 	_, v := x.table.ResolveRanges(&translate.Flow{Src: netip.MustParseAddr("2001:db8:c::5"), Dst: netip.MustParseAddr("64:ff9b::c000:221"), Proto: 6}, 0)
 	require.Equal(t, translate.OK, v)
+
+	x.sessions, err = conntrack.New(conntrack.Default(), 0)
+	require.NoError(t, err)
+	// A session part of one port, so that it is not drawn by chance.
+	client := &mapping.Range{Client: netip.MustParseAddr("2001:db8:5::5"), IPv4: netip.MustParseAddr("203.0.113.192"), First: 1024, Session: 2047, Last: 2047}
+	dns := netip.MustParseAddr("192.0.2.53")
+	for _, f := range []translate.Flow{{Proto: 17, SrcPort: 500, Dst: dns, DstPort: 53}, {Proto: 1, SrcPort: 7, Dst: dns, DstPort: 7}} {
+		require.Equal(t, conntrack.OK, x.sessions.Out(client, &f, 0, 7))
+	}
 	return x
 }
 

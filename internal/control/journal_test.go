@@ -23,6 +23,7 @@ type journal struct {
 	now      time.Time // of every event
 	maps     map[netip.Prefix]mapping.MapInfo
 	leases   []mapping.Lease
+	attached []mapping.Attachment
 	events   []mapping.Event
 	first    uint64 // the revision before the first of events
 	revision uint64
@@ -168,6 +169,33 @@ func (j *journal) Release(a netip.Addr, by string) (mapping.Lease, error) {
 		}
 	}
 	return mapping.Lease{}, fmt.Errorf("releasing %v: %w", a, mapping.ErrUnknown)
+}
+
+// Lend knows one client, and that what j lacks keeps it from anything.
+func (j *journal) Lend(a netip.Addr, label, by string) (mapping.Lease, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return mapping.Lease{IPv4: netip.MustParseAddr("192.0.2.7"), IPv6: a, Label: label, Since: j.now}, j.lacks
+}
+
+func (j *journal) Attachments() iter.Seq[any] { return Each(slices.Values(j.attached)) }
+
+func (j *journal) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	a.Seen = "seen"
+	j.attached = append(j.attached, a)
+	return a, j.lacks
+}
+
+func (j *journal) Detach(id, by string) (a mapping.Attachment, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.attached) == 0 || j.attached[0].ID != id {
+		return a, fmt.Errorf("detach %s: %w", id, mapping.ErrUnknown)
+	}
+	a, j.attached = j.attached[0], nil
+	return a, nil
 }
 
 func (j *journal) Reload(by string) ([]string, error) {

@@ -97,6 +97,39 @@ func parseMap(data []byte) (*mapping.Map, error) {
 	return f.mapping()
 }
 
+// parseClient reads who is to have a lease, and what it is called.
+func parseClient(data []byte) (a netip.Addr, label string, err error) {
+	f, err := parseFields(data)
+	if err != nil {
+		return a, "", err
+	}
+	if err := f.only("ipv6", "label"); err != nil {
+		return a, "", err
+	}
+	a, err = parseAddr(f["ipv6"])
+	if err != nil || !a.Is6() {
+		return a, "", fmt.Errorf("ipv6 %s: expected an IPv6 address", quoted(f["ipv6"]))
+	}
+	label, err = f.label()
+	return a, label, err
+}
+
+// parseAttachment reads an attachment to record.
+func parseAttachment(data []byte) (a mapping.Attachment, err error) {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&a); err != nil {
+		return a, fmt.Errorf("expected an attachment: %s", quoted(err.Error()))
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return a, errors.New("expected nothing after the JSON object")
+	}
+	if err := a.Check(); err != nil {
+		return a, fmt.Errorf("the attachment: %w", err)
+	}
+	return a, nil
+}
+
 // parseQuery reads a query that may have one parameter, once.
 func parseQuery(raw, expected string) (url.Values, error) {
 	q, err := url.ParseQuery(raw)
@@ -212,11 +245,19 @@ func (f fields) mapping() (*mapping.Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	label := f["label"]
-	if err := mapping.CheckLabel(label); err != nil {
-		return nil, fmt.Errorf("label %s: %w", quoted(label), err)
+	label, err := f.label()
+	if err != nil {
+		return nil, err
 	}
 	return &mapping.Map{IPv4: v4, IPv6: v6, Label: label}, nil
+}
+
+func (f fields) label() (string, error) {
+	label := f["label"]
+	if err := mapping.CheckLabel(label); err != nil {
+		return "", fmt.Errorf("label %s: %w", quoted(label), err)
+	}
+	return label, nil
 }
 
 func (f fields) prefix(name string, family int) (netip.Prefix, error) {

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path"
 	"strconv"
@@ -161,7 +162,12 @@ var routes = []route{
 	{"/v1/map/{addr...}", "DELETE", "", 0, exchange.removeMap},
 	{"/v1/batch", "POST", "", maxBatch, exchange.batch},
 	{"/v1/lease", "GET", "at", 0, exchange.leases},
+	{"/v1/lease", "POST", "", maxBody, exchange.lend},
 	{"/v1/lease/{addr}", "DELETE", "", 0, exchange.release},
+	{"/v1/session", "GET", "client", 0, exchange.sessions},
+	{"/v1/attachment", "GET", "", 0, exchange.attachments},
+	{"/v1/attachment", "POST", "", maxBody, exchange.attach},
+	{"/v1/attachment/{id}", "DELETE", "", 0, exchange.detach},
 	{"/v1/watch", "GET", "after", 0, exchange.watch},
 	{"/v1/reload", "POST", "", 0, exchange.reload},
 	{"/v1/trace", "POST", "", maxPacket, exchange.trace},
@@ -270,6 +276,33 @@ func (x exchange) leases() {
 		x.refuse(err, http.StatusBadRequest)
 	default:
 		lines.begin()
+	}
+}
+
+// sessions lists those of a client, or of all.
+func (x exchange) sessions() {
+	var client netip.Addr
+	if x.query.Has("client") {
+		text := x.query.Get("client")
+		var err error
+		if client, err = netip.ParseAddr(text); err != nil || !client.Is6() || client.Is4In6() || client.Zone() != "" {
+			x.fail(http.StatusBadRequest, "client=%s: expected an IPv6 address", quoted(text))
+			return
+		}
+	}
+	lines := x.lines()
+	lines.begin()
+	for s := range x.source.Sessions(client) {
+		lines.write(s)
+	}
+}
+
+// attachments lists what is attached. They have no revisions.
+func (x exchange) attachments() {
+	lines := x.lines()
+	lines.begin()
+	for a := range x.source.Attachments() {
+		lines.write(a)
 	}
 }
 

@@ -105,7 +105,7 @@ func (d *daemon) Release(a netip.Addr, by string) (mapping.Lease, error) {
 
 func (d *daemon) LeasesAt(at time.Time, yield func(any) bool) error {
 	return d.table.History(at, func(l mapping.SavedLease) bool {
-		return yield(control.PastLease{IPv4: l.IPv4, IPv6: l.IPv6, Ports: l.Ports(), Since: l.Since, Until: l.Until})
+		return yield(control.PastLease{IPv4: l.IPv4, IPv6: l.IPv6, Ports: l.Ports(), Since: l.Since, Until: l.Until, Label: l.Label})
 	})
 }
 

@@ -18,6 +18,7 @@ func Plan(c *config.Config) hostnet.Plan {
 		Device:     c.Device.Name,
 		MTU:        c.Device.MTU,
 		Manage:     c.Network.Manage,
+		Open:       c.Network.Firewall == "open",
 		Keep:       c.Network.OnExit == "keep",
 		Masquerade: c.Masquerade(),
 	}

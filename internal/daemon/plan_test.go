@@ -95,6 +95,21 @@ func TestPlan(t *testing.T) {
 		Local:      true,
 	}, p)
 
+	c, _, err = load(t, `
+[[pool]]
+ipv4 = "203.0.113.0/28"
+mode = "port-range"
+[[pool]]
+ipv4 = "10.0.0.0/24"
+mode = "port-range"
+[[pool]]
+ipv4 = "198.51.100.0/24"`)
+	require.NoError(t, err)
+	p = Plan(c)
+	assert.Equal(t, prefixes("10.0.0.0/24"), p.Masquerade)
+	assert.Equal(t, prefixes("203.0.113.1/32", "203.0.113.0/28"), p.Inbound, "shared addresses are open, unless they are masqueraded")
+	assert.ElementsMatch(t, prefixes("203.0.113.1/32", "203.0.113.0/28", "10.0.0.0/24", "198.51.100.0/24"), p.IPv4)
+
 	c, _, err = load(t, "[translation]\npref64 = \"\"\nipv6 = \"2001:db8::1\"")
 	require.NoError(t, err)
 	p = Plan(c)
@@ -127,8 +142,8 @@ func TestConfigurationRefusesFirst(t *testing.T) {
 			text += fmt.Sprintf("[[map]]\nipv4 = %q\nipv6 = %q\n", v4.Draw(t, "map 4"), v6.Draw(t, "map 6"))
 		}
 		for range rapid.IntRange(0, 2).Draw(t, "pools") {
-			text += fmt.Sprintf("[[pool]]\nipv4 = %q\nclients = [%q]\nidle = %q\n", v4.Draw(t, "pool"), v6.Draw(t, "client"),
-				rapid.SampledFrom([]string{"0", "1s", "7300d"}).Draw(t, "idle"))
+			text += fmt.Sprintf("[[pool]]\nipv4 = %q\nclients = [%q]\nmode = %q\nidle = %q\n", v4.Draw(t, "pool"), v6.Draw(t, "client"),
+				rapid.SampledFrom([]string{"one-to-one", "port-range"}).Draw(t, "mode"), rapid.SampledFrom([]string{"0", "1s", "7300d"}).Draw(t, "idle"))
 		}
 		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 		c, err := config.Load(file)

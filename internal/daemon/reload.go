@@ -52,7 +52,23 @@ func (d *daemon) Reload(by string) ([]string, error) {
 		changes = append(changes, fmt.Sprintf("leases ended: %d, of addresses or clients that no pool has any more", n))
 	}
 	d.logReload(changes, by)
+	for _, line := range lostByReload(diff.LeasesEnded, d.table.Attachments()) {
+		d.log.Warn("reload: " + line)
+		changes = append(changes, line)
+	}
 	return changes, nil
+}
+
+// lostByReload says which attachments have lost their leases.
+func lostByReload(ended []mapping.Lease, attached []mapping.Attachment) (lines []string) {
+	for _, l := range ended {
+		for _, a := range attached {
+			if l.Pinned && a.IPv6 == l.IPv6 {
+				lines = append(lines, fmt.Sprintf("%s has lost %v: no pool has that for %v any more: attach it again", a, l.IPv4, l.IPv6))
+			}
+		}
+	}
+	return lines
 }
 
 // putInForce has the host, then the table, then the rest be as the
@@ -74,6 +90,7 @@ func (d *daemon) putInForce(c *config.Config, by string) (diff mapping.Diff, err
 		d.log.Warn("the host's routes are behind the configuration", "error", err)
 	}
 	setLevel(d.level, c.Log)
+	d.ra.Update(Advertisements(c))
 	if s := d.saved.store; s != nil {
 		s.SetHistory(c.State.History)
 	}

@@ -29,8 +29,11 @@ func (d *daemon) Status() control.Status {
 		OwnIPv6:  c.OwnIPv6(),
 		Pools:    d.table.Pools(),
 		Networks: d.table.Networks(),
+		Sessions: d.sessionCount(),
+		Attached: len(d.table.Attachments()),
 		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
+		RA:       advertising(d.ra.Status()),
 		Refused:  d.refused(),
 		Warnings: warnings,
 		Degraded: degraded,
@@ -77,6 +80,35 @@ func (d *daemon) Maps() (uint64, iter.Seq[any]) {
 func (d *daemon) Leases() (uint64, iter.Seq[any]) {
 	revision, leases := d.table.LeasesAt()
 	return revision, control.Each(leases)
+}
+
+// sessionCount is nil where no clients share an address.
+func (d *daemon) sessionCount() *control.Sessions {
+	if d.sessions == nil {
+		return nil
+	}
+	return &control.Sessions{Open: d.sessions.Len(), Max: d.config().Sessions.Max}
+}
+
+func (d *daemon) Sessions(client netip.Addr) iter.Seq[control.Session] {
+	return func(yield func(control.Session) bool) {
+		if d.sessions == nil {
+			return
+		}
+		var last netip.Addr // they come client by client
+		var label string
+		for s := range d.sessions.Sessions(client, d.plane.Tick()) {
+			if s.Client != last {
+				last, label = s.Client, ""
+				if l := d.table.Explain(last).Lease; l != nil {
+					label = l.Label
+				}
+			}
+			if !yield(control.SessionOf(s, label)) {
+				return
+			}
+		}
+	}
 }
 
 func (d *daemon) Explain(a netip.Addr) any { return d.table.Explain(a) }

@@ -54,6 +54,7 @@ func Check(p Plan) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	rec.adopt()
 	running := Running()
 	h := &Host{mtu: resolveMTU(p, v), rec: rec, device: v.device(p.Device)}
 	h.aim(p)
@@ -70,7 +71,9 @@ func Check(p Plan) (Report, error) {
 	if running == nil {
 		r.Conflicts = append(r.Conflicts, deviceConflicts(p, v)...)
 	}
-	r.Firewalls = append(r.Firewalls, firewalls(p.Device, v.names(v.clientLinks(p, h.device)))...)
+	r.Firewalls = append(r.Firewalls, firewalls(v, p)...)
+	toOpen := opens(p, r.Firewalls)
+	r.Conflicts = append(r.Conflicts, unopenable(toOpen)...)
 	clashes := h.targets.conflicts(v, h.device)
 	if p.Manage {
 		r.Conflicts = append(r.Conflicts, h.basis.excess()...)
@@ -81,10 +84,13 @@ func Check(p Plan) (Report, error) {
 	}
 	if running != nil {
 		r.Warnings = append(r.Warnings, running.Error()+": a second would be refused")
-	} else if rec.Was != nil || len(rec.Settings) > 0 {
+	} else if rec.Was != nil || len(rec.Settings) > 0 || len(rec.Opened) > 0 {
 		r.Warnings = append(r.Warnings, "what an earlier natless left here would be taken over")
 	}
 	for _, f := range r.Firewalls {
+		if slices.Contains(toOpen, f.opening) {
+			continue // an action opens it
+		}
 		r.Warnings = append(r.Warnings, f.String())
 	}
 	return r, nil

@@ -128,7 +128,7 @@ func TestFirewallsAreNamed(t *testing.T) {
 		},
 		"firewalld": {
 			`table inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; policy accept; ct state established accept; reject with icmpx admin-prohibited; }; }`,
-			"firewalld", "firewall-cmd --zone=trusted --add-interface=natless0 --add-interface=clients",
+			"firewalld", "firewall-cmd --zone=trusted --add-interface=natless0",
 		},
 		"unknown": {
 			`table inet mine { chain fw { type filter hook forward priority 0; ip saddr 192.0.2.1 accept; counter drop; }; }`,

@@ -94,7 +94,7 @@ func (v *view) culprit(want netip.Prefix, device int) string {
 }
 
 func (v *view) describeAddress(a address) string {
-	return fmt.Sprintf("address %s of %s", a.addr, v.links[a.index].name)
+	return fmt.Sprintf("address %s of %s, whose packets go to the host itself", a.addr, v.links[a.index].name)
 }
 
 func (v *view) clashes(want netip.Prefix, r route, device int) bool {

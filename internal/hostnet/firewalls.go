@@ -1,187 +1,170 @@
 package hostnet
 
 import (
+	"cmp"
 	"fmt"
-	"os"
-	"slices"
 	"strings"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 // Firewall is a table of another program that drops forwarded packets unless
-// told otherwise. An accept in natless's own table does not overrule it.
+// told otherwise, and was not told. An accept in natless's own table does not
+// overrule it.
 type Firewall struct {
-	Owner string `json:"owner"` // Docker, ufw, firewalld, or "" for unknown
+	Owner string `json:"owner"` // Docker, ufw, firewalld, iptables, or "" for unknown
 	Chain string `json:"chain"` // family, table and chain as nft has them
 	Opens string `json:"opens"` // the command that lets natless's packets through
+
+	// opening is what Plan.Open does about it; the zero value: nothing.
+	opening opening
 }
 
 // String names the firewall and what opens it.
 func (f Firewall) String() string {
-	owner := f.Owner
-	if owner == "" {
-		owner = "a firewall"
-	}
-	return fmt.Sprintf("%s drops forwarded packets (%s); this lets natless's through: %s", owner, f.Chain, f.Opens)
+	return fmt.Sprintf("%s drops forwarded packets (%s); this lets natless's through: %s", cmp.Or(f.Owner, "a firewall"), f.Chain, f.Opens)
 }
 
-// Firewalls finds what would drop packets on their way from or to the device.
-// It opens nothing.
+// The programs whose firewalls are known.
+const (
+	docker    = "Docker"
+	ufw       = "ufw"
+	firewalld = "firewalld"
+	iptables  = "iptables"
+)
+
+// dockerUser is the chain that Docker leaves to others, and asks first.
+const dockerUser = "DOCKER-USER"
+
+// Firewalls finds what drops packets on their way from or to the device of that
+// name, whether there is one already or not. It opens nothing.
+func Firewalls(device string) ([]Firewall, error) {
+	v, err := look()
+	if err != nil {
+		return nil, err
+	}
+	return firewalls(v, Plan{Device: device, Local: true}), nil
+}
+
+// Firewalls finds what drops packets on their way from or to the device. It
+// opens nothing.
 func (h *Host) Firewalls() ([]Firewall, error) {
 	h.mu.Lock()
-	p, device := h.plan, h.device
+	p := h.plan
 	h.mu.Unlock()
 	v, err := look()
 	if err != nil {
 		return nil, err
 	}
-	return firewalls(p.Device, v.names(v.clientLinks(p, device))), nil
+	return firewalls(v, p), nil
 }
 
-func firewalls(device string, clients []string) []Firewall {
-	found := legacyFirewalls(device)
-	conn, err := nftables.New()
-	if err != nil {
-		return found
-	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return found // Check warns that nftables cannot be read
-	}
-	for _, c := range chains {
-		if !forwards(c) || !drops(conn, c) {
-			continue
+func firewalls(v *view, p Plan) []Firewall {
+	var found []Firewall
+	for _, f := range foreignChains() {
+		if f.table == firewalld {
+			found = append(found, f.firewalld(p.Device, v.names(v.clientLinks(p, v.device(p.Device))))...)
+		} else if f.blocks(way{in: p.Device}) || f.blocks(way{out: p.Device}) {
+			found = append(found, f.firewall(p.Device))
 		}
-		where := fmt.Sprintf("%s %s %s", familyNames[c.Table.Family], c.Table.Name, c.Name)
-		owner := ownerOf(c.Table, chains)
-		found = append(found, Firewall{Owner: owner, Chain: where, Opens: opening(owner, c, chains, device, clients)})
 	}
 	return found
 }
 
-var familyNames = map[nftables.TableFamily]string{
-	nftables.TableFamilyIPv4: "ip",
-	nftables.TableFamilyIPv6: "ip6",
-	nftables.TableFamilyINet: "inet",
-}
-
-// forwards tells whether forwarded packets of natless's pass through a chain
-// that is not its own.
-func forwards(c *nftables.Chain) bool {
-	_, ip := familyNames[c.Table.Family]
-	return ip && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && !isOwn(c.Table)
-}
-
-func isOwn(t *nftables.Table) bool {
-	return t.Name == ownTable && slices.Contains(onceFamilies, t.Family)
-}
-
-// drops tells whether packets that no rule speaks of end at this chain: by its
-// policy, or by a last rule that takes all.
-func drops(conn *nftables.Conn, c *nftables.Chain) bool {
-	if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
-		return true
-	}
-	rules, err := conn.GetRules(c.Table, c)
-	if err != nil || len(rules) == 0 {
-		return false
-	}
-	ends := false
-	for _, e := range rules[len(rules)-1].Exprs {
-		switch e := e.(type) {
-		case *expr.Counter, *expr.Log:
-		case *expr.Reject:
-			ends = true
-		case *expr.Verdict:
-			ends = e.Kind == expr.VerdictDrop
-		case *expr.Target:
-			ends = e.Name == "REJECT"
-		default:
-			return false
-		}
-	}
-	return ends
-}
-
-const (
-	docker    = "Docker"
-	ufw       = "ufw"
-	firewalld = "firewalld"
-)
-
-// ownerOf tells a firewall by the names it gives.
-func ownerOf(t *nftables.Table, chains []*nftables.Chain) string {
+// firewall is a chain that drops, with the one command that opens it for both
+// directions.
+func (f *foreign) firewall(device string) Firewall {
+	fw := Firewall{Owner: f.owner(), Chain: f.String()}
 	switch {
-	case t.Name == "firewalld":
-		return firewalld
-	case strings.HasPrefix(t.Name, "docker-") || hasChain(t, chains, "DOCKER"):
+	case fw.Owner == ufw:
+		fw.opening = opening{Tool: ufw, Device: device}
+	case f.hasChain(dockerUser) && f.compatible():
+		fw.opening = opening{Tool: f.iptables(), Chain: dockerUser, Device: device}
+	case f.compatible():
+		fw.opening = opening{Tool: f.iptables(), Chain: f.chain, Device: device}
+	default:
+		insert := fmt.Sprintf("insert rule %v", f)
+		fw.Opens = fmt.Sprintf(`nft '%s iifname "%s" accept; %s oifname "%s" accept'`, insert, device, insert, device)
+		return fw
+	}
+	fw.Opens = fw.opening.String()
+	return fw
+}
+
+// owner tells a firewall by the names it gives. Who has rules that all packets
+// pass comes first: where Docker and ufw share a chain, Docker's.
+func (f *foreign) owner() string {
+	switch {
+	case f.hasChain(dockerUser) || strings.HasPrefix(f.table, "docker-"):
 		return docker
-	case hasChain(t, chains, "ufw-") || hasChain(t, chains, "ufw6-"):
+	case f.hasChain("ufw-") || f.hasChain("ufw6-"):
 		return ufw
+	case f.hasChain("DOCKER"):
+		return docker
+	case f.compatible():
+		return iptables
 	}
 	return ""
 }
 
-func hasChain(t *nftables.Table, chains []*nftables.Chain, prefix string) bool {
-	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
-		return c.Table.Name == t.Name && c.Table.Family == t.Family && strings.HasPrefix(c.Name, prefix)
-	})
+// compatible tells whether a chain is one that iptables and ip6tables work
+// with.
+func (f *foreign) compatible() bool {
+	return f.table == "filter" && f.chain == forwardChain && f.family != "inet"
 }
 
-// opening is one command for both directions.
-func opening(owner string, c *nftables.Chain, chains []*nftables.Chain, device string, clients []string) string {
-	switch {
-	case owner == docker && hasChain(c.Table, chains, "DOCKER-USER"):
-		return iptables(c.Table.Family == nftables.TableFamilyIPv6, "DOCKER-USER", device)
-	case owner == ufw:
-		return fmt.Sprintf("ufw route allow in on %s && ufw route allow out on %s", device, device)
-	case owner == firewalld:
-		links := ""
-		for _, l := range append([]string{device}, clients...) {
-			links += " --add-interface=" + l
-		}
-		return "firewall-cmd --zone=trusted" + links
+// iptables is the command for the chain's family and kind.
+func (f *foreign) iptables() string {
+	command := map[bool]string{false: "iptables", true: "ip6tables"}[f.family == "ip6"]
+	if f.legacy {
+		command += legacySuffix
 	}
-	rule := fmt.Sprintf("insert rule %s %s %s", familyNames[c.Table.Family], c.Table.Name, c.Name)
-	return fmt.Sprintf(`nft '%s iifname "%s" accept; %s oifname "%s" accept'`, rule, device, rule, device)
+	return command
 }
 
-func iptables(ipv6 bool, chain, device string) string {
-	command := "iptables"
-	if ipv6 {
-		command = "ip6tables"
-	}
-	return fmt.Sprintf("%s -I %s -i %s -j ACCEPT && %s -I %s -o %s -j ACCEPT", command, chain, device, command, chain, device)
-}
-
-// legacyTables list the tables of the older iptables, which nftables does not
-// show.
-var legacyTables = []struct {
-	path    string
-	command string
-	level   int
-	ipv6    bool
-}{
-	{"/proc/thread-self/net/ip_tables_names", "iptables-legacy", unix.SOL_IP, false},
-	{"/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy", unix.SOL_IPV6, true},
-}
-
-func legacyFirewalls(device string) []Firewall {
+// firewalld sends packets to the zone of the link they come in by, most of which
+// reject what is to be forwarded. Besides the device's zone it is the clients'
+// that counts, and their zone is not natless's to change: in another one they
+// would reach more of the host itself.
+func (f *foreign) firewalld(device string, clients []string) []Firewall {
 	var found []Firewall
-	for _, l := range legacyTables {
-		names, err := os.ReadFile(l.path)
-		if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
-			continue
+	add := func(links []string, o opening) {
+		found = append(found, Firewall{
+			Owner: firewalld, Chain: fmt.Sprintf("%v, coming in over %s", f, strings.Join(links, ", ")), opening: o,
+			Opens: "firewall-cmd --zone=trusted --add-interface=" + strings.Join(links, " --add-interface="),
+		})
+	}
+	if f.blocks(way{in: device}) {
+		add([]string{device}, opening{Tool: firewallCmd, Device: device})
+	}
+	var shut []string
+	for _, c := range clients {
+		if f.blocks(way{in: c, out: device, lenient: true}) {
+			shut = append(shut, c)
 		}
-		if drops, err := legacyForwardDrops(l.ipv6, l.level); err == nil && drops {
-			found = append(found, Firewall{
-				Chain: l.command + " filter FORWARD",
-				Opens: strings.ReplaceAll(iptables(l.ipv6, "FORWARD", device), "tables ", "tables-legacy "),
-			})
-		}
+	}
+	if len(shut) > 0 {
+		add(shut, opening{})
 	}
 	return found
+}
+
+// marked finds by their comments the rules of natless's own in the tables of
+// iptables, and tells whether ufw is at work there.
+func marked() (found []opening, inUFW bool) {
+	for _, f := range foreignChains() {
+		if !f.compatible() {
+			continue
+		}
+		for _, name := range []string{dockerUser, forwardChain} {
+			for _, r := range f.rules(name) {
+				device, own := strings.CutPrefix(r.comment, commentPrefix)
+				if own && r.verdict == expr.VerdictAccept {
+					found = addOpening(found, opening{Tool: f.iptables(), Chain: name, Device: device})
+				}
+			}
+		}
+		inUFW = inUFW || f.hasChain("ufw-") || f.hasChain("ufw6-")
+	}
+	return found, inUFW
 }

@@ -30,6 +30,7 @@ type Plan struct {
 	Device string // name of the TUN device
 	MTU    int    // bytes; 0: the largest among the host's links, see [ChooseMTU]
 	Manage bool   // false: only the device's own state is touched
+	Open   bool   // firewalls of others that drop natless's packets are opened for them
 	Keep   bool   // Close leaves the table and the blackholes to the next run
 
 	IPv6 []netip.Prefix // routed to the device: pref64, natless's own address
@@ -99,6 +100,8 @@ func prepare(p Plan, l *lock) (*Host, error) {
 		found = append(found, h.basis.excess()...)
 		found = append(found, conflicts(h.targets.named[0], h.targets.merged, v, v.device(p.Device))...)
 	}
+	rec.adopt()
+	found = append(found, unopenable(opens(p, firewalls(v, p)))...)
 	if len(found) > 0 {
 		return nil, conflictError(found)
 	}
@@ -106,7 +109,7 @@ func prepare(p Plan, l *lock) (*Host, error) {
 		if _, _, err := undo(rec, false, tableSpec{}); err != nil {
 			return nil, err
 		}
-		rec.Was, rec.Settings = nil, nil
+		rec.Was, rec.Settings, rec.Opened = nil, nil, nil
 	}
 	rec.Device = p.Device
 	if err := rec.save(); err != nil {
@@ -247,7 +250,7 @@ func (h *Host) changes(v *view) []change {
 	old, drop, add := h.routeChanges(v)
 	f := h.forwarding(v)
 	return slices.Concat(f.device, list, h.tableChanges(v, f), old, add.device, add.blackholes,
-		f.links, drop.blackholes, drop.device)
+		f.links, drop.blackholes, drop.device, h.firewallChanges(v))
 }
 
 // Close undoes all that was done and is still as natless left it. With
@@ -308,6 +311,7 @@ func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err er
 			errs = append(errs, err)
 		}
 	}
+	step(undoFirewalls(rec))
 	lines, stays, err := undoSettings(rec, v)
 	step(lines, err)
 	step(removeRoutes(v, isDeviceRoute))

@@ -1,16 +1,22 @@
 package hostnet
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"unsafe"
 
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
-// Reading the forward policy of the older iptables: the options, structures and
-// sizes of linux/netfilter_ipv4/ip_tables.h and its IPv6 sister, on 64-bit
-// machines. All numbers are in the host's byte order.
+// Reading the older iptables: the options, structures and sizes of
+// linux/netfilter_ipv4/ip_tables.h, its IPv6 sister and
+// linux/netfilter/x_tables.h, on 64-bit machines. All numbers are in the host's
+// byte order.
 const (
 	legacyGetInfo    = 64 // IPT_SO_GET_INFO
 	legacyGetEntries = 65 // IPT_SO_GET_ENTRIES
@@ -18,51 +24,219 @@ const (
 	legacyNameLen     = 32                   // XT_TABLE_MAXNAMELEN
 	legacyInfoLen     = legacyNameLen + 13*4 // struct ipt_getinfo
 	legacyEntriesHead = legacyNameLen + 8    // struct ipt_get_entries before its table
+	legacyHookEntry   = legacyNameLen + 1*4  // where each hook begins
 	legacyUnderflow   = legacyNameLen + 6*4  // where each hook's policy is
 	legacySize        = legacyInfoLen - 1*4  // bytes of all entries
 	legacyForward     = unix.NF_INET_FORWARD // which hook
-	legacyIPv4Target  = 84 + 4               // offset of target_offset: struct ipt_ip, nfcache
-	legacyIPv6Target  = 136 + 4              // struct ip6t_ip6, nfcache
-	legacyVerdict     = 32                   // in the target: after struct xt_entry_target
-	legacyDrop        = -1                   // a verdict v is written -v-1, and NF_DROP is 0
+
+	legacyLinkLen = unix.IFNAMSIZ
+	legacyName    = 2                             // in a match or target: after its size
+	legacyInside  = 32                            // in a match or target: after struct xt_entry_match
+	legacyExtName = legacyInside - legacyName - 1 // XT_EXTENSION_MAXNAMELEN; the revision is behind it
+	legacyReturn  = -4 - 1                        // XT_RETURN: NF_REPEAT, written as a verdict
+	legacyInverse = 0x01 | 0x02                   // IPT_INV_VIA_IN, IPT_INV_VIA_OUT
 )
 
-// legacyForwardDrops tells whether the policy of the FORWARD chain is DROP. The
-// table must exist: asking would make it.
-func legacyForwardDrops(ipv6 bool, level int) (bool, error) {
-	family, target := unix.AF_INET, legacyIPv4Target
-	if ipv6 {
-		family, target = unix.AF_INET6, legacyIPv6Target
+// legacyFamily is where the two families differ.
+type legacyFamily struct {
+	path    string // lists the tables there are
+	ipv6    bool
+	domain  int
+	level   int
+	links   int  // offset of the links' names and masks; before them are addresses and their masks
+	flags   int  // offset of flags, the inverting ones behind them
+	jumps   byte // the flag that makes a jump a goto: IPT_F_GOTO, IP6T_F_GOTO
+	target  int  // offset of target_offset
+	entries int  // bytes of an entry before its matches
+}
+
+var legacyFamilies = []legacyFamily{
+	{"/proc/thread-self/net/ip_tables_names", false, unix.AF_INET, unix.SOL_IP, 16, 82, 0x02, 84 + 4, 84 + 28},
+	{"/proc/thread-self/net/ip6_tables_names", true, unix.AF_INET6, unix.SOL_IPV6, 64, 131, 0x04, 136 + 4, 136 + 32},
+}
+
+// legacyChains finds the FORWARD chains of the older iptables, which nftables
+// does not show.
+func legacyChains() []*foreign {
+	var found []*foreign
+	for _, l := range legacyFamilies {
+		names, err := os.ReadFile(l.path)
+		if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
+			continue // asking for the table would make it
+		}
+		if f, err := l.read(); err == nil {
+			found = append(found, f)
+		}
 	}
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	return found
+}
+
+// read reads the filter table, which must exist.
+func (l legacyFamily) read() (*foreign, error) {
+	info, table, err := l.fetch()
 	if err != nil {
-		return false, fmt.Errorf("reading iptables: %w", err)
+		return nil, fmt.Errorf("reading iptables: %w", err)
+	}
+	t := legacyTable{legacyFamily: l, entries: table[legacyEntriesHead:], names: map[int]string{}, rules: map[string][]rule{}}
+	t.names[int(number(info, legacyHookEntry+4*legacyForward))] = forwardChain
+	if err := t.parse(int(number(info, legacyUnderflow+4*legacyForward))); err != nil {
+		return nil, fmt.Errorf("reading iptables: %w", err)
+	}
+	f := &foreign{
+		family: "ip", table: "filter", chain: forwardChain, legacy: true, drop: t.drop,
+		rules: func(chain string) []rule { return t.rules[chain] },
+	}
+	if l.ipv6 {
+		f.family = "ip6"
+	}
+	for name := range t.rules {
+		f.chains = append(f.chains, name)
+	}
+	return f, nil
+}
+
+const forwardChain = "FORWARD"
+
+// fetch gets the table's struct ipt_getinfo and ipt_get_entries.
+func (l legacyFamily) fetch() (info, table []byte, err error) {
+	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, nil, err
 	}
 	defer unix.Close(fd)
-	info := make([]byte, legacyInfoLen)
+	info = make([]byte, legacyInfoLen)
 	copy(info, "filter")
-	if err := getsockopt(fd, level, legacyGetInfo, info); err != nil {
-		return false, fmt.Errorf("reading iptables: %w", err)
+	if err := getsockopt(fd, l.level, legacyGetInfo, info); err != nil {
+		return nil, nil, err
 	}
-	number := func(b []byte, at int) int { return int(binary.NativeEndian.Uint32(b[at:])) }
-	size, policy := number(info, legacySize), number(info, legacyUnderflow+4*legacyForward)
-
-	table := make([]byte, legacyEntriesHead+size)
+	size := number(info, legacySize)
+	table = make([]byte, legacyEntriesHead+int(size))
 	copy(table, "filter")
 	binary.NativeEndian.PutUint32(table[legacyNameLen:], uint32(size))
-	if err := getsockopt(fd, level, legacyGetEntries, table); err != nil {
-		return false, fmt.Errorf("reading iptables: %w", err)
+	return info, table, getsockopt(fd, l.level, legacyGetEntries, table)
+}
+
+func number(b []byte, at int) int32 { return int32(binary.NativeEndian.Uint32(b[at:])) }
+
+// legacyTable is a table while it is parsed.
+type legacyTable struct {
+	legacyFamily
+	entries []byte
+	names   map[int]string // of chains, by the offset of their first entry
+	rules   map[string][]rule
+	drop    bool // the policy of FORWARD
+}
+
+// parse reads one entry after the other. A jump is written as the offset it
+// leads to, and a chain of the user's begins with an entry that bears its name.
+func (t *legacyTable) parse(policy int) error {
+	type jump struct {
+		chain     string
+		rule, off int
 	}
-	entry := table[legacyEntriesHead:]
-	if policy+target+2 > len(entry) {
-		return false, fmt.Errorf("reading iptables: no policy at %d", policy)
+	var jumps []jump
+	chain := ""
+	for at := 0; at < len(t.entries); {
+		e := t.entries[at:]
+		if len(e) < t.legacyFamily.entries {
+			return fmt.Errorf("a short entry at %d", at)
+		}
+		target, next := int(binary.NativeEndian.Uint16(e[t.target:])), int(binary.NativeEndian.Uint16(e[t.target+2:]))
+		if target < t.legacyFamily.entries || next < target+legacyInside || next > len(e) {
+			return fmt.Errorf("an entry at %d that ends nowhere", at)
+		}
+		if name, ok := t.names[at]; ok {
+			chain = name
+			t.rules[chain] = nil
+		}
+		r := t.condition(e[:target])
+		data := e[target+legacyInside : next]
+		switch name := text(e[target+legacyName:][:legacyExtName]); {
+		case name == "ERROR":
+			if n := len(t.rules[chain]); n > 0 {
+				t.rules[chain] = t.rules[chain][:n-1] // its end, a RETURN for all
+			}
+			chain = ""
+			t.names[at+next] = text(data)
+		case name != "":
+			r.verdict = targetVerdict(name)
+		case len(data) < 4:
+			return fmt.Errorf("no verdict at %d", at)
+		default:
+			v := int(number(data, 0))
+			switch {
+			case v == legacyReturn:
+				r.verdict = expr.VerdictReturn
+			case v < 0:
+				r.verdict = expr.VerdictKind(-v - 1)
+			case v != at+next: // else a rule without a target
+				r.verdict = expr.VerdictJump
+				if e[t.flags]&t.jumps != 0 {
+					r.verdict = expr.VerdictGoto
+				}
+				jumps = append(jumps, jump{chain, len(t.rules[chain]), v})
+			}
+		}
+		if at == policy {
+			t.drop, chain = r.verdict == expr.VerdictDrop, ""
+		} else if chain != "" {
+			t.rules[chain] = append(t.rules[chain], r)
+		}
+		at += next
 	}
-	entry = entry[policy:]
-	at := int(binary.NativeEndian.Uint16(entry[target:])) + legacyVerdict
-	if at+4 > len(entry) {
-		return false, fmt.Errorf("reading iptables: no verdict at %d", at)
+	for _, j := range jumps {
+		if j.chain != "" {
+			t.rules[j.chain][j.rule].to = t.names[j.off]
+		}
 	}
-	return int32(binary.NativeEndian.Uint32(entry[at:])) == legacyDrop, nil
+	return nil
+}
+
+// condition reads what an entry asks of packets: its head, and its matches.
+func (t *legacyTable) condition(e []byte) rule {
+	r := rule{verdict: expr.VerdictContinue}
+	names, masks := e[t.links:], e[t.links+2*legacyLinkLen:]
+	flags, inverse := e[t.flags], e[t.flags+1]
+	r.in = legacyLink(names[:legacyLinkLen], masks[:legacyLinkLen], inverse&1 != 0)
+	r.out = legacyLink(names[legacyLinkLen:][:legacyLinkLen], masks[legacyLinkLen:][:legacyLinkLen], inverse&2 != 0)
+	proto := binary.NativeEndian.Uint16(e[t.links+4*legacyLinkLen:])
+	some := func(b byte) bool { return b != 0 }
+	r.more = slices.ContainsFunc(e[:t.links], some) || proto != 0 || flags&^t.jumps != 0 || inverse&^legacyInverse != 0
+	for m := e[t.legacyFamily.entries:]; len(m) >= legacyInside; {
+		size := int(binary.NativeEndian.Uint16(m))
+		if size < legacyInside || size > len(m) {
+			r.more = true
+			break
+		}
+		if text(m[legacyName:][:legacyExtName]) == "comment" {
+			r.comment = text(m[legacyInside:size])
+		} else {
+			r.more = true
+		}
+		m = m[size:]
+	}
+	return r
+}
+
+// legacyLink is the condition on a link; a mask that ends before the name's
+// last byte makes it one on a prefix.
+func legacyLink(name, mask []byte, not bool) linkMatch {
+	n := bytes.IndexByte(mask, 0)
+	if n < 0 {
+		n = len(mask)
+	}
+	if n == 0 {
+		return linkMatch{}
+	}
+	m := linkMatch{name: text(name[:n]), not: not}
+	m.prefix = len(m.name) == n
+	return m
+}
+
+// text is a string that ends with a zero byte.
+func text(b []byte) string {
+	s, _, _ := bytes.Cut(b, []byte{0})
+	return string(s)
 }
 
 func getsockopt(fd, level, option int, b []byte) error {

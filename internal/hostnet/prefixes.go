@@ -108,7 +108,7 @@ func (p Plan) equal(other Plan) bool {
 			return false
 		}
 	}
-	return p.Local == other.Local
+	return p.Local == other.Local && p.Open == other.Open
 }
 
 // with is the merged plan, with what was added, merged too.

@@ -24,6 +24,7 @@ type record struct {
 	Device   string       `json:"device"`
 	Was      *deviceState `json:"device_was,omitempty"`
 	Settings []setting    `json:"sysctls,omitempty"`
+	Opened   []opening    `json:"opened,omitempty"` // in firewalls of others
 
 	path string
 }
@@ -90,7 +91,7 @@ func (r *record) remove() error {
 
 // removeEmpty removes a record that nothing was written to yet.
 func (r *record) removeEmpty() error {
-	if r.Was == nil && len(r.Settings) == 0 {
+	if r.Was == nil && len(r.Settings) == 0 && len(r.Opened) == 0 {
 		return r.remove()
 	}
 	return nil

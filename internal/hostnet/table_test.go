@@ -110,30 +110,25 @@ func TestLegacyIptablesAreRead(t *testing.T) {
 // dropLegacyForward does `iptables-legacy -P FORWARD DROP`.
 func dropLegacyForward(t *testing.T, ipv6 bool) {
 	t.Helper()
-	family, level, target := unix.AF_INET, unix.SOL_IP, legacyIPv4Target
+	l := legacyFamilies[0]
 	if ipv6 {
-		family, level, target = unix.AF_INET6, unix.SOL_IPV6, legacyIPv6Target
+		l = legacyFamilies[1]
 	}
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	require.NoError(t, err)
 	defer unix.Close(fd)
-	info := make([]byte, legacyInfoLen)
-	copy(info, "filter")
-	if err := getsockopt(fd, level, legacyGetInfo, info); err != nil {
+	info, entries, err := l.fetch()
+	if err != nil {
 		testenv.Skip(t, "this kernel has no legacy iptables: "+err.Error())
 	}
-	drops, err := legacyForwardDrops(ipv6, level)
+	table, err := l.read()
 	require.NoError(t, err)
-	require.False(t, drops)
+	require.False(t, table.drop)
 
-	size := binary.NativeEndian.Uint32(info[legacySize:])
-	entries := make([]byte, legacyEntriesHead+size)
-	copy(entries, "filter")
-	binary.NativeEndian.PutUint32(entries[legacyNameLen:], size)
-	require.NoError(t, getsockopt(fd, level, legacyGetEntries, entries))
+	size := uint32(number(info, legacySize))
 	entries = entries[legacyEntriesHead:]
-	policy := entries[binary.NativeEndian.Uint32(info[legacyUnderflow+4*legacyForward:]):]
-	at := binary.NativeEndian.Uint16(policy[target:]) + legacyVerdict
+	policy := entries[number(info, legacyUnderflow+4*legacyForward):]
+	at := binary.NativeEndian.Uint16(policy[l.target:]) + legacyInside
 	binary.NativeEndian.PutUint32(policy[at:], ^uint32(0)) // DROP
 
 	// struct ipt_replace: name, hooks, number, size, entry points and policies
@@ -151,7 +146,7 @@ func dropLegacyForward(t *testing.T, ipv6 bool) {
 	r = binary.NativeEndian.AppendUint64(r, uint64(uintptr(unsafe.Pointer(&counters[0]))))
 	r = append(r, entries...)
 	const replace = 64 // IPT_SO_SET_REPLACE
-	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), replace,
+	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(l.level), replace,
 		uintptr(unsafe.Pointer(&r[0])), uintptr(len(r)), 0)
 	runtime.KeepAlive(counters)
 	require.Zero(t, errno, errno.Error())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
 	"os"
@@ -22,6 +23,7 @@ const (
 	Followed Kind = "followed" // the host changed, and natless's part with it
 	Clash    Kind = "clash"    // the host now uses what is natless's for something else
 	Resolved Kind = "resolved" // a clash is over
+	Blocked  Kind = "blocked"  // a firewall of another program now drops natless's packets
 	Paused   Kind = "paused"   // others change something again and again; natless waits a minute
 	Failed   Kind = "failed"   // something could not be done
 )
@@ -91,6 +93,17 @@ var subscriptions = []struct {
 	{"nftables", unix.NETLINK_NETFILTER, mask(unix.NFNLGRP_NFTABLES)},
 }
 
+// Notices wakes at every change of a link or an IPv6 address of this network
+// namespace, until it is closed. Nothing is waited for: wake has room for one.
+func Notices(wake chan<- struct{}) (io.Closer, error) {
+	f, err := listen(unix.NETLINK_ROUTE, mask(unix.RTNLGRP_LINK, unix.RTNLGRP_IPV6_IFADDR))
+	if err != nil {
+		return nil, err
+	}
+	go relay(f, wake)
+	return f, nil
+}
+
 func mask(groups ...int) (m uint32) {
 	for _, g := range groups {
 		m |= 1 << (g - 1)
@@ -134,6 +147,7 @@ type watcher struct {
 	told    bool
 	gone    bool
 	clashes map[string]bool
+	blocked map[string]bool      // by firewalls, in words, as at the last look; nil before the first
 	tries   map[string]*patience // by the changes' keys
 }
 
@@ -154,6 +168,9 @@ func (w *watcher) look() (closed bool) {
 		w.tell(Failed, "%v", err)
 		return false
 	}
+	if w.blocked == nil {
+		w.blocked = h.blocked(v)
+	}
 	w.tellLocal(v)
 	w.tellClashes(v)
 	if _, ok := v.links[h.device]; !ok {
@@ -168,7 +185,29 @@ func (w *watcher) look() (closed bool) {
 	for _, c := range h.changes(v) {
 		w.make(c, now)
 	}
+	w.tellFirewalls(v)
 	return false
+}
+
+// tellFirewalls tells of firewalls that came into the way since the look before
+// and that natless did not open.
+func (w *watcher) tellFirewalls(v *view) {
+	now := w.host.blocked(v)
+	for text := range now {
+		if !w.blocked[text] {
+			w.tell(Blocked, "%s", text)
+		}
+	}
+	w.blocked = now
+}
+
+// blocked are the firewalls that drop natless's packets, in words.
+func (h *Host) blocked(v *view) map[string]bool {
+	now := map[string]bool{}
+	for _, f := range firewalls(v, h.plan) {
+		now[f.String()] = true
+	}
+	return now
 }
 
 func (w *watcher) tellLocal(v *view) {

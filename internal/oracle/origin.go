@@ -28,8 +28,7 @@ var replies = map[string]reply{
 	"source_unmapped":      {none, none, 1, 5},
 	"hairpin_off":          {3, 13, 1, 1},
 
-	"no_ports":             {3, 13, 1, 1},
-	"not_syn":              {3, 1, 1, 3},
+	"no_ports":             {3, 2, 1, 4},
 	"session_ports_full":   {3, 1, 1, 3},
 	"client_sessions_full": {3, 1, 1, 3},
 	"sessions_full":        {3, 1, 1, 3},

@@ -41,11 +41,18 @@ func newSample(t *testing.T) (x sample) {
 				l.Until, l.Proven = past(2*round+1), true
 			} else {
 				l = sharing(n, past(2*round))
+				l.Label = strings.Repeat("y", n%3)
 			}
 			taken[n] = l
 			b.Leases = append(b.Leases, l)
 		}
 		b.PutMaps = []mapping.Map{{IPv4: pfx(fmt.Sprintf("192.0.2.%d/32", round)), IPv6: pfx("2001:db8::/128"), Label: strings.Repeat("x", round%10*1000)}}
+		a := attached(round)
+		a.Undo = []byte(`"` + strings.Repeat("x", round%4*3000) + `"`)
+		b.PutAttachments = []mapping.Attachment{a}
+		if round%5 == 4 {
+			b.RemoveAttachments = []string{attached(round - 3).ID}
+		}
 		x.before, x.loadedBefore, x.historyBefore = contentsOf(t, s), load(t, s), history(t, s, past(20))
 		require.NoError(t, s.Save(b))
 	}
@@ -210,6 +217,11 @@ func TestStrangeRecords(t *testing.T) {
 		}
 		for _, l := range saved.Leases {
 			k, _, err := encodeLease(l)
+			require.NoError(t, err)
+			require.Equal(t, key, k)
+		}
+		for _, a := range saved.Attachments {
+			k, _, err := encodeAttachment(a)
 			require.NoError(t, err)
 			require.Equal(t, key, k)
 		}

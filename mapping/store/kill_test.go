@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 }
 
 // Batch number n ends the leases of one group of addresses and lends them
-// anew, at second n.
+// anew, at second n, and so it does with an attachment.
 const (
 	groups    = 40
 	groupSize = 8
@@ -48,7 +48,18 @@ func numbered(n int) (b mapping.Batch) {
 		}
 		b.Leases = append(b.Leases, now)
 	}
+	b.PutAttachments = []mapping.Attachment{held(n)}
+	if n >= groups {
+		b.RemoveAttachments = []string{held(n - groups).ID}
+	}
 	return b
+}
+
+// held is the attachment of batch n.
+func held(n int) mapping.Attachment {
+	a := attached(n)
+	a.Since = time.Unix(int64(n), 0).UTC()
+	return a
 }
 
 // second is the i-th lease of batch n.
@@ -114,6 +125,12 @@ func TestKill(t *testing.T) {
 			group /= groupSize
 			want := n - (n%groups-group+groups)%groups
 			require.Equal(t, int64(want), l.Since.Unix(), "%v is of the newest batch of its group, of %d", l.IPv4, n)
+		}
+		require.Len(t, there.Attachments, min(n+1, groups))
+		for _, a := range there.Attachments {
+			of := int(a.Since.Unix())
+			require.True(t, of <= n && of > n-groups, "of batch %d at %d", of, n)
+			require.Equal(t, held(of), a)
 		}
 		if at := n - rand.IntN(min(n+1, 500)+1); at >= 0 {
 			former := history(t, s, time.Unix(int64(at), 0))

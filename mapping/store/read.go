@@ -5,16 +5,19 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 
 	"github.com/natless/natless/mapping"
 )
 
 // schema is the version of the buckets and records that this package knows. A
-// file is of schemaWhole until a range of ports is saved in it.
+// file is of schemaWhole until what needs a later one is saved in it.
 const (
-	schemaWhole = 1 // leases of whole addresses
-	schema      = 2 // and of ranges
+	schemaWhole    = 1 // leases of whole addresses
+	schemaRanges   = 2 // and of ranges
+	schemaAttached = 3 // and attachments, and labels of leases
+	schema         = schemaAttached
 )
 
 // contents is what a reading of the whole file found besides what is asked
@@ -60,7 +63,7 @@ func read(f *os.File, saved *mapping.Saved) (contents, error) {
 			got.add(record)
 			count[name]++
 			lease, err := check(name, key, payload, saved)
-			if err == nil && lease.First != 0 && c.schema == schemaWhole {
+			if err == nil && (lease.First != 0 && c.schema < schemaRanges || lease.Label != "" && c.schema < schemaAttached) {
 				err = malformed(name)
 			}
 			if err != nil || !lease.IPv6.IsValid() || !lease.Until.IsZero() {
@@ -103,7 +106,14 @@ func check(bucket string, key, payload []byte, saved *mapping.Saved) (mapping.Sa
 		}
 		return lease, err
 	case bucketHistory, bucketRanges:
-		_, err := decodePast(bucket, key, payload)
+		past, err := decodePast(bucket, key, payload)
+		past.IPv6 = netip.Addr{} // who had it has none
+		return past, err
+	case bucketAttached:
+		a, err := decodeAttachment(key, payload)
+		if err == nil && saved != nil {
+			saved.Attachments = append(saved.Attachments, a)
+		}
 		return none, err
 	case bucketEnded:
 		if n := len(key) - 8; n != addressSize && n != placeSize || len(payload) != 0 {

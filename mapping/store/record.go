@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"math"
@@ -18,14 +19,17 @@ import (
 //	meta     "schema"                    version of all this, 4 bytes
 //	         "total"                     count and sum of checksums of all records in the other buckets
 //	maps     IPv4 address, its bits      IPv6 address, its bits, label, origin
-//	leases   place                       IPv6 address, since, until, flags, last port
-//	history  IPv4 address, until         IPv6 address, since
-//	ranges   place, until                IPv6 address, since, last port: the history of ranges of ports
+//	leases   place                       IPv6 address, since, until, flags, last port, label
+//	history  IPv4 address, until         IPv6 address, since, label
+//	ranges   place, until                IPv6 address, since, last port, label: the history of ranges of ports
 //	ended    until, place                nothing: the history by time
+//	attached ID                          a mapping.Attachment as JSON
 //
 // A place is an IPv4 address or, of a range of its ports, that and the first
 // port. Only what is of a range has a last port. A file that never held a range
-// is of schema 1: it has no bucket of theirs, and natless of before reads it.
+// is of schema 1: it has no bucket of theirs, and natless of before reads it. So
+// it does one of schema 2, which never held an attachment or a lease with a
+// label, and has no bucket for the former.
 //
 // Each value is a version byte, what the table says, and a CRC-32C of bucket,
 // key and value. A lost or stale page of whole records is found by the total.
@@ -36,6 +40,8 @@ const (
 	bucketHistory = "history"
 	bucketRanges  = "ranges"
 	bucketEnded   = "ended"
+
+	bucketAttached = "attached"
 
 	keySchema = "schema"
 	keyTotal  = "total"
@@ -52,8 +58,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // dataBuckets are the buckets of a schema but bucketMeta.
 func dataBuckets(schema uint32) []string {
 	list := []string{bucketMaps, bucketLeases, bucketHistory, bucketEnded}
-	if schema > schemaWhole {
+	if schema >= schemaRanges {
 		list = append(list, bucketRanges)
+	}
+	if schema >= schemaAttached {
+		list = append(list, bucketAttached)
 	}
 	return list
 }
@@ -193,6 +202,9 @@ func encodeLease(l mapping.SavedLease) (key, payload []byte, err error) {
 	if !l.IPv6.Is6() || l.IPv6.Zone() != "" {
 		return nil, nil, fmt.Errorf("%v is not an IPv6 address without a zone", l.IPv6)
 	}
+	if len(l.Label) > mapping.MaxLabel {
+		return nil, nil, fmt.Errorf("label of %d bytes: expected at most %d", len(l.Label), mapping.MaxLabel)
+	}
 	since, err := nanos(l.Since)
 	if err != nil {
 		return nil, nil, err
@@ -216,24 +228,25 @@ func encodeLease(l mapping.SavedLease) (key, payload []byte, err error) {
 		key = binary.BigEndian.AppendUint16(key, l.First)
 		payload = binary.BigEndian.AppendUint16(payload, l.Last)
 	}
-	return key, payload, nil
+	return key, append(payload, l.Label...), nil
 }
 
 // decodePlace is what a lease of a place is of. rest is what must be left of
-// its payload: the last port, or nothing.
+// its payload: the last port of a range, and the label.
 func decodePlace(key, rest []byte) (l mapping.SavedLease, ok bool) {
 	switch {
-	case len(key) == addressSize && len(rest) == 0:
-	case len(key) == placeSize && len(rest) == 2:
+	case len(key) == addressSize:
+	case len(key) == placeSize && len(rest) >= 2:
 		l.First, l.Last = binary.BigEndian.Uint16(key[addressSize:]), binary.BigEndian.Uint16(rest)
 		if l.First == 0 || l.First > l.Last {
 			return l, false
 		}
+		rest = rest[2:]
 	default:
 		return l, false
 	}
-	l.IPv4 = netip.AddrFrom4([4]byte(key))
-	return l, true
+	l.IPv4, l.Label = netip.AddrFrom4([4]byte(key)), string(rest)
+	return l, len(rest) <= mapping.MaxLabel
 }
 
 func decodeLease(key, payload []byte) (l mapping.SavedLease, err error) {
@@ -277,6 +290,21 @@ func decodePast(bucket string, key, payload []byte) (l mapping.SavedLease, err e
 	l.Until = timeOf(binary.BigEndian.Uint64(until))
 	l.Proven = true
 	return l, nil
+}
+
+func encodeAttachment(a mapping.Attachment) (key, payload []byte, err error) {
+	if err := a.Check(); err != nil {
+		return nil, nil, fmt.Errorf("attachment: %w", err)
+	}
+	payload, err = json.Marshal(a)
+	return []byte(a.ID), payload, err
+}
+
+func decodeAttachment(key, payload []byte) (a mapping.Attachment, err error) {
+	if json.Unmarshal(payload, &a) != nil || a.ID != string(key) || a.Check() != nil {
+		return a, malformed(bucketAttached)
+	}
+	return a, nil
 }
 
 // total is the count and the sum of checksums of all records but those of

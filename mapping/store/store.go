@@ -137,7 +137,8 @@ func (s *Store) Load() (mapping.Saved, error) {
 }
 
 // Save makes a batch durable in one transaction: removals of maps first, then
-// new maps, then the leases in their order. A client has one lease at a time: a
+// new maps, then the leases in their order, then attachments that go and those
+// that come. A client has one lease at a time: a
 // new one ends what it has at another address. With an error nothing of the
 // batch is durable, and the next Save works as soon as the cause is gone. A
 // malformed batch is an error too.
@@ -210,6 +211,16 @@ func encode(b mapping.Batch) (w []write, err error) {
 		}
 		w = append(w, write{bucketLeases, key, payload})
 	}
+	for _, id := range b.RemoveAttachments {
+		w = append(w, write{bucketAttached, []byte(id), nil})
+	}
+	for _, a := range b.PutAttachments {
+		key, payload, err := encodeAttachment(a)
+		if err != nil {
+			return nil, err
+		}
+		w = append(w, write{bucketAttached, key, payload})
+	}
 	return w, nil
 }
 
@@ -251,14 +262,35 @@ func (t *transaction) run(tx *bbolt.Tx, writes []write) error {
 	return putMeta(meta, keyTotal, t.total.encode())
 }
 
-// upgrade makes the file one that holds ranges, if a record is of one.
+// upgrade makes the file one of the schema that a record needs.
 func (t *transaction) upgrade(w write) error {
-	if t.schema > schemaWhole || w.bucket != bucketLeases || len(w.key) != placeSize {
+	needs := w.needs()
+	if t.schema >= needs {
 		return nil
 	}
-	t.schema = schema
-	_, err := t.tx.CreateBucket([]byte(bucketRanges))
-	return errors.Join(err, putMeta(t.tx.Bucket([]byte(bucketMeta)), keySchema, binary.BigEndian.AppendUint32(nil, schema)))
+	there := dataBuckets(t.schema)
+	t.schema = needs
+	for _, b := range dataBuckets(needs)[len(there):] {
+		if _, err := t.tx.CreateBucket([]byte(b)); err != nil {
+			return err
+		}
+	}
+	return putMeta(t.tx.Bucket([]byte(bucketMeta)), keySchema, binary.BigEndian.AppendUint32(nil, needs))
+}
+
+// needs is the schema that a record needs at least.
+func (w write) needs() uint32 {
+	size := leaseSize
+	if len(w.key) == placeSize {
+		size += 2
+	}
+	switch {
+	case w.bucket == bucketAttached, w.bucket == bucketLeases && len(w.payload) > size:
+		return schemaAttached
+	case w.bucket == bucketLeases && len(w.key) == placeSize:
+		return schemaRanges
+	}
+	return schemaWhole
 }
 
 // write puts or deletes a record and keeps the total.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,6 +77,16 @@ func sharing(n int, since time.Time) mapping.SavedLease {
 func ended(l mapping.SavedLease, until time.Time) mapping.SavedLease {
 	l.Until = until
 	return l
+}
+
+// attached is an attachment of the n-th client.
+func attached(n int) mapping.Attachment {
+	return mapping.Attachment{
+		ID: fmt.Sprintf("4:%x", n), Target: "web", Label: "web", Namespace: "/proc/4711/ns/net", PID: 4711, Started: 12345,
+		IPv6: v6(n), IPv4: v4(n), Ports: "1024-2047", StatelessLast: 1919, Count: 2,
+		Undo: []byte(`{"a":[1,"b"]}`), Host: &mapping.HostSide{Link: "veth1", Index: 7, Made: true, Routes: []netip.Prefix{pfx("2001:db8::/64")}},
+		Since: past(n), Boot: "boot", Seen: "1 2 3",
+	}
 }
 
 func leases(l ...mapping.SavedLease) mapping.Batch { return mapping.Batch{Leases: l} }
@@ -194,25 +205,31 @@ func TestMalformedBatch(t *testing.T) {
 	s := open(t, t.TempDir())
 	good := lent(1, past(1))
 	for name, spoil := range map[string]func(*mapping.Batch){
-		"IPv4 of a lease":     func(b *mapping.Batch) { b.Leases[1].IPv4 = v6(1) },
-		"no IPv4 of a lease":  func(b *mapping.Batch) { b.Leases[1].IPv4 = netip.Addr{} },
-		"IPv6 of a lease":     func(b *mapping.Batch) { b.Leases[1].IPv6 = v4(1) },
-		"a zone":              func(b *mapping.Batch) { b.Leases[1].IPv6 = addr("fe80::1%eth0") },
-		"no time":             func(b *mapping.Batch) { b.Leases[1].Since = time.Time{} },
-		"a time far away":     func(b *mapping.Batch) { b.Leases[1].Until = time.Unix(1<<40, 0) },
-		"IPv4 of a map":       func(b *mapping.Batch) { b.PutMaps[0].IPv4 = pfx("::/0") },
-		"IPv6 of a map":       func(b *mapping.Batch) { b.PutMaps[0].IPv6 = pfx("0.0.0.0/0") },
-		"a map to be removed": func(b *mapping.Batch) { b.RemoveMaps[0] = netip.Prefix{} },
+		"IPv4 of a lease":      func(b *mapping.Batch) { b.Leases[1].IPv4 = v6(1) },
+		"no IPv4 of a lease":   func(b *mapping.Batch) { b.Leases[1].IPv4 = netip.Addr{} },
+		"IPv6 of a lease":      func(b *mapping.Batch) { b.Leases[1].IPv6 = v4(1) },
+		"a zone":               func(b *mapping.Batch) { b.Leases[1].IPv6 = addr("fe80::1%eth0") },
+		"no time":              func(b *mapping.Batch) { b.Leases[1].Since = time.Time{} },
+		"a time far away":      func(b *mapping.Batch) { b.Leases[1].Until = time.Unix(1<<40, 0) },
+		"IPv4 of a map":        func(b *mapping.Batch) { b.PutMaps[0].IPv4 = pfx("::/0") },
+		"IPv6 of a map":        func(b *mapping.Batch) { b.PutMaps[0].IPv6 = pfx("0.0.0.0/0") },
+		"a map to be removed":  func(b *mapping.Batch) { b.RemoveMaps[0] = netip.Prefix{} },
+		"a long label":         func(b *mapping.Batch) { b.Leases[1].Label = strings.Repeat("x", mapping.MaxLabel+1) },
+		"an attachment's ID":   func(b *mapping.Batch) { b.PutAttachments[0].ID = "4" },
+		"an attachment's undo": func(b *mapping.Batch) { b.PutAttachments[0].Undo = []byte("{") },
 	} {
 		b := mapping.Batch{
 			Leases:     []mapping.SavedLease{good, lent(3, past(1))},
 			PutMaps:    []mapping.Map{{IPv4: pfx("192.0.2.0/24"), IPv6: pfx("2001:db8::/96")}},
 			RemoveMaps: []netip.Prefix{pfx("192.0.2.1/32")},
+
+			PutAttachments: []mapping.Attachment{attached(1)},
 		}
 		spoil(&b)
 		require.Error(t, s.Save(b), name)
 		require.Empty(t, load(t, s).Maps, name)
 		require.Empty(t, load(t, s).Leases, name)
+		require.Empty(t, load(t, s).Attachments, name)
 	}
 }
 
@@ -323,6 +340,8 @@ func TestModel(t *testing.T) {
 		defer func() { s.Close() }()
 		lent := rapid.SampledFrom([]func(int, time.Time) mapping.SavedLease{lent, sharing}).Draw(t, "kind")
 		saved, gone, all := map[int]mapping.SavedLease{}, map[string]mapping.SavedLease{}, map[netip.Prefix]mapping.Map{}
+		held := map[string]mapping.Attachment{}
+		labels := rapid.SampledFrom([]string{"", "web", strings.Repeat("é", mapping.MaxLabel/2)})
 		clock := 0
 		for range rapid.IntRange(1, 12).Draw(t, "batches") {
 			var b mapping.Batch
@@ -339,6 +358,7 @@ func TestModel(t *testing.T) {
 				} else {
 					l = lent(n, past(clock))
 					l.Proven = false
+					l.Label = labels.Draw(t, "label")
 				}
 				saved[n] = l
 				b.Leases = append(b.Leases, l)
@@ -357,6 +377,17 @@ func TestModel(t *testing.T) {
 					b.PutMaps = append(b.PutMaps, m)
 				}
 			}
+			for _, n := range rapid.SliceOfNDistinct(rapid.IntRange(0, 20), 0, 3, rapid.ID).Draw(t, "attachments") {
+				a := attached(n)
+				a.Undo = []byte(`"` + strings.Repeat("x", rapid.IntRange(0, 20000).Draw(t, "undo")) + `"`)
+				if _, there := held[a.ID]; there && rapid.Bool().Draw(t, "detach") {
+					delete(held, a.ID)
+					b.RemoveAttachments = append(b.RemoveAttachments, a.ID)
+				} else {
+					held[a.ID] = a
+					b.PutAttachments = append(b.PutAttachments, a)
+				}
+			}
 			require.NoError(t, s.Save(b))
 			if rapid.Bool().Draw(t, "restart") {
 				require.NoError(t, s.Close())
@@ -372,6 +403,10 @@ func TestModel(t *testing.T) {
 			require.Len(t, got.Maps, len(all))
 			for _, m := range got.Maps {
 				require.Equal(t, all[m.IPv4], m)
+			}
+			require.Len(t, got.Attachments, len(held))
+			for _, a := range got.Attachments {
+				require.Equal(t, held[a.ID], a)
 			}
 			at := rapid.IntRange(0, clock+1).Draw(t, "at")
 			var want []mapping.SavedLease
@@ -468,7 +503,8 @@ func TestAtOnce(t *testing.T) {
 }
 
 // TestFileOfBefore reads a file that natless wrote before it knew ranges. It
-// stays readable for that one until a range is saved.
+// stays readable for that one until a range is saved, and then for one that
+// knows no attachments until one of those is.
 func TestFileOfBefore(t *testing.T) {
 	packed, err := os.Open("testdata/schema1.db.gz")
 	require.NoError(t, err)
@@ -508,7 +544,13 @@ func TestFileOfBefore(t *testing.T) {
 	require.NoError(t, s.Save(leases(first, second)))
 	require.NoError(t, s.Save(leases(ended(first, day(6)))))
 	inFile, known = versions()
-	require.Equal(t, []uint32{schema, schema}, []uint32{inFile, known})
+	require.Equal(t, []uint32{schemaRanges, schemaRanges}, []uint32{inFile, known})
+	require.Error(t, s.Save(mapping.Batch{Leases: leases(first).Leases, PutAttachments: []mapping.Attachment{{}}}))
+	a := attached(1)
+	require.NoError(t, s.Save(mapping.Batch{PutAttachments: []mapping.Attachment{a}}))
+	want.Attachments = []mapping.Attachment{a}
+	inFile, known = versions()
+	require.Equal(t, []uint32{schemaAttached, schemaAttached}, []uint32{inFile, known})
 	require.NoError(t, s.Close())
 
 	s, err = Open(dir, 100*365*24*time.Hour, quiet)
@@ -556,7 +598,7 @@ func TestNewerSchemaIsLeftAlone(t *testing.T) {
 	require.NoError(t, err)
 
 	_, err = Open(dir, month, quiet)
-	require.EqualError(t, err, fmt.Sprintf("open state: %s: its schema is version 3, made by a newer natless; this one knows version 2: use the newer one, or another state.dir", path))
+	require.EqualError(t, err, fmt.Sprintf("open state: %s: its schema is version 4, made by a newer natless; this one knows version 3: use the newer one, or another state.dir", path))
 	after, err := os.ReadFile(path)
 	require.NoError(t, err)
 	assert.True(t, bytes.Equal(before, after))

@@ -1,0 +1,179 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/mapping"
+)
+
+const (
+	lendTime = 10 * time.Second // until a lease that is asked for must be durable
+	lookTime = 2 * time.Second  // between two looks at what is attached
+)
+
+// Lend makes a lease on demand. One that an attachment pins which is gone, but
+// was not yet looked at, must not be taken for it: it is about to end.
+func (d *daemon) Lend(client netip.Addr, label, by string) (mapping.Lease, error) {
+	if d.attaching.TryLock() { // or somebody else sees to it
+		d.detachGone()
+		d.attaching.Unlock()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), lendTime)
+	defer cancel()
+	return d.table.Lend(ctx, client, label, by)
+}
+
+// Attachments are those that are not known to be gone: the number of a
+// namespace may be another's by now.
+func (d *daemon) Attachments() iter.Seq[any] {
+	return control.Each(slices.Values(slices.DeleteFunc(d.table.Attachments(), gone)))
+}
+
+// Attach records an attachment, with what the daemon sees of its target.
+func (d *daemon) Attach(a mapping.Attachment, by string) (mapping.Attachment, error) {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	a.Boot = boot()
+	a.Seen, _ = sight(a) // if it cannot be seen, the answer says so
+	return d.table.Attach(a, by)
+}
+
+func (d *daemon) Detach(id, by string) (mapping.Attachment, error) {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	return d.table.Detach(id, by)
+}
+
+// watchAttachments detaches what has gone away, also while natless did not run.
+func (d *daemon) watchAttachments(ctx context.Context) {
+	look := func() {
+		d.attaching.Lock()
+		defer d.attaching.Unlock()
+		d.detachGone()
+	}
+	look()
+	every(ctx, lookTime, look)
+}
+
+// detachGone detaches what is gone. With it its namespace has gone, and all that
+// was set up inside; what was made on the host for it is removed here. attaching
+// must be held.
+func (d *daemon) detachGone() {
+	for _, a := range d.table.Attachments() {
+		if !gone(a) {
+			continue
+		}
+		err := clearHost(a.Host)
+		if err == nil {
+			_, err = d.table.Detach(a.ID, "its target is gone")
+		}
+		if err == nil {
+			d.log.Info("detached: the target is gone", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
+			delete(d.stuck, a.ID)
+		} else if !d.stuck[a.ID] {
+			d.log.Warn("a target is gone and cannot be detached yet", "target", a.Target, "label", a.Label, "error", err)
+			d.stuck[a.ID] = true
+		}
+	}
+}
+
+// gone reports whether a target is not there any more. Of one that was not seen
+// when it was attached that can be told only after the host was started anew.
+func gone(a mapping.Attachment) bool {
+	if now := boot(); now != "" && a.Boot != "" && now != a.Boot {
+		return true
+	}
+	if a.Seen == "" {
+		return false
+	}
+	seen, err := sight(a)
+	return errors.Is(err, errGone) || err == nil && seen != a.Seen
+}
+
+// boot tells one start of the host from the others; "" if that is not known.
+func boot() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return string(bytes.TrimSpace(id))
+}
+
+func clearHost(h *mapping.HostSide) error {
+	if h == nil {
+		return nil
+	}
+	return hostnet.ClearLink(h.Link, h.Index, h.Made, h.Routes)
+}
+
+// errGone is for a target that is not there.
+var errGone = errors.New("it is gone")
+
+// sight is by what the target of an attachment is known again, as long as the
+// host runs: numbers of processes and of namespaces are used again soon. It
+// needs no privileges, and does not look into /proc/PID/ns, which does. The
+// error is errGone, or why nothing can be told.
+func sight(a mapping.Attachment) (string, error) {
+	if a.PID != 0 {
+		return processSight(a)
+	}
+	return fileSight(a)
+}
+
+// fileSight is the namespace's file and when it came to be.
+func fileSight(a mapping.Attachment) (string, error) {
+	var s unix.Stat_t
+	switch err := unix.Stat(a.Namespace, &s); {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return "", errGone
+	case err != nil:
+		return "", fmt.Errorf("stat %s: %w", a.Namespace, err)
+	case fmt.Sprintf("%x:%x", s.Dev, s.Ino) != a.ID:
+		return "", errGone // what is there is not it
+	}
+	return fmt.Sprintf("file %d.%09d", s.Ctim.Sec, s.Ctim.Nsec), nil
+}
+
+// processSight is the process and when it started.
+func processSight(a mapping.Attachment) (string, error) {
+	name := fmt.Sprintf("/proc/%d/stat", a.PID)
+	stat, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return "", errGone
+	}
+	if err != nil {
+		return "", err
+	}
+	state, started, err := parseStat(string(stat))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%s: %w", name, err)
+	case started != a.Started, state == "Z", state == "X":
+		return "", errGone
+	}
+	return fmt.Sprintf("process %d %d", a.PID, started), nil
+}
+
+// parseStat is the state of a process and field 22, when it started in ticks
+// since the host did. The second field is a name in parentheses, which may
+// contain anything.
+func parseStat(stat string) (state string, started uint64, err error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 20 {
+		return "", 0, errors.New("expected more fields")
+	}
+	started, err = strconv.ParseUint(fields[19], 10, 64)
+	return fields[0], started, err
+}

@@ -1,0 +1,124 @@
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping"
+)
+
+func TestParseStat(t *testing.T) {
+	for stat, want := range map[string]uint64{
+		"7 (a) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 12345 9 9":            12345,
+		"7 (a) R) Z (b) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 12345 9 9\n": 12345,
+	} {
+		state, started, err := parseStat(stat)
+		require.NoError(t, err)
+		assert.Equal(t, "S", state)
+		assert.Equal(t, want, started)
+	}
+	for _, stat := range []string{"", "7 (a) S 1 7", "7 (a) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 x 9 9"} {
+		_, _, err := parseStat(stat)
+		assert.Error(t, err, stat)
+	}
+}
+
+// startOf is when a process started, by its own reading of the file.
+func startOf(t *testing.T, pid int) uint64 {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	require.NoError(t, err)
+	_, started, err := parseStat(string(stat))
+	require.NoError(t, err)
+	return started
+}
+
+// A process is there until it has ended, also while nobody has heard of its
+// end, and is not one that has its number later.
+func TestSightOfProcess(t *testing.T) {
+	c := exec.Command("sleep", "60")
+	require.NoError(t, c.Start())
+	a := mapping.Attachment{PID: c.Process.Pid, Started: startOf(t, c.Process.Pid), Namespace: "/nowhere"}
+	first, err := sight(a)
+	require.NoError(t, err)
+	again, err := sight(a)
+	require.NoError(t, err)
+	assert.Equal(t, first, again)
+	other := a
+	other.Started++
+	_, err = sight(other)
+	assert.ErrorIs(t, err, errGone)
+
+	require.NoError(t, c.Process.Kill())
+	for begun := time.Now(); err == nil && time.Since(begun) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+		_, err = sight(a)
+	}
+	assert.ErrorIs(t, err, errGone, "a zombie has left its namespace")
+	require.Error(t, c.Wait())
+	_, err = sight(a)
+	assert.ErrorIs(t, err, errGone)
+}
+
+func TestGone(t *testing.T) {
+	a := mapping.Attachment{PID: os.Getpid(), Started: startOf(t, os.Getpid()), Boot: boot()}
+	require.NotEmpty(t, a.Boot)
+	seen, err := sight(a)
+	require.NoError(t, err)
+	a.Seen = seen
+	assert.False(t, gone(a))
+	other := a
+	other.Started++
+	assert.True(t, gone(other))
+	other.Seen = ""
+	assert.False(t, gone(other), "it was never seen")
+	other.Boot = "another"
+	assert.True(t, gone(other), "nor can it be there")
+}
+
+// A file that is not the namespace is none that was seen, nor is one that has
+// its number and came to be later.
+func TestSightOfFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "web")
+	a := mapping.Attachment{ID: "4:f0000123", Namespace: name}
+	_, err := sight(a)
+	assert.ErrorIs(t, err, errGone)
+	require.NoError(t, os.WriteFile(name, nil, 0o600))
+	_, err = sight(a)
+	assert.ErrorIs(t, err, errGone)
+	var s unix.Stat_t
+	require.NoError(t, unix.Stat(name, &s))
+	a.ID = fmt.Sprintf("%x:%x", s.Dev, s.Ino)
+	seen, err := sight(a)
+	require.NoError(t, err)
+	again, err := sight(a)
+	require.NoError(t, err)
+	assert.Equal(t, seen, again)
+	for begun := time.Now(); again == seen && time.Since(begun) < 10*time.Second; time.Sleep(time.Millisecond) {
+		require.NoError(t, os.Chmod(name, 0o400)) // which changes the time
+		again, err = sight(a)
+		require.NoError(t, err)
+	}
+	assert.NotEqual(t, seen, again)
+	a.Namespace = name + "/further"
+	_, err = sight(a)
+	assert.ErrorIs(t, err, errGone)
+}
+
+func TestLostByReload(t *testing.T) {
+	v6 := netip.MustParseAddr("2001:db8::5")
+	ended := []mapping.Lease{
+		{IPv4: netip.MustParseAddr("192.0.2.7"), IPv6: v6, Pinned: true},
+		{IPv4: netip.MustParseAddr("192.0.2.8"), IPv6: v6.Next()},
+	}
+	assert.Equal(t, []string{"the attachment of web has lost 192.0.2.7: no pool has that for 2001:db8::5 any more: attach it again"},
+		lostByReload(ended, []mapping.Attachment{{Target: "web", IPv6: v6}, {Target: "db", IPv6: v6.Prev()}}))
+}

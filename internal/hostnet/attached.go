@@ -1,0 +1,43 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ClearLink removes what was made for an attached namespace on a link, which
+// must still have its name and its index: the link itself, if it was made too
+// and is one end of a veth pair, or else routes over it. What is gone already is
+// no error.
+func ClearLink(name string, index int, made bool, routes []netip.Prefix) error {
+	link, err := netlink.LinkByIndex(index)
+	var none netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &none) || err == nil && link.Attrs().Name != name:
+		return nil
+	case err != nil:
+		return fmt.Errorf("looking for link %s: %w", name, err)
+	}
+	if made {
+		if link.Type() != "veth" {
+			return nil
+		}
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("removing link %s: %w", name, err)
+		}
+		return nil
+	}
+	for _, p := range routes {
+		dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+		err := netlink.RouteDel(&netlink.Route{LinkIndex: index, Dst: dst})
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("removing the route to %v over %s: %w", p, name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+// Package snippets says a configuration of natless in the words of other
+// programs, for those who run them already and have them tell clients of pref64,
+// or synthesise addresses with it, in natless's place. It stands beside the way
+// of a packet: `natless check --snippets` prints it.
+package snippets
+
+import (
+	"embed"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/ra"
+)
+
+// never and private are the IPv4 that natless does not translate behind pref64,
+// always and unless private_ipv4 allows it. What maps and pools make of it is
+// between clients, and in no name server's answers.
+var (
+	never   = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
+	private = prefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+)
+
+func prefixes(texts ...string) (list []netip.Prefix) {
+	for _, t := range texts {
+		list = append(list, netip.MustParsePrefix(t))
+	}
+	return list
+}
+
+func refused(allowPrivate bool) []netip.Prefix {
+	if allowPrivate {
+		return never
+	}
+	return slices.Concat(never, private)
+}
+
+// Names are the programs, in the order of Write.
+var Names = []string{"systemd-networkd", "radvd", "unbound", "bind", "coredns"}
+
+//go:embed *.conf
+var files embed.FS
+
+var templates = template.Must(template.New("").Funcs(template.FuncMap{"join": strings.Join}).ParseFS(files, "*.conf"))
+
+// values are what the templates say.
+type values struct {
+	Pref64     netip.Prefix
+	Interfaces []string         // with clients; never empty
+	Lifetime   int64            // seconds
+	Interval   int64            // seconds, the longest from one advertisement to the next
+	Listen     []netip.AddrPort // of the resolver; empty: where it listens anyway
+	Exclude    []netip.Prefix
+	Default    bool           // Exclude is what resolvers exclude anyway
+	Refused    []netip.Prefix // IPv4 that is not reached through pref64
+}
+
+// Write writes what each program is to have in its configuration. It is an
+// error that a configuration has no pref64.
+func Write(out io.Writer, c *config.Config) error {
+	for i, name := range Names {
+		if i > 0 {
+			fmt.Fprintln(out)
+		}
+		if err := WriteOne(out, c, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteOne writes what one program of Names is to have.
+func WriteOne(out io.Writer, c *config.Config, name string) error {
+	v, err := read(c)
+	if err != nil {
+		return err
+	}
+	return templates.ExecuteTemplate(out, name+".conf", v)
+}
+
+func read(c *config.Config) (v values, err error) {
+	if !c.Translation.Pref64.IsValid() {
+		return v, fmt.Errorf("writing snippets: the configuration has no translation.pref64, and they are about nothing else")
+	}
+	_, most := ra.Interval(c.RA.Lifetime)
+	v = values{
+		Pref64: c.Translation.Pref64, Interfaces: c.RA.Interfaces,
+		Lifetime: seconds(ra.Rounded(c.RA.Lifetime)), Interval: seconds(most),
+		Exclude: c.DNS64.Exclude, Default: slices.Equal(c.DNS64.Exclude, config.Default().DNS64.Exclude),
+		Refused: refused(c.AllowPrivate()),
+	}
+	if len(v.Interfaces) == 0 {
+		v.Interfaces = []string{"eth1"}
+	}
+	for _, l := range c.DNS64.Listen {
+		at, err := netip.ParseAddrPort(l)
+		if err != nil {
+			return v, fmt.Errorf("writing snippets: dns64.listen: %w", err)
+		}
+		v.Listen = append(v.Listen, at)
+	}
+	return v, nil
+}
+
+// Each is the same for each address that the resolver listens on apart.
+func (v values) Each() []values {
+	if len(v.Listen) == 0 {
+		return []values{v}
+	}
+	var list []values
+	for i := range v.Listen {
+		list = append(list, v)
+		list[i].Listen = v.Listen[i : i+1]
+	}
+	return list
+}
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
