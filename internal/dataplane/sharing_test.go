@@ -654,3 +654,59 @@ func TestSharedClientHeld(t *testing.T) {
 	assert.Zero(t, c.Held)
 	assert.EqualValues(t, []uint64{3, 2, 0}, []uint64{c.Verdicts[translate.OK], c.Verdicts[translate.Hairpin], c.Verdicts[translate.FragmentPending]})
 }
+
+// TestSteady: of a flow under way the table of sessions hears once a second,
+// and of whatever changes one at once, though both workers remember.
+func TestSteady(t *testing.T) {
+	r := newSharingRig(t, nil).acquaint(t)
+	passed := func(packet []byte) (s packetSeen) {
+		t.Helper()
+		for range 2 {
+			r.workers[0], r.workers[1] = r.workers[1], r.workers[0]
+			for range 2 {
+				s = r.passes(t, packet, translate.OK)
+			}
+		}
+		return s
+	}
+	state := func() (s conntrack.Session) {
+		for s = range r.sessions.Sessions(addr(amy6), r.tick) {
+			if s.Protocol == protoTCP {
+				return s
+			}
+		}
+		return s
+	}
+	out := whole(amy6, 80, server6, 80, protoTCP, flagACK, nil)
+	external := passed(whole(amy6, 80, server6, 80, protoTCP, flagSYN, nil)).src.Port()
+	passed(whole(server4, 80, shared4, external, protoTCP, flagSYN|flagACK, nil))
+	passed(out)
+	assert.Equal(t, "established", state().State.String())
+	r.pass(100)
+	assert.EqualValues(t, 100, state().Idle)
+	passed(out)
+	assert.Zero(t, state().Idle, "every second it is heard of")
+	r.passes(t, whole(server4, 80, shared4, external, protoTCP, flagRST, nil), translate.OK)
+	assert.Equal(t, "trans", state().State.String())
+	passed(out)
+	assert.Equal(t, "established", state().State.String(), "it was no end")
+	r.passes(t, whole(amy6, 80, server6, 80, protoTCP, flagFIN|flagACK, nil), translate.OK)
+	assert.Equal(t, "v6_fin", state().State.String())
+
+	// To another server, and what it answers, is another connection.
+	passed(whole(amy6, 80, remote6, 80, protoTCP, flagSYN, nil))
+	passed(whole(amy6, 80, remote6, 80, protoTCP, flagACK, nil))
+	assert.Equal(t, 2, r.sessions.Len())
+
+	id := passed(whole(amy6, 7, server6, 0, protoICMP, echoRequest, nil)).src.Port()
+	udp := passed(whole(amy6, 7, server6, 53, protoUDP, 0, nil)).src.Port()
+	passed(whole(server4, 53, shared4, udp, protoUDP, 0, nil)).between(t, server6, 53, amy6, 7)
+	passed(whole(server4, id, shared4, 0, protoICMP, echoReply, nil)).between(t, server6, 7, amy6, 7)
+	r.sessions.End(addr(amy6))
+	for range 2 {
+		r.workers[0], r.workers[1] = r.workers[1], r.workers[0]
+		r.stops(t, out, translate.NotSYN)
+		r.stops(t, whole(server4, 53, shared4, udp, protoUDP, 0, nil), translate.NoSession)
+		r.stops(t, whole(server4, id, shared4, 0, protoICMP, echoReply, nil), translate.NoSession)
+	}
+}
