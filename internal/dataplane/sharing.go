@@ -133,7 +133,7 @@ func (t *Translator) out(r *mapping.Range, tick uint32) translate.Verdict {
 		return translate.SCTPFragment
 	}
 	flags := p.TCPFlags()
-	q := question{r, number4(t.to.Dst), tick, t.to.SrcPort, t.to.DstPort, p.Flow.Proto, true}
+	q := ask(r, t.to.Dst, t.to.DstPort, t.to.SrcPort, p.Flow.Proto, true, tick)
 	if port, ok := t.steady.find(&q, flags); ok {
 		t.to.SrcPort = port
 		if p.Flow.Proto == protoICMPv6 { // whose identifier is both
@@ -160,7 +160,7 @@ func (t *Translator) in(r *mapping.Range, tick uint32) translate.Verdict {
 		return translate.SCTPFragment
 	}
 	f, flags := &p.Flow, p.TCPFlags()
-	q := question{r, number4(f.Src), tick, f.DstPort, f.SrcPort, f.Proto, false}
+	q := ask(r, f.Src, f.SrcPort, f.DstPort, f.Proto, false, tick)
 	if port, ok := t.steady.find(&q, flags); ok {
 		t.to.DstPort = port
 		if f.Proto == protoICMP {

@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"encoding/binary"
-	"math/bits"
 	"net/netip"
 	"sync/atomic"
 
@@ -18,7 +17,7 @@ type steady [1 << steadyBits][2]passage
 
 // steadyBits makes room for some thousand flows. Of those that collide the last
 // two stay.
-const steadyBits = 11
+const steadyBits = 12
 
 type passage struct {
 	question
@@ -27,14 +26,21 @@ type passage struct {
 	port    uint16 // which the session gives
 }
 
-// question is all that what a session makes of a packet depends on.
+// question is all that what a session makes of a packet depends on, in words
+// that are quick to compare.
 type question struct {
-	r                 *mapping.Range
-	remote            uint32
-	tick              uint32
-	local, remotePort uint16 // local as it was in the packet
-	proto             uint8
-	out               bool
+	r    *mapping.Range
+	who  uint64 // the remote's address and port, and the port that the session is to change
+	when uint64 // tick, protocol and direction
+}
+
+func ask(r *mapping.Range, remote netip.Addr, remotePort, port uint16, proto uint8, out bool, tick uint32) question {
+	b := remote.As4()
+	q := question{r, uint64(binary.BigEndian.Uint32(b[:]))<<32 | uint64(remotePort)<<16 | uint64(port), uint64(tick)<<9 | uint64(proto)<<1}
+	if out {
+		q.when |= 1
+	}
+	return q
 }
 
 // unsteady are the flags of TCP that do something to a session.
@@ -42,8 +48,7 @@ const unsteady = 0x01 | 0x02 | 0x04 // FIN, SYN, RST
 
 // at is the only place for what is asked.
 func (s *steady) at(q *question) *[2]passage {
-	h := uint64(q.remote)<<32 | uint64(q.remotePort)<<16 | uint64(q.local)
-	h ^= bits.RotateLeft64(uint64(q.r.First)<<32|uint64(number4(q.r.IPv4)), 17)
+	h := q.who ^ uint64(q.r.First)<<48 ^ q.when<<55 // of which the tick falls off
 	return &s[h*0x9e3779b97f4a7c15>>(64-steadyBits)]
 }
 
@@ -71,9 +76,4 @@ func (s *steady) keep(q *question, flags uint8, changes *atomic.Uint32, count ui
 		set[1] = set[0]
 	}
 	set[0] = passage{*q, changes, count, port}
-}
-
-func number4(a netip.Addr) uint32 {
-	b := a.As4()
-	return binary.BigEndian.Uint32(b[:])
 }
