@@ -61,6 +61,9 @@ func checkHost(out io.Writer, c *config.Config) error {
 	if err != nil {
 		return err
 	}
+	if dns64 := c.DNS64.String(); dns64 != "" {
+		report.Actions = append(report.Actions, "answer as "+dns64)
+	}
 	sends, warnings := daemon.Advertisements(c).Check()
 	report.Actions = append(report.Actions, sends...)
 	report.Warnings = slices.Concat(report.Warnings, warnings, c.Warnings(), c.Notes())

@@ -66,7 +66,7 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 	cmd.AddCommand(
 		runCommand(), checkCommand(), reloadCommand(), downCommand(),
 		statusCommand(), statsCommand(), mapCommand(), leaseCommand(), sessionCommand(),
-		traceCommand(), pcapCommand(),
+		traceCommand(), dnsCommand(), pcapCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)
 	return cmd

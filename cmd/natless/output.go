@@ -83,7 +83,7 @@ func (r *rows) add(cells ...any) {
 
 func (r *rows) flush() error { return r.w.Flush() }
 
-func texts(cells []any) []string {
+func texts[T any](cells []T) []string {
 	text := make([]string, len(cells))
 	for i, c := range cells {
 		text[i] = fmt.Sprint(c)

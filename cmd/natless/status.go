@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -106,6 +107,16 @@ func tabulateStatus(r *rows, s control.Status) {
 	}
 	r.add("state", state)
 	r.add("revision", s.Revision)
+	if d := s.DNS64; d != nil {
+		r.add("DNS64", fmt.Sprintf("%s; %d queries, %d answers synthesised, %d of others refused", said(d.Listen), d.Queries, d.Synthesised, d.Refused))
+		for _, u := range d.Upstreams {
+			state := ""
+			if u.Failing {
+				state = ", does not answer"
+			}
+			r.add("upstream", u.Address.String()+state)
+		}
+	}
 	r.add("refused", strings.Join(s.Refused, "; "))
 	for _, w := range s.Warnings {
 		r.add("warning", w)
@@ -192,3 +203,5 @@ func explanation(v translate.Verdict) string {
 	}
 	return fmt.Sprintf("%s (%s)", info.Advice, basis)
 }
+
+func said(list []netip.AddrPort) string { return strings.Join(texts(list), ", ") }

@@ -51,27 +51,18 @@ func (c *Config) check(r *report) {
 	c.checkPools(r)
 	c.checkControl(r)
 	c.checkState(r)
+	c.checkDNS64(r)
 	c.checkRA(r)
 }
 
 // checkNotYet refuses what the contract names and this version does not do: no
 // key is read and then ignored.
 func (c *Config) checkNotYet(r *report) {
-	refuse := func(path, what string) {
-		if _, ok := c.given[path]; ok {
-			r.add(path, "this version does not have %s: leave the key out", what)
-		}
-	}
 	for i, p := range c.Pools {
 		if p.Mode == "stateful" {
 			r.add(element("pool", i)+".mode", `stateful: this version does not have it: expected "one-to-one" or "port-range"`)
 		}
 	}
-	if len(c.DNS64.Listen) > 0 {
-		refuse("dns64.listen", "DNS64")
-	}
-	refuse("dns64.upstreams", "DNS64")
-	refuse("dns64.exclude", "DNS64")
 }
 
 func (c *Config) checkDevice(r *report) {
@@ -391,6 +382,38 @@ func (c *Config) checkState(r *report) {
 	}
 	if h := c.State.History; h > 0 && h < time.Second {
 		r.add("state.history", `%s: expected "0" or at least 1s`, formatDuration(h))
+	}
+}
+
+// checkDNS64 looks at whom the name server listens to and asks. Zero addresses
+// are those that could not be read.
+func (c *Config) checkDNS64(r *report) {
+	d := c.DNS64
+	for i, a := range d.Listen {
+		path := element("dns64.listen", i)
+		switch {
+		case a.Addr().IsUnspecified():
+			r.add(path, "%v: every address of the host, those on its uplinks among them: expected the addresses that clients are told of", a)
+		case a.Addr().IsLinkLocalUnicast(), a.Addr().IsMulticast():
+			r.add(path, "%v: expected an address that clients can ask from any link", a)
+		case a.IsValid() && slices.Contains(d.Listen[:i], a):
+			r.add(path, "%v: given twice", a)
+		case c.Translation.Pref64.Contains(a.Addr()):
+			r.add(path, "%v: lies in pref64, %v: expected an address of the host", a, c.Translation.Pref64)
+		case a.IsValid() && (a.Addr() == c.OwnIPv4() || a.Addr() == c.Translation.IPv6):
+			r.add(path, "%v: natless's own address, which is translated and on no link: expected an address of the host", a)
+		}
+	}
+	for i, a := range d.Upstreams {
+		path := element("dns64.upstreams", i)
+		switch {
+		case a.Addr().IsUnspecified(), a.Addr().IsMulticast():
+			r.add(path, "%v: expected the address of a resolver", a)
+		case a.IsValid() && slices.Contains(d.Listen, a):
+			r.add(path, "%v: is in dns64.listen: natless would ask itself", a)
+		case a.IsValid() && slices.Contains(d.Upstreams[:i], a):
+			r.add(path, "%v: given twice", a)
+		}
 	}
 }
 

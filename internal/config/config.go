@@ -129,11 +129,11 @@ type Log struct {
 	Format string `toml:"format" enum:"auto text json"`
 }
 
-// DNS64 is the resolver that makes AAAA answers.
+// DNS64 is the name server for IPv6-only clients.
 type DNS64 struct {
-	Listen    []string       `toml:"listen"`
-	Upstreams []string       `toml:"upstreams"`
-	Exclude   []netip.Prefix `toml:"exclude" ip:"6 mapped"`
+	Listen    []netip.AddrPort `toml:"listen"`    // none: off
+	Upstreams []netip.AddrPort `toml:"upstreams"` // none: the host's own resolvers
+	Exclude   []netip.Prefix   `toml:"exclude" ip:"6 mapped"`
 }
 
 // RA is router advertisements with PREF64 (RFC 8781).

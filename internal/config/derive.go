@@ -259,3 +259,23 @@ func (c *Config) Options(deviceMTU int) translate.Options {
 		ZeroTOS:       t.TrafficClass == "zero",
 	}
 }
+
+// String says what the name server does; "" when there is none.
+func (d DNS64) String() string {
+	if len(d.Listen) == 0 {
+		return ""
+	}
+	upstreams := "the host's own resolvers"
+	if len(d.Upstreams) > 0 {
+		upstreams = joined(d.Upstreams)
+	}
+	return fmt.Sprintf("DNS64 at %s, asking %s", joined(d.Listen), upstreams)
+}
+
+func joined(list []netip.AddrPort) string {
+	text := make([]string, len(list))
+	for i, a := range list {
+		text[i] = a.String()
+	}
+	return strings.Join(text, ", ")
+}

@@ -26,7 +26,7 @@ var restarts = map[string]bool{
 	"control.socket": true, "control.group": true,
 	"state.dir": true, "state.history": false,
 	"log.level": false, "log.format": true,
-	"dns64.listen": true, "dns64.upstreams": true, "dns64.exclude": true,
+	"dns64.listen": true, "dns64.upstreams": false, "dns64.exclude": false,
 	"ra.interfaces": false, "ra.lifetime": false,
 }
 
@@ -48,6 +48,8 @@ func other(t *testing.T, v reflect.Value) {
 		*p = netip.MustParsePrefix("203.0.113.99/32")
 	case *[]netip.Prefix:
 		*p = append(*p, netip.MustParsePrefix("203.0.113.99/32"))
+	case *[]netip.AddrPort:
+		*p = append(*p, netip.MustParseAddrPort("[2001:db8::53]:53"))
 	case *[]string:
 		*p = append(*p, "x")
 	case *[]Client:

@@ -18,7 +18,7 @@ type Flags struct {
 	set *pflag.FlagSet
 
 	device, pref64, poolMode, masquerade, firewall, onExit, offload, socket, stateDir string
-	maps, pools, clients                                                              []string
+	maps, pools, clients, dns64                                                       []string
 	queues                                                                            int
 }
 
@@ -38,6 +38,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVar(&f.onExit, "on-exit", d.Network.OnExit, "what a clean stop leaves on the host: remove (nothing) or keep (for a restart that interrupts no flow)")
 	set.StringVar(&f.offload, "offload", d.Device.Offload, "GSO and checksum offloads of the device: auto or off")
 	set.IntVar(&f.queues, "queues", d.Device.Queues, "queues of the device; 0: one per CPU, at most 8")
+	set.StringSliceVar(&f.dns64, "dns64", nil, "answer DNS queries of clients at this address of the host, with AAAA records made of A records (repeatable)")
 	f.RegisterSocket(set)
 	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": leases are in memory`)
 }
@@ -81,6 +82,7 @@ func (f *Flags) Apply(c *Config) error {
 	put("pref64", "translation", &c.Translation, "pref64", f.pref64)
 	put("socket", "control", &c.Control, "socket", f.socket)
 	put("state-dir", "state", &c.State, "dir", f.stateDir)
+	put("dns64", "dns64", &c.DNS64, "listen", anys(f.dns64))
 	for _, m := range f.maps {
 		path := element("map", len(c.Maps))
 		d.flag = "--map " + m
@@ -102,14 +104,20 @@ func (f *Flags) Apply(c *Config) error {
 		c.Pools[i].Origin = "--pool"
 		put("pool", element("pool", i), &c.Pools[i], "ipv4", p)
 	}
-	clients := make([]any, len(f.clients))
-	for i, client := range f.clients {
-		clients[i] = client
-	}
+	clients := anys(f.clients)
 	for i := range c.Pools {
 		put("pool-mode", element("pool", i), &c.Pools[i], "mode", f.poolMode)
 		put("clients", element("pool", i), &c.Pools[i], "clients", clients)
 	}
 	c.check(&d.report)
 	return d.err()
+}
+
+// anys is a list as the file would have it.
+func anys(list []string) []any {
+	out := make([]any, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
 }

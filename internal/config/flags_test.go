@@ -33,11 +33,12 @@ func TestFlags(t *testing.T) {
 		"--map", "192.0.2.1=2001:db8::1", "--map", "198.51.100.0/24=2001:db8:1::/120",
 		"--pool", "203.0.113.0/25", "--pool", "203.0.113.128/25", "--pool-mode", "one-to-one",
 		"--clients", "local,2001:db8:2::/64", "--clients", "2001:db8:3::1",
-		"--masquerade", "off", "--firewall", "--on-exit", "keep", "--offload", "off", "--queues", "3", "--socket", "/tmp/s", "--state-dir", ""))
+		"--masquerade", "off", "--firewall", "--on-exit", "keep", "--offload", "off", "--queues", "3", "--dns64", "fd00::1,[fd00::2]:5353", "--dns64", "fd00::3", "--socket", "/tmp/s", "--state-dir", ""))
 	assert.Equal(t, Device{Name: "nat6", MTU: 9000, Queues: 3, Offload: "off"}, c.Device)
 	assert.Equal(t, Network{Manage: true, Masquerade: "off", Firewall: "open", OnExit: "keep"}, c.Network)
 	assert.Equal(t, prefix("2001:db8:64::/96"), c.Translation.Pref64)
 	assert.Equal(t, "/tmp/s", c.Control.Socket)
+	assert.Equal(t, "DNS64 at [fd00::1]:53, [fd00::2]:5353, [fd00::3]:53, asking the host's own resolvers", c.DNS64.String())
 	assert.Equal(t, []Map{
 		{IPv4: prefix("192.0.2.9/32"), IPv6: prefix("2001:db8::9/128"), Origin: "f:3"},
 		{IPv4: prefix("192.0.2.1/32"), IPv6: prefix("2001:db8::1/128"), Origin: "--map"},
@@ -76,6 +77,8 @@ func TestBadFlags(t *testing.T) {
 		{[]string{"--pool", "192.0.2.0/24", "--pool", "192.0.2.0/25"}, `--pool: 192.0.2.0/25: overlaps the pool 192.0.2.0/24 at --pool: expected pools apart from each other`},
 		{[]string{"--pool-mode", "stateful"}, `--pool-mode: stateful: this version does not have it: expected "one-to-one" or "port-range"`},
 		{[]string{"--clients", "10.0.0.0/8"}, `--clients: 10.0.0.0/8: an IPv4 prefix where an IPv6 prefix belongs`},
+		{[]string{"--dns64", "localhost"}, `--dns64: localhost: expected an address, with a port unless it is 53, such as [2001:db8::1]:53 or 192.0.2.1`},
+		{[]string{"--dns64", "::"}, `--dns64: [::]:53: every address of the host, those on its uplinks among them: expected the addresses that clients are told of`},
 		{[]string{"--clients", ""}, `--clients: an empty list: expected IPv6 prefixes, or "local"`},
 		{[]string{"--masquerade", "yes"}, `--masquerade: yes: expected "auto", "on" or "off"`},
 		{[]string{"--firewall=shut"}, `--firewall: shut: expected "name" or "open"`},

@@ -26,6 +26,9 @@ func TestExample(t *testing.T) {
 	c.given = nil
 	want.Translation.RFC6791 = c.Translation.RFC6791 // [] and left out are the same
 	assert.Empty(t, c.Translation.RFC6791)
+	assert.Empty(t, c.DNS64.Listen)
+	assert.Empty(t, c.DNS64.Upstreams)
+	want.DNS64.Listen, want.DNS64.Upstreams = c.DNS64.Listen, c.DNS64.Upstreams
 	want.RA.Interfaces = c.RA.Interfaces
 	assert.Empty(t, c.RA.Interfaces)
 	assert.Equal(t, want, c)
@@ -38,6 +41,7 @@ func TestExample(t *testing.T) {
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
 		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
 		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format", "ra.interfaces", "ra.lifetime",
+		"dns64.listen", "dns64.upstreams", "dns64.exclude",
 	} {
 		assert.Contains(t, given, key)
 	}
@@ -81,6 +85,10 @@ ipv4 = "10.0.0.0/24"
 [control]
 socket = "/run/x.sock"
 group = "adm"
+[dns64]
+listen = ["[fd00::1]:5353", "fd00::2"]
+upstreams = ["192.0.2.53"]
+exclude = []
 [log]
 level = "debug"
 format = "json"
@@ -110,6 +118,11 @@ format = "json"
 	want.Pools = []Pool{first, second}
 	want.Control = Control{Socket: "/run/x.sock", Group: "adm"}
 	want.Log = Log{Level: "debug", Format: "json"}
+	want.DNS64 = DNS64{
+		Listen:    []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:5353"), netip.MustParseAddrPort("[fd00::2]:53")},
+		Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")},
+		Exclude:   []netip.Prefix{},
+	}
 	c.given = nil
 	assert.Equal(t, want, c)
 }
@@ -231,17 +244,28 @@ func TestBad(t *testing.T) {
 		"no sessions per client":        {"[[pool]]\nmode = \"port-range\"\n[sessions]\nmax_per_client = 0", `f:4: sessions.max_per_client: 0: expected 1 to 1000000, which is sessions.max`},
 		"more per client than in all": {"[[pool]]\nmode = \"port-range\"\n[sessions]\nmax = 100\nmax_per_client = 101",
 			`f:5: sessions.max_per_client: 101: expected 1 to 100, which is sessions.max`},
-		"state":         {"[state]\ndir = \"natless\"", `f:2: state.dir: natless: expected an absolute path, such as "/var/lib/natless", or ""`},
-		"history":       {"[state]\nhistory = \"1ms\"", `f:2: state.history: 1ms: expected "0" or at least 1s`},
-		"dns64":         {"[dns64]\nlisten = [\"[fd00::1]:53\"]", `f:2: dns64.listen: this version does not have DNS64: leave the key out`},
-		"dns64 exclude": {"[dns64]\nexclude = [\"::ffff:0:0/96\"]", `f:2: dns64.exclude: this version does not have DNS64: leave the key out`},
-		"upstreams":     {"[dns64]\nupstreams = [\"192.0.2.53\"]", `f:2: dns64.upstreams: this version does not have DNS64: leave the key out`},
-		"ra name":       {"[ra]\ninterfaces = [\"eth 0\"]", `f:2: ra.interfaces: "eth 0": expected a name without /, :, %, spaces and control characters`},
-		"ra twice":      {"[ra]\ninterfaces = [\n\"eth0\",\n\"eth0\"]", `f:4: ra.interfaces: eth0: named before: expected each interface once`},
-		"ra own":        {"[ra]\ninterfaces = [\"natless0\"]", `f:2: ra.interfaces: natless0: natless's own device, behind which no host listens: expected an interface with clients`},
-		"ra no pref64":  {"translation.pref64 = \"\"\n[ra]\ninterfaces = [\"eth0\"]", `f:3: ra.interfaces: translation.pref64 is "", so there is nothing to advertise: expected a pref64`},
-		"ra short":      {"[ra]\nlifetime = \"11s\"", `f:2: ra.lifetime: 11s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
-		"ra long":       {"[ra]\nlifetime = \"18h12m9s\"", `f:2: ra.lifetime: 18h12m9s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
+		"state":              {"[state]\ndir = \"natless\"", `f:2: state.dir: natless: expected an absolute path, such as "/var/lib/natless", or ""`},
+		"history":            {"[state]\nhistory = \"1ms\"", `f:2: state.history: 1ms: expected "0" or at least 1s`},
+		"ra name":            {"[ra]\ninterfaces = [\"eth 0\"]", `f:2: ra.interfaces: "eth 0": expected a name without /, :, %, spaces and control characters`},
+		"ra twice":           {"[ra]\ninterfaces = [\n\"eth0\",\n\"eth0\"]", `f:4: ra.interfaces: eth0: named before: expected each interface once`},
+		"ra own":             {"[ra]\ninterfaces = [\"natless0\"]", `f:2: ra.interfaces: natless0: natless's own device, behind which no host listens: expected an interface with clients`},
+		"ra no pref64":       {"translation.pref64 = \"\"\n[ra]\ninterfaces = [\"eth0\"]", `f:3: ra.interfaces: translation.pref64 is "", so there is nothing to advertise: expected a pref64`},
+		"ra short":           {"[ra]\nlifetime = \"11s\"", `f:2: ra.lifetime: 11s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
+		"ra long":            {"[ra]\nlifetime = \"18h12m9s\"", `f:2: ra.lifetime: 18h12m9s: expected 12s to 18h12m8s, which is 65528 seconds (RFC 8781 4)`},
+		"dns64 everywhere":   {"[dns64]\nlisten = [\n \"[::]:53\",\n]", `f:3: dns64.listen: [::]:53: every address of the host, those on its uplinks among them: expected the addresses that clients are told of`},
+		"dns64 name":         {"[dns64]\nlisten = [\"localhost\"]", `f:2: dns64.listen: localhost: expected an address, with a port unless it is 53, such as [2001:db8::1]:53 or 192.0.2.1`},
+		"dns64 no port":      {"[dns64]\nlisten = [\"[fd00::1]:\"]", `f:2: dns64.listen: [fd00::1]:: expected an address, with a port unless it is 53, such as [2001:db8::1]:53 or 192.0.2.1`},
+		"dns64 port 0":       {"[dns64]\nlisten = [\"[fd00::1]:0\"]", `f:2: dns64.listen: [fd00::1]:0: expected an address, with a port unless it is 53, such as [2001:db8::1]:53 or 192.0.2.1`},
+		"dns64 one bracket":  {"[dns64]\nlisten = [\"[fd00::1\"]", `f:2: dns64.listen: [fd00::1: expected an address, with a port unless it is 53, such as [2001:db8::1]:53 or 192.0.2.1`},
+		"dns64 zone":         {"[dns64]\nlisten = [\"fe80::1%eth0\"]", `f:2: dns64.listen: fe80::1%eth0: an address with a zone: expected an IPv4 or IPv6 address without one`},
+		"dns64 link-local":   {"[dns64]\nlisten = [\"fe80::1\"]", `f:2: dns64.listen: [fe80::1]:53: expected an address that clients can ask from any link`},
+		"dns64 twice":        {"[dns64]\nlisten = [\"fd00::1\", \"[fd00::1]:53\"]", `f:2: dns64.listen: [fd00::1]:53: given twice`},
+		"dns64 in pref64":    {"[dns64]\nlisten = [\"64:ff9b::1\"]", `f:2: dns64.listen: [64:ff9b::1]:53: lies in pref64, 64:ff9b::/96: expected an address of the host`},
+		"dns64 own":          {"translation.ipv6 = \"fd00::1\"\n[dns64]\nlisten = [\"fd00::1\"]", `f:3: dns64.listen: [fd00::1]:53: natless's own address, which is translated and on no link: expected an address of the host`},
+		"dns64 exclude":      {"[dns64]\nexclude = [\"192.0.2.0/24\"]", `f:2: dns64.exclude: 192.0.2.0/24: an IPv4 prefix where an IPv6 prefix belongs`},
+		"upstream unusable":  {"[dns64]\nupstreams = [\"0.0.0.0\"]", `f:2: dns64.upstreams: 0.0.0.0:53: expected the address of a resolver`},
+		"upstream twice":     {"[dns64]\nupstreams = [\"192.0.2.53\", \"192.0.2.53:53\"]", `f:2: dns64.upstreams: 192.0.2.53:53: given twice`},
+		"upstream is itself": {"[dns64]\nlisten = [\"fd00::1\"]\nupstreams = [\"fd00::1\"]", `f:3: dns64.upstreams: [fd00::1]:53: is in dns64.listen: natless would ask itself`},
 
 		"firewall": {"[network]\nmanage = false\nfirewall = \"open\"",
 			`f:3: network.firewall: open: network.manage is false, which leaves the host to you: expected "name"`},
@@ -300,6 +324,7 @@ func TestGood(t *testing.T) {
 	for name, file := range map[string]string{
 		"nothing":             "",
 		"no pref64":           "translation.pref64 = \"\"",
+		"dns64":               "[dns64]\nlisten = [\"fd00::1\", \"[fd00::1]:5353\", \"[fd00::2]\"]\nupstreams = [\"192.0.2.53\", \"192.0.2.53:5353\"]\nexclude = [\"::ffff:0:0/96\", \"2001:db8::/32\"]",
 		"off, said so":        "[dns64]\nlisten = []\n[ra]\ninterfaces = []\n[state]\ndir = \"\"",
 		"no pool":             "pool = []\ntranslation.ipv4 = \"192.0.2.1\"",
 		"ra, shortest":        "[ra]\ninterfaces = [\"eth0\", \"br-lan\"]\nlifetime = \"12s\"",

@@ -59,6 +59,8 @@ func setValue(out any, v any, tag reflect.StructTag) error {
 			}
 			return parsePrefix(s, family, option == "mapped")
 		})
+	case *netip.AddrPort:
+		return store(out, v, "an address in quotes, such as \"[2001:db8::1]:53\"", parseAddrPort)
 	case *Client:
 		return store(out, v, `an IPv6 prefix in quotes, or "local"`, parseClient)
 	}
@@ -269,6 +271,22 @@ func parsePrefix(s string, f family, mapped bool) (netip.Prefix, error) {
 		return p, fmt.Errorf("bits are set behind the prefix: expected %v", p.Masked())
 	}
 	return p, nil
+}
+
+// dnsPort is that of addresses that come without one: all such keys are about DNS.
+const dnsPort = 53
+
+// parseAddrPort reads an address with or without a port.
+func parseAddrPort(s string) (netip.AddrPort, error) {
+	bare := strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]")
+	if a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil && (bare || !strings.ContainsAny(s, "[]")) {
+		return netip.AddrPortFrom(a, dnsPort), either.check(a, "address")
+	}
+	p, err := netip.ParseAddrPort(s)
+	if err != nil || p.Port() == 0 {
+		return netip.AddrPort{}, errors.New(`expected an address, with a port unless it is 53, such as [2001:db8::1]:53 or 192.0.2.1`)
+	}
+	return p, either.check(p.Addr(), "address")
 }
 
 func parseClient(s string) (Client, error) {

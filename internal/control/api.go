@@ -19,18 +19,21 @@
 //	DELETE /v1/attachment/{id} forgets one, and ends its lease
 //	GET    /v1/watch           every change after a revision, one JSON object a line
 //	POST   /v1/reload          reads the configuration again
+//	GET    /v1/dns             what DNS64 answers, and why
 //	POST   /v1/trace           what would become of the packet in the body, step by step
 //
 // Anything else, and what went wrong, is answered with {"error": "..."}.
 package control
 
 import (
+	"context"
 	"errors"
 	"iter"
 	"net/http"
 	"net/netip"
 	"time"
 
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/mapping"
 )
 
@@ -48,6 +51,8 @@ type Source interface {
 	Config() any
 	Explain(netip.Addr) any
 	Trace(packet []byte) any
+	// DNS is what DNS64 answers to a question, and why.
+	DNS(ctx context.Context, name, qtype string) (any, error)
 
 	// Maps and Leases are of one revision, which they tell.
 	Maps() (revision uint64, rows iter.Seq[any])
@@ -133,9 +138,10 @@ type Status struct {
 	Sessions *Sessions          `json:"sessions,omitempty"` // absent: no clients share an address
 	Attached int                `json:"attached"`           // namespaces
 	State    State              `json:"state"`
-	Revision uint64             `json:"revision"` // of the mapping table
-	RA       []Advertising      `json:"ra"`       // where router advertisements are sent
-	Refused  []string           `json:"refused"`  // what natless does not translate, in words
+	Revision uint64             `json:"revision"`        // of the mapping table
+	RA       []Advertising      `json:"ra"`              // where router advertisements are sent
+	DNS64    *dns64.Status      `json:"dns64,omitempty"` // absent when it is off
+	Refused  []string           `json:"refused"`         // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
 }

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/mapping"
 )
 
@@ -72,6 +73,11 @@ func (c *Client) Explain(ctx context.Context, a netip.Addr) (json.RawMessage, er
 // Trace asks what would become of a packet, as JSON.
 func (c *Client) Trace(ctx context.Context, packet []byte) (json.RawMessage, error) {
 	return answered[json.RawMessage](c.ask(ctx, &c.asks, http.MethodPost, "/v1/trace", packet))
+}
+
+// DNS asks what DNS64 answers, and why.
+func (c *Client) DNS(ctx context.Context, name, qtype string) (dns64.Explanation, error) {
+	return one[dns64.Explanation](ctx, c, "/v1/dns?"+url.Values{"name": {name}, "type": {qtype}}.Encode())
 }
 
 // Listing is a list of one revision of the table.

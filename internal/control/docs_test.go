@@ -5,6 +5,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -19,8 +20,12 @@ func TestPathsAreDocumented(t *testing.T) {
 	var there, told []string
 	for _, r := range routes {
 		there = append(there, name.ReplaceAllString(r.method+" "+r.pattern, "{}"))
-		if r.query != "" {
-			assert.Contains(t, string(page), r.pattern+"?"+r.query+"=")
+		for i, parameter := range strings.Fields(r.query) {
+			before := "&"
+			if i == 0 {
+				before = r.pattern + "?"
+			}
+			assert.Contains(t, string(page), before+parameter+"=")
 		}
 	}
 	for _, m := range regexp.MustCompile("(?m)^### `(.*)`$").FindAllStringSubmatch(string(page), -1) {

@@ -27,6 +27,7 @@ import (
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/daemon"
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/trace"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
@@ -56,6 +57,19 @@ func (x example) Stats() control.Stats {
 func (x example) Config() any              { return x.config }
 func (x example) Explain(a netip.Addr) any { return x.table.Explain(a) }
 func (x example) Trace(p []byte) any       { return trace.Trace(daemon.Tracing(x.config, x.table, 1500), p) }
+
+func (x example) DNS(_ context.Context, name, qtype string) (any, error) {
+	return dns64.Explanation{
+		Name: name + ".", Type: qtype, Code: "NOERROR", Synthesised: true,
+		From: []string{"upstream 192.0.2.53:53", "upstream 192.0.2.53:53"},
+		Answers: []dns64.Record{{
+			Name: name + ".", TTL: 300, Type: "AAAA", Data: "64:ff9b::cb00:7150",
+			IPv4: netip.MustParseAddr("203.0.113.80"), Rule: "pref64", Detail: "behind pref64 64:ff9b::/96",
+		}},
+		Steps: []string{name + ". AAAA: asked upstream 192.0.2.53:53", name + ". A: asked upstream 192.0.2.53:53"},
+	}, nil
+}
+
 func (x example) Revision() uint64         { return x.table.Revision() }
 func (x example) Changed() <-chan struct{} { return x.table.Changed() }
 

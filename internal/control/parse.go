@@ -130,14 +130,14 @@ func parseAttachment(data []byte) (a mapping.Attachment, err error) {
 	return a, nil
 }
 
-// parseQuery reads a query that may have one parameter, once.
+// parseQuery reads a query that may have the parameters expected, each once.
 func parseQuery(raw, expected string) (url.Values, error) {
 	q, err := url.ParseQuery(raw)
 	if err != nil {
 		return nil, fmt.Errorf("the query %s: %w", quoted(raw), err)
 	}
 	for key, values := range q {
-		if key != expected {
+		if !slices.Contains(strings.Fields(expected), key) {
 			return nil, fmt.Errorf("the query %s: no such parameter here", quoted(raw))
 		}
 		if len(values) > 1 {

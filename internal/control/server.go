@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -147,7 +148,7 @@ type exchange struct {
 // they are expected.
 type route struct {
 	pattern, method string
-	query           string // the one parameter that it may have
+	query           string // the parameters that it may have
 	body            int64  // the most bytes; 0: none
 	answer          func(exchange)
 }
@@ -170,6 +171,7 @@ var routes = []route{
 	{"/v1/attachment/{id}", "DELETE", "", 0, exchange.detach},
 	{"/v1/watch", "GET", "after", 0, exchange.watch},
 	{"/v1/reload", "POST", "", 0, exchange.reload},
+	{"/v1/dns", "GET", "name type", 0, exchange.dns},
 	{"/v1/trace", "POST", "", maxPacket, exchange.trace},
 }
 
@@ -277,6 +279,17 @@ func (x exchange) leases() {
 	default:
 		lines.begin()
 	}
+}
+
+// dns answers a question of the name server's clients.
+func (x exchange) dns() {
+	// It has a time of its own, longer than that for a request to come in.
+	answer, err := x.source.DNS(context.WithoutCancel(x.r.Context()), x.query.Get("name"), cmp.Or(x.query.Get("type"), "AAAA"))
+	if err != nil {
+		x.fail(http.StatusBadRequest, "%v", err)
+		return
+	}
+	x.one(http.StatusOK, answer)
 }
 
 // sessions lists those of a client, or of all.

@@ -25,6 +25,7 @@ import (
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/dataplane"
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/internal/ra"
 	"github.com/natless/natless/mapping"
@@ -69,6 +70,13 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 		return err
 	}
 
+	names, err := openNames(c, table, log)
+	if err != nil {
+		return err
+	}
+	if names != nil {
+		defer names.Close()
+	}
 	sharing, err := Sharing(c)
 	if err != nil {
 		return err
@@ -112,7 +120,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	}
 	d := &daemon{
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
-		host: host, device: device, plane: plane, sessions: sessions, server: server, ra: ra.New(Advertisements(c), log), log: log, level: level,
+		host: host, device: device, plane: plane, sessions: sessions, server: server, names: names, ra: ra.New(Advertisements(c), log), log: log, level: level,
 		added: added, clashes: map[string]bool{}, stuck: map[string]bool{},
 	}
 	d.inForce.Store(&inForce{c, plan})
@@ -181,6 +189,7 @@ type daemon struct {
 	plane    *dataplane.Plane
 	sessions *conntrack.Table // nil: no clients share an address
 	server   *control.Server
+	names    *dns64.Server // nil: DNS64 is off
 	ra       *ra.Advertiser
 	log      *slog.Logger
 	level    *slog.LevelVar
@@ -217,11 +226,12 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	keeperCtx, stopKeeper := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopKeeper()
 	var workers, beside, keeping sync.WaitGroup
-	var plane, watch, server, keeper, advertiser error
+	var plane, watch, server, names, keeper, advertiser error
 	keeping.Go(func() { defer cancel(); keeper = d.table.RunKeeper(keeperCtx) })
 	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
 	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
+	beside.Go(func() { defer cancel(); names = d.serveNames(ctx) })
 	beside.Go(func() { defer cancel(); advertiser = d.ra.Run(ctx) })
 	beside.Go(func() { d.reportRefusals(ctx) })
 	beside.Go(func() { d.watchAttachments(ctx) })
@@ -236,7 +246,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	workers.Wait()
 	stopKeeper()
 	keeping.Wait()
-	return errors.Join(plane, watch, server, keeper, advertiser)
+	return errors.Join(plane, watch, server, names, keeper, advertiser)
 }
 
 // becomeReady says in one line what natless does from now on.
@@ -281,6 +291,9 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	for _, m := range d.lost {
 		warnings = append(warnings, "a saved map is not in force: "+m)
 	}
+	if s := d.nameStatus(); s != nil && s.Problem != "" {
+		warnings = append(warnings, "DNS64 cannot answer: "+s.Problem)
+	}
 	warnings = append(warnings, d.table.Unheld()...)
 	silent, others := raProblems(d.ra.Status())
 	warnings = append(warnings, silent...)
@@ -322,6 +335,9 @@ func (d *daemon) summary() string {
 			d.device.Features().Rings, d.device.Features()))
 	if m := d.inForce.Load().plan.Masquerade; len(m) > 0 {
 		said = append(said, "masquerading pool addresses")
+	}
+	if s := c.DNS64.String(); s != "" {
+		said = append(said, s)
 	}
 	if opened := d.host.Opened(); len(opened) > 0 {
 		said = append(said, "opened "+strings.Join(opened, ", "))

@@ -90,6 +90,7 @@ func (d *daemon) putInForce(c *config.Config, by string) (diff mapping.Diff, err
 		d.log.Warn("the host's routes are behind the configuration", "error", err)
 	}
 	setLevel(d.level, c.Log)
+	d.setNames(before.config, c)
 	d.ra.Update(Advertisements(c))
 	if s := d.saved.store; s != nil {
 		s.SetHistory(c.State.History)

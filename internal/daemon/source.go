@@ -33,6 +33,7 @@ func (d *daemon) Status() control.Status {
 		Attached: len(d.table.Attachments()),
 		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
+		DNS64:    d.nameStatus(),
 		RA:       advertising(d.ra.Status()),
 		Refused:  d.refused(),
 		Warnings: warnings,

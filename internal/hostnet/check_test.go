@@ -41,6 +41,7 @@ func TestCheckSaysWhatIsDoneThen(t *testing.T) {
 // has it.
 func TestCheckPrintsTheTable(t *testing.T) {
 	testHost(t)
+	nft(t, "add table ip6 theirs { chain c { type nat hook postrouting priority srcnat; }; }")
 	h, _ := start(t, testPlan())
 	own := func() []string { return rules(nft(t, "list table ip natless") + nft(t, "list table ip6 natless")) }
 	installed := own()

@@ -319,3 +319,26 @@ func TestIPv6IsNotTracked(t *testing.T) {
 	require.Contains(t, tracked(), "198.51.100.7")
 	require.NotContains(t, tracked(), "ipv6")
 }
+
+// Where others masquerade IPv6, as Podman and Docker do for their containers,
+// clients are still known by their own addresses.
+func TestClientsKeepTheirSourceWhereOthersMasquerade(t *testing.T) {
+	p := newPacketHost(t)
+	client := func(port string) string {
+		t.Helper()
+		p.clients.send(udp(t, "[2001:db8:1::5]:"+port, "[64:ff9b::c633:6401]:53"))
+		in := p.device()
+		require.NotNil(t, in)
+		return in.NetworkLayer().(*layers.IPv6).SrcIP.String()
+	}
+	for _, family := range []string{"ip6", "inet"} {
+		nft(t, "add table "+family+" theirs { chain c { type nat hook postrouting priority srcnat; masquerade; }; }")
+		require.NotEqual(t, "2001:db8:1::5", client("4000"), "%s: they do", family)
+		require.NoError(t, p.h.settle())
+		require.Equal(t, "2001:db8:1::5", client("4001"), family)
+
+		nft(t, "delete table "+family+" theirs")
+		require.NoError(t, p.h.settle())
+		require.NotContains(t, nft(t, "list table ip6 natless"), "snat", "only while they do")
+	}
+}

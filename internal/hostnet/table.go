@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -19,8 +20,8 @@ import (
 
 // ownTable is the name of the nftables tables of natless's own, one for each
 // family rather than one for both: what asks for connection tracking in a table
-// of family inet switches it on for IPv6 too, where no rule here needs it and
-// every packet would pay for it.
+// of family inet switches it on for IPv6 too, where no rule here needs it,
+// unless others have it on anyway, and every packet would pay for it.
 const ownTable = "natless"
 
 // tableSpec is all that the tables' text depends on.
@@ -30,6 +31,7 @@ type tableSpec struct {
 	Stateful            bool     // some IPv4 prefix is open to answers only
 	Uplinks             []string // links with a default route
 	Opened4, Opened6    []string // links that forward only because natless made them
+	Foreign6            bool     // another program may masquerade IPv6
 }
 
 // ruleSpec is one rule, in words as nft has them and as the kernel takes it.
@@ -43,6 +45,7 @@ type familyTable struct {
 	family               nftables.TableFamily
 	sets                 []setSpec
 	forward, postrouting []ruleSpec
+	before               int // how far before the NAT of others postrouting comes
 }
 
 // setSpec is a set that rules refer to by name. What is in it changes only with
@@ -71,6 +74,7 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Uplinks:    without(v.names(v.uplinks), h.plan.Device),
 		Opened4:    v.names(f.opened4),
 		Opened6:    v.names(f.opened6),
+		Foreign6:   foreignNAT6(),
 	}
 	for _, p := range h.plan.IPv4 {
 		s.Stateful = s.Stateful || p.IsValid() && !contained(s.Inbound, p)
@@ -117,7 +121,34 @@ func (s tableSpec) ipv6() familyTable {
 		t.addLinks(setUplinks, s.Uplinks)
 		t.addForward("iifname @uplinks drop", in(setUplinks), verdict(expr.VerdictDrop))
 	}
+	if s.Foreign6 {
+		// A client is known by its address. Podman and Docker would have all
+		// their containers share one of the host's; what has been translated,
+		// be it to itself, is not translated again.
+		t.before = 1
+		t.postrouting = []ruleSpec{{
+			fmt.Sprintf("oifname %q snat to ip6 saddr", s.Device),
+			slices.Concat(out(s.Device), toOwnSource()),
+		}}
+	}
 	return t
+}
+
+// foreignNAT6 tells whether a program other than natless has a place where it
+// may change the source of IPv6 packets that leave the host.
+func foreignNAT6() bool {
+	if names, err := os.ReadFile("/proc/thread-self/net/ip6_tables_names"); err == nil && slices.Contains(strings.Fields(string(names)), "nat") {
+		return true
+	}
+	conn, err := nftables.New()
+	if err != nil {
+		return false
+	}
+	chains, err := conn.ListChains()
+	return err == nil && slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
+		return c.Table.Family != nftables.TableFamilyIPv4 && !isOwn(c.Table) && c.Type == nftables.ChainTypeNAT &&
+			c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookPostrouting
+	})
 }
 
 // guard is how the forward chain begins: links that forward only because
@@ -196,7 +227,11 @@ func (t familyTable) String() string {
 		b.WriteString("\t}\n")
 	}
 	chain("forward {\n\t\ttype filter hook forward priority filter; policy accept;", t.forward)
-	chain("postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;", t.postrouting)
+	priority := "srcnat"
+	if t.before > 0 {
+		priority = fmt.Sprintf("srcnat - %d", t.before)
+	}
+	chain("postrouting {\n\t\ttype nat hook postrouting priority "+priority+"; policy accept;", t.postrouting)
 	b.WriteString("}")
 	return b.String()
 }
@@ -356,7 +391,7 @@ func addTable(conn *nftables.Conn, t familyTable) error {
 	}, t.forward)
 	addChain(conn, table, &nftables.Chain{
 		Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting,
-		Priority: nftables.ChainPriorityNATSource, Policy: &accept,
+		Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource - nftables.ChainPriority(t.before)), Policy: &accept,
 	}, t.postrouting)
 	return nil
 }
@@ -430,6 +465,22 @@ func notOut(device string) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: ifname(device)},
+	}
+}
+
+func out(device string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(device)},
+	}
+}
+
+// toOwnSource translates the source of an IPv6 packet to itself. In the header
+// it is at offset 8 (RFC 8200 section 3).
+func toOwnSource() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: 1},
 	}
 }
 

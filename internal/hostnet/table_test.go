@@ -107,6 +107,19 @@ func TestLegacyIptablesAreRead(t *testing.T) {
 	}
 }
 
+func TestLegacyNATIsSeen(t *testing.T) {
+	testHost(t)
+	dropLegacyForward(t, true)
+	require.False(t, foreignNAT6(), "a filter is none")
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	info := make([]byte, legacyInfoLen)
+	copy(info, "nat")
+	require.NoError(t, getsockopt(fd, unix.SOL_IPV6, legacyGetInfo, info)) // makes the table
+	require.True(t, foreignNAT6())
+}
+
 // dropLegacyForward does `iptables-legacy -P FORWARD DROP`.
 func dropLegacyForward(t *testing.T, ipv6 bool) {
 	t.Helper()

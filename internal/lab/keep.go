@@ -122,7 +122,7 @@ func removeDir(dir string) (done []string, err error) {
 			done = append(done, "ended process "+pid)
 		}
 	}
-	if err := os.RemoveAll(dir); err != nil {
+	if err := errors.Join(removeCgroups(filepath.Base(dir)), os.RemoveAll(dir)); err != nil {
 		return done, fmt.Errorf("remove %s: %w", dir, err)
 	}
 	return append(done, "removed "+dir), nil

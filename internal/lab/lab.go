@@ -29,6 +29,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -84,7 +85,7 @@ func (l *Lab) Close() error {
 	for i := len(todo) - 1; i >= 0; i-- {
 		errs = append(errs, todo[i]())
 	}
-	return errors.Join(append(errs, os.RemoveAll(l.Dir))...)
+	return errors.Join(append(errs, removeCgroups(filepath.Base(l.Dir)), os.RemoveAll(l.Dir))...)
 }
 
 // Cleanup has f called by Close, before whatever was registered earlier.
@@ -102,6 +103,7 @@ type Node struct {
 	Netlink *netlink.Handle
 
 	lab   *Lab
+	alone atomic.Bool    // Machine was called
 	mu    sync.Mutex     // held while ns is used: a dialer may outlive the lab
 	ns    netns.NsHandle // -1 once the lab is closed
 	path  string         // the namespace of the node's thread in /proc
@@ -346,21 +348,30 @@ func (n *Node) SetSysctl(path, value string) error {
 // start one, only those declared here enter it.
 type Cmd struct {
 	*exec.Cmd
-	node *Node
+	node     *Node
+	detached bool
 }
 
 // Command prepares a child process: in a process group of its own, killed when
 // ctx ends, when the lab is closed and when this process dies.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *Cmd {
 	c := exec.CommandContext(ctx, name, args...)
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if !n.alone.Load() {
+		// Those of a machine end with its first. They do not see who started
+		// them, which package syscall takes for his death.
+		c.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	c.WaitDelay = time.Second
-	return &Cmd{c, n}
+	return &Cmd{Cmd: c, node: n}
 }
 
 // Detach lets the process live on when its lab persists. Its output must be
 // files.
-func (c *Cmd) Detach() { c.SysProcAttr = &syscall.SysProcAttr{Setsid: true} }
+func (c *Cmd) Detach() {
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	c.detached = true
+}
 
 // Start starts the process inside the namespace. The caller waits for it.
 func (c *Cmd) Start() error {
@@ -369,7 +380,7 @@ func (c *Cmd) Start() error {
 	if err := <-started; err != nil {
 		return err
 	}
-	if c.SysProcAttr.Pdeathsig == 0 {
+	if c.detached {
 		c.node.lab.leave(c.Process)
 	}
 	c.node.lab.Cleanup(func() error {

@@ -91,18 +91,11 @@ func read(c *config.Config) (v values, err error) {
 	v = values{
 		Pref64: c.Translation.Pref64, Interfaces: c.RA.Interfaces,
 		Lifetime: seconds(ra.Rounded(c.RA.Lifetime)), Interval: seconds(most),
-		Exclude: c.DNS64.Exclude, Default: slices.Equal(c.DNS64.Exclude, config.Default().DNS64.Exclude),
+		Listen: c.DNS64.Listen, Exclude: c.DNS64.Exclude, Default: slices.Equal(c.DNS64.Exclude, config.Default().DNS64.Exclude),
 		Refused: refused(c.AllowPrivate()),
 	}
 	if len(v.Interfaces) == 0 {
 		v.Interfaces = []string{"eth1"}
-	}
-	for _, l := range c.DNS64.Listen {
-		at, err := netip.ParseAddrPort(l)
-		if err != nil {
-			return v, fmt.Errorf("writing snippets: dns64.listen: %w", err)
-		}
-		v.Listen = append(v.Listen, at)
 	}
 	return v, nil
 }

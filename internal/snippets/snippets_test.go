@@ -33,7 +33,9 @@ func configs() map[string]*config.Config {
 	}
 	all := config.Default()
 	all.RA.Interfaces, all.RA.Lifetime = []string{"br-lan", "eth7"}, 65521*time.Second
-	all.DNS64.Listen = []string{"[2001:db8::53]:53", "[2001:db8::53]:5353", "192.0.2.53:53"}
+	for _, at := range []string{"[2001:db8::53]:53", "[2001:db8::53]:5353", "192.0.2.53:53"} {
+		all.DNS64.Listen = append(all.DNS64.Listen, netip.MustParseAddrPort(at))
+	}
 	all.DNS64.Exclude = []netip.Prefix{netip.MustParsePrefix("2001:db8:dead::/48"), netip.MustParsePrefix("::ffff:0:0/96")}
 	list["all"] = all
 	none := config.Default()

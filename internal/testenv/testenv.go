@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// RequireEnv set to 1 turns every skip into a failure.
+	// RequireEnv set to 1 turns every skip into a failure, but SkipAnyway's.
 	RequireEnv = "NATLESS_REQUIRE_LAB"
 	// SkipLogEnv names a file that takes one line per skip, "PACKAGE: reason".
 	SkipLogEnv = "NATLESS_SKIP_LOG"
@@ -42,6 +42,13 @@ func Skip(t TB, reason string) {
 	if required() {
 		t.Fatalf("cannot run here, and %s=1 forbids to skip it: %s", RequireEnv, reason)
 	}
+	SkipAnyway(t, reason)
+}
+
+// SkipAnyway is Skip for what cannot be had everywhere: RequireEnv does not
+// forbid it.
+func SkipAnyway(t TB, reason string) {
+	t.Helper()
 	note(reason)
 	t.Skip(reason)
 }

@@ -52,6 +52,12 @@ func TestRequiredForbidsToSkip(t *testing.T) {
 	assert.False(t, r.skipped)
 	assert.Equal(t, 1, SkipAll("no device"))
 	assert.NoFileExists(t, log)
+
+	SkipAnyway(&r, "no engine")
+	assert.True(t, r.skipped)
+	text, err := os.ReadFile(log)
+	require.NoError(t, err)
+	assert.Equal(t, "internal/testenv: no engine\n", string(text))
 }
 
 func TestShort(t *testing.T) {

@@ -1,0 +1,292 @@
+package dns64
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// question is what an answer depends on.
+type question struct {
+	name   string // with the dot at its end, in lower case
+	qtype  uint16
+	do, cd bool
+}
+
+func (q question) String() string { return q.name + " " + dns.Type(q.qtype).String() }
+
+func (q question) of(qtype uint16) question {
+	q.qtype = qtype
+	return q
+}
+
+// noSOA is the TTL in seconds of what is synthesised where no SOA tells a
+// shorter one (RFC 6147 5.1.7).
+const noSOA = 600
+
+// answer answers a question. Of the message only the code and the three
+// sections mean anything. x takes notes, unless it is nil.
+func (s *Server) answer(ctx context.Context, q question, x *Explanation) *dns.Msg {
+	if m := s.local(q, x); m != nil {
+		return m
+	}
+	// Who validates for himself does the synthesis himself too (RFC 6147 5.5).
+	if !q.do || !q.cd {
+		switch q.qtype {
+		case dns.TypeAAAA:
+			return s.answerAAAA(ctx, q, x)
+		case dns.TypePTR:
+			return s.answerPTR(ctx, q, x)
+		}
+	} else if q.qtype == dns.TypeAAAA || q.qtype == dns.TypePTR {
+		x.step("DO and CD are set: nothing is synthesised (RFC 6147 5.5)")
+	}
+	return s.ask(ctx, q, x)
+}
+
+// ask is resolve for an answer that is passed on whatever it is.
+func (s *Server) ask(ctx context.Context, q question, x *Explanation) *dns.Msg {
+	m, err := s.resolve(ctx, q, x)
+	if err != nil {
+		return failed(x, err)
+	}
+	return m
+}
+
+// failed is the answer where there is none.
+func failed(x *Explanation, err error) *dns.Msg {
+	x.step("no answer: %v", err)
+	return code(dns.RcodeServerFailure)
+}
+
+func code(rcode int) *dns.Msg { return &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode}} }
+
+// answerAAAA answers by RFC 6147 5.1.
+func (s *Server) answerAAAA(ctx context.Context, q question, x *Explanation) *dns.Msg {
+	aaaa, err := s.resolve(ctx, q, x)
+	switch {
+	case err != nil: // 5.1.3: as a server failure
+		x.step("no answer about AAAA: %v: taken for an empty one (RFC 6147 5.1.3)", err)
+		aaaa = nil
+	case aaaa.Rcode == dns.RcodeNameError: // 5.1.2: the name is not there, nor is an A record
+		return aaaa
+	case aaaa.Rcode != dns.RcodeSuccess:
+		x.step("the answer about AAAA is %s: taken for an empty one (RFC 6147 5.1.2)", dns.RcodeToString[aaaa.Rcode])
+		aaaa = nil
+	default:
+		s.exclude(aaaa, x)
+		if has(aaaa, dns.TypeAAAA) {
+			return aaaa
+		}
+	}
+	a, err := s.resolve(ctx, q.of(dns.TypeA), x)
+	switch {
+	case err != nil:
+		return failed(x, err)
+	case a.Rcode == dns.RcodeSuccess && has(a, dns.TypeA):
+		return s.synthesise(a, aaaa, x)
+	}
+	return a // 5.1.6: what is wrong with A is the answer
+}
+
+// synthesise makes the AAAA answer of an answer about A (RFC 6147 5.1.6, 5.1.7,
+// 5.4). The authority and additional sections stay as they are (5.3.2). empty
+// is what there was about AAAA, possibly nil: the answer where nothing can be
+// made.
+func (s *Server) synthesise(a, empty *dns.Msg, x *Explanation) *dns.Msg {
+	if empty == nil {
+		empty = code(dns.RcodeSuccess)
+	}
+	ttl, ok := negativeTTL(empty)
+	if !ok {
+		ttl = noSOA
+	}
+	answer := make([]dns.RR, 0, len(a.Answer))
+	made := false
+	for _, rr := range a.Answer {
+		if signs(dns.TypeA)(rr) {
+			continue // of what is not there any more
+		}
+		r, ok := rr.(*dns.A)
+		if !ok {
+			answer = append(answer, rr)
+			continue
+		}
+		v4, ok := netip.AddrFromSlice(r.A.To4())
+		if !ok {
+			continue
+		}
+		v6, ok := s.table.Reach(v4)
+		if !ok {
+			x.leave(v4, s.table)
+			continue
+		}
+		made = true
+		h := r.Hdr
+		h.Rrtype, h.Ttl = dns.TypeAAAA, min(h.Ttl, ttl)
+		answer = append(answer, &dns.AAAA{Hdr: h, AAAA: v6.AsSlice()})
+		x.reach(v6, v4, s.table)
+	}
+	if made {
+		s.counters.synthesised.Add(1)
+		a.Answer = answer
+		return a
+	}
+	return empty
+}
+
+// exclude takes out the AAAA records that do not count (RFC 6147 5.1.4), and
+// signatures that do not fit what is left.
+func (s *Server) exclude(m *dns.Msg, x *Explanation) {
+	prefixes := s.settings.Load().Exclude
+	n := len(m.Answer)
+	m.Answer = slices.DeleteFunc(m.Answer, func(rr dns.RR) bool {
+		r, ok := rr.(*dns.AAAA)
+		if !ok {
+			return false
+		}
+		a, _ := netip.AddrFromSlice(r.AAAA.To16())
+		i := slices.IndexFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+		if i >= 0 {
+			x.left(a, fmt.Sprintf("excluded by %v (dns64.exclude; RFC 6147 5.1.4)", prefixes[i]))
+		}
+		return i >= 0
+	})
+	if len(m.Answer) < n {
+		m.Answer = slices.DeleteFunc(m.Answer, signs(dns.TypeAAAA))
+	}
+}
+
+// answerPTR answers about the addresses that stand for IPv4 ones with a CNAME
+// to the name of the IPv4 address (RFC 6147 5.3.1). The IPv6 side of a map is a
+// host of its own: what is known of it comes first.
+func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *dns.Msg {
+	v6, ok := reversed(q.name)
+	if !ok {
+		return s.ask(ctx, q, x)
+	}
+	v4, own, ok := s.table.Behind(v6)
+	if !ok {
+		return s.ask(ctx, q, x)
+	}
+	if own {
+		if m := s.ask(ctx, q, x); m.Rcode == dns.RcodeSuccess && has(m, dns.TypePTR) {
+			return m
+		}
+	}
+	target, _ := dns.ReverseAddr(v4.String()) // an address has one
+	x.step("%v stands for %v: %s (RFC 6147 5.3.1)", v6, v4, target)
+	next := q
+	next.name = target
+	m := s.local(next, x)
+	if m == nil {
+		m = s.ask(ctx, next, x)
+	}
+	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+		return m
+	}
+	s.counters.synthesised.Add(1)
+	x.made(target)
+	ttl, ok := negativeTTL(m)
+	if !ok {
+		ttl = noSOA
+	}
+	for _, rr := range m.Answer {
+		ttl = min(ttl, rr.Header().Ttl)
+	}
+	alias := &dns.CNAME{Hdr: header(q.name, dns.TypeCNAME, ttl), Target: target}
+	m.Answer = slices.Insert(m.Answer, 0, dns.RR(alias))
+	return m
+}
+
+func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {
+	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
+}
+
+// has reports whether the answer has a record of a type.
+func has(m *dns.Msg, rrtype uint16) bool {
+	return slices.ContainsFunc(m.Answer, func(rr dns.RR) bool { return rr.Header().Rrtype == rrtype })
+}
+
+// signs finds the signatures of a type.
+func signs(rrtype uint16) func(dns.RR) bool {
+	return func(rr dns.RR) bool {
+		r, ok := rr.(*dns.RRSIG)
+		return ok && r.TypeCovered == rrtype
+	}
+}
+
+// negativeTTL is how long a negative answer holds, in seconds, if it has the SOA
+// that says so (RFC 2308 5).
+func negativeTTL(m *dns.Msg) (ttl uint32, ok bool) {
+	for _, rr := range m.Ns {
+		if soa, ok := rr.(*dns.SOA); ok {
+			return min(soa.Hdr.Ttl, soa.Minttl), true
+		}
+	}
+	return 0, false
+}
+
+// maxChain is how many aliases an answer may lead through.
+const maxChain = 16
+
+var errLoop = errors.New("its aliases lead in a circle, or too far")
+
+// vet keeps of an answer what answers the question: the records of the names
+// that its aliases lead through, and the aliases. It is an error when they lead
+// nowhere.
+func vet(q question, m *dns.Msg) error {
+	// No OPT, which is of one hop, and nothing that signs the message.
+	m.Extra = slices.DeleteFunc(m.Extra, func(rr dns.RR) bool {
+		t := rr.Header().Rrtype
+		return t == dns.TypeOPT || t == dns.TypeTSIG || t == dns.TypeSIG
+	})
+	if q.qtype == dns.TypeANY || q.qtype == dns.TypeRRSIG {
+		return nil
+	}
+	aliases := map[string]string{}
+	for _, rr := range m.Answer {
+		if r, ok := rr.(*dns.CNAME); ok {
+			aliases[strings.ToLower(r.Hdr.Name)] = strings.ToLower(r.Target)
+		}
+	}
+	names := map[string]bool{q.name: true}
+	for name := q.name; q.qtype != dns.TypeCNAME && aliases[name] != ""; {
+		name = aliases[name]
+		if names[name] || len(names) > maxChain {
+			return errLoop
+		}
+		names[name] = true
+	}
+	m.Answer = slices.DeleteFunc(m.Answer, func(rr dns.RR) bool {
+		h := rr.Header()
+		rrtype := h.Rrtype
+		if r, ok := rr.(*dns.RRSIG); ok && q.do {
+			rrtype = r.TypeCovered
+		}
+		owner := strings.ToLower(h.Name)
+		switch {
+		case h.Class != dns.ClassINET:
+			return true
+		case rrtype == dns.TypeDNAME:
+			return !above(owner, names)
+		}
+		return !names[owner] || rrtype != q.qtype && rrtype != dns.TypeCNAME
+	})
+	return nil
+}
+
+// above reports whether a name is above, or one, of others.
+func above(name string, names map[string]bool) bool {
+	for n := range names {
+		if dns.IsSubDomain(name, n) {
+			return true
+		}
+	}
+	return false
+}

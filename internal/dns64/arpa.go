@@ -1,0 +1,88 @@
+package dns64
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// Names that are answered here, and never asked of anybody: ipv4only.arpa, by
+// which clients find pref64 (RFC 7050), and the names of its two addresses (RFC
+// 8880 7).
+const (
+	ipv4only    = "ipv4only.arpa."
+	ipv4onlyTTL = 86400 // seconds
+)
+
+var (
+	ipv4onlyAddrs = []netip.Addr{netip.MustParseAddr("192.0.0.170"), netip.MustParseAddr("192.0.0.171")}
+	localZones    = []string{ipv4only, "170.0.0.192.in-addr.arpa.", "171.0.0.192.in-addr.arpa."}
+)
+
+// local answers what is answered here, and is nil for the rest. That there is
+// no DS only the zone above can say, so that question goes on.
+func (s *Server) local(q question, x *Explanation) *dns.Msg {
+	zone := ""
+	if !strings.HasSuffix(q.name, ".arpa.") {
+		return nil // as nearly always, and at once
+	}
+	for _, z := range localZones {
+		if dns.IsSubDomain(z, q.name) && (q.name != z || q.qtype != dns.TypeDS) {
+			zone = z
+		}
+	}
+	if zone == "" {
+		return nil
+	}
+	x.from("local")
+	x.step("%s is answered here (RFC 8880)", zone)
+	soa := &dns.SOA{
+		Hdr: header(zone, dns.TypeSOA, ipv4onlyTTL), Ns: zone, Mbox: "nobody.invalid.",
+		Serial: 1, Refresh: ipv4onlyTTL, Retry: ipv4onlyTTL, Expire: ipv4onlyTTL, Minttl: ipv4onlyTTL,
+	}
+	m := code(dns.RcodeSuccess)
+	switch {
+	case q.name != zone:
+		m.Rcode = dns.RcodeNameError
+	case q.qtype == dns.TypeSOA:
+		m.Answer = []dns.RR{soa}
+	case q.qtype == dns.TypeNS:
+		m.Answer = []dns.RR{&dns.NS{Hdr: header(zone, dns.TypeNS, ipv4onlyTTL), Ns: zone}}
+	case zone != ipv4only && q.qtype == dns.TypePTR:
+		m.Answer = []dns.RR{&dns.PTR{Hdr: header(zone, dns.TypePTR, ipv4onlyTTL), Ptr: ipv4only}}
+	case zone == ipv4only && q.qtype == dns.TypeA:
+		for _, a := range ipv4onlyAddrs {
+			m.Answer = append(m.Answer, &dns.A{Hdr: header(zone, dns.TypeA, ipv4onlyTTL), A: a.AsSlice()})
+		}
+	case zone == ipv4only && q.qtype == dns.TypeAAAA:
+		for _, v4 := range ipv4onlyAddrs {
+			if v6, ok := s.table.Embed(v4); ok { // by pref64, whatever is mapped
+				m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(zone, dns.TypeAAAA, ipv4onlyTTL), AAAA: v6.AsSlice()})
+				x.note(v6, v4, "pref64", "for clients that look for pref64 (RFC 7050)")
+			}
+		}
+	}
+	if len(m.Answer) == 0 {
+		m.Ns = []dns.RR{soa}
+	}
+	return m
+}
+
+// reversed is the IPv6 address that a name below ip6.arpa is about.
+func reversed(name string) (netip.Addr, bool) {
+	const nibbles = "0123456789abcdef"
+	digits, ok := strings.CutSuffix(name, ".ip6.arpa.")
+	if !ok || len(digits) != 63 {
+		return netip.Addr{}, false
+	}
+	var b [16]byte
+	for i := range 32 {
+		n := strings.IndexByte(nibbles, digits[62-2*i])
+		if n < 0 || i > 0 && digits[63-2*i] != '.' {
+			return netip.Addr{}, false
+		}
+		b[i/2] = b[i/2]<<4 | byte(n)
+	}
+	return netip.AddrFrom16(b), true
+}

@@ -1,0 +1,45 @@
+package mapping
+
+import "net/netip"
+
+// What is here is for name servers: what a name is to lead to.
+
+// Reach is the IPv6 address by which IPv6 clients reach an IPv4 address: that
+// of its map, else the one under pref64. ok is false where no packet would get
+// there: then nobody should be told of one.
+func (t *Table) Reach(a netip.Addr) (v6 netip.Addr, ok bool) {
+	s := t.current.Load()
+	e, _ := s.v4.Lookup(a)
+	switch {
+	case e != nil && e.kind == kindMap:
+		return e.to6(a), true
+	case !t.pref64.IsValid() || e != nil && !e.verdict4(s.hairpin).Leaves():
+		return netip.Addr{}, false
+	}
+	return t.pref64.Embed(a), true
+}
+
+// Behind is the IPv4 address that an IPv6 one stands for by pref64 or by a map;
+// rule says by which.
+func (t *Table) Behind(a netip.Addr) (v4 netip.Addr, rule Rule, ok bool) {
+	if v4, ok = t.pref64.Extract(a); ok {
+		return v4, RulePref64, true
+	}
+	if e, _ := t.current.Load().v6.Lookup(a); e != nil && e.kind == kindMap {
+		return e.to4(a), RuleMap, true
+	}
+	return netip.Addr{}, RuleUnmapped, false
+}
+
+// Pref64 is the prefix that IPv4 stands behind; not valid if there is none.
+func (t *Table) Pref64() Prefix64 { return t.pref64 }
+
+// Permits reports whether an IPv6 source may use natless: it has a map or a
+// lease, or is among the clients of a pool.
+func (t *Table) Permits(a netip.Addr) bool {
+	s := t.current.Load()
+	if e, _ := s.v6.Lookup(a); e != nil {
+		return e.kind == kindMap || e.leased()
+	}
+	return s.permits(a)
+}
