@@ -47,6 +47,12 @@
 // for each protocol, and Config.ClientSessions flows; all have at most
 // Config.Sessions.
 //
+// Nobody can have it take more than that costs: 4 MiB, 200 bytes for each of
+// Config.Sessions (116 when a million are there), and for each client that has
+// some 1 KiB and, for each protocol, a bit for each port of its session part.
+// Fragments take 512 bytes for each of FragmentConfig.Datagrams, and nine
+// eighths of FragmentConfig.Bytes.
+//
 // A client's sessions are behind one of 64 locks, chosen by its address. A
 // packet takes one lock once and, unless it opens a session, allocates
 // nothing. Expiry is by timer wheel: a packet only moves its flow's deadline,
@@ -60,6 +66,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
@@ -199,6 +206,15 @@ func (t *Table) In(r *mapping.Range, f *translate.Flow, flags uint8, now uint32)
 		setDestination(f, p, port)
 	}
 	return reason
+}
+
+// Changes is a counter with which the caller may spare itself Out and In: as
+// long as it stays and now stays, a packet that went through one of them comes
+// to the same if it comes again, and leaves no other trace than it did. Of TCP
+// that holds for packets without SYN, FIN and RST. The counter is to be read
+// before the packet that is remembered goes through.
+func (t *Table) Changes(r *mapping.Range) *atomic.Uint32 {
+	return &t.shard(t.hash(addressOf(r.Client))).changes
 }
 
 // PeekOut is Out without consequences: it opens and refreshes nothing, and

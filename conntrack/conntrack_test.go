@@ -616,3 +616,32 @@ func clientRange(i int) mapping.Range {
 func sessions(client, v4 netip.Addr, first, last uint16) mapping.Range {
 	return mapping.Range{Client: client, IPv4: v4, First: 1, Session: first, Last: last}
 }
+
+// TestChanges: whatever makes a packet come to something else moves the
+// counter, and a packet that comes again does not.
+func TestChanges(t *testing.T) {
+	table := newTable(t, nil)
+	changes := table.Changes(&rangeA)
+	moved := func(want bool, why string, step func()) {
+		t.Helper()
+		before := changes.Load()
+		step()
+		assert.Equal(t, want, changes.Load() != before, why)
+	}
+	port := mustOut(t, table, rangeA, numTCP, 80, flagSYN, 0)
+	moved(true, "a connection is established", func() { in(table, rangeA, numTCP, port, server, 80, flagSYN|flagACK, 0) })
+	moved(false, "data", func() {
+		mustOut(t, table, rangeA, numTCP, 80, flagACK, 0)
+		in(table, rangeA, numTCP, port, server, 80, flagACK, 0)
+	})
+	moved(true, "a reset", func() { in(table, rangeA, numTCP, port, server, 80, flagRST, 0) })
+	moved(true, "data behind it", func() { mustOut(t, table, rangeA, numTCP, 80, flagACK, 0) })
+	udp := mustOut(t, table, rangeA, numUDP, 80, 0, 0)
+	moved(false, "the same again", func() {
+		mustOut(t, table, rangeA, numUDP, 80, 0, 0)
+		in(table, rangeA, numUDP, udp, server, 80, 0, 0)
+	})
+	moved(true, "to another", func() { out(table, rangeA, numUDP, 80, other, 80, 0, 0) })
+	moved(true, "a session expires", func() { table.Expire(400) })
+	moved(true, "a lease ends", func() { table.End(clientA) })
+}

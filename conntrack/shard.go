@@ -1,6 +1,9 @@
 package conntrack
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 const (
 	shardBits  = 6
@@ -18,6 +21,11 @@ type shard struct {
 	// flows of TCP by mapping and peer. Their number is fixed, so that nothing
 	// ever has to be sorted anew.
 	out, in, flows []uint32
+
+	// changes counts what may make a packet come to something else than the one
+	// before it, as Table.Changes says. It is apart from the mutex, which is
+	// written all the time.
+	changes atomic.Uint32
 
 	wheel [wheelSize]uint32 // flows by the tick they are filed under
 	done  uint32            // the tick up to which the wheel has turned
@@ -41,7 +49,10 @@ func (s *shard) outbound(k *key, p protocol, internal uint16, to peer, flags uin
 	external := s.t.slots.mappings[m].external
 	if p != protocolTCP {
 		fl := s.first(m)
-		fl.peer = to
+		if fl.peer != to {
+			fl.peer = to
+			s.changes.Add(1)
+		}
 		s.refresh(fl, idle[p], now)
 		return external, OK
 	}
@@ -193,7 +204,10 @@ func (s *shard) step(i uint32, v6 bool, flags uint8, now uint32) {
 	fl := &s.t.slots.flows[i]
 	was := fl.state
 	state, l := step(was, v6, flags)
-	fl.state = state
+	if state != was {
+		fl.state = state
+		s.changes.Add(1)
+	}
 	if was == V4Init && state != V4Init {
 		s.owners[s.t.slots.mappings[fl.mapping].client].incoming--
 	}
@@ -287,6 +301,7 @@ func (s *shard) findFlow(m uint32, p peer, now uint32) uint32 {
 // remove removes a flow, with its mapping if it was the last, and that with
 // its client's entry if it was the last.
 func (s *shard) remove(i uint32) {
+	s.changes.Add(1)
 	fl := &s.t.slots.flows[i]
 	m := fl.mapping
 	mp := &s.t.slots.mappings[m]

@@ -18,6 +18,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/natless/natless/conntrack"
+	"github.com/natless/natless/internal/dataplane"
 	"github.com/natless/natless/internal/trace"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
@@ -135,6 +137,68 @@ func TestBothFamilies(t *testing.T) {
 
 // TestTime holds that leases end by the clock of the capture, second by second:
 // idle after one minute, in quarantine for another.
+// TestSharedPool translates what clients that share an address sent and got:
+// sessions, their end, and fragments in the wrong order. The session part is
+// of one port, so that it is known which.
+func TestSharedPool(t *testing.T) {
+	table, err := mapping.New(mapping.Config{
+		Pref64: netip.MustParsePrefix("64:ff9b::/96"),
+		Pools: []mapping.Pool{{
+			IPv4: netip.MustParsePrefix("192.0.2.128/32"), Clients: []netip.Prefix{netip.MustParsePrefix("2001:db8:2::/64")},
+			Quarantine: mapping.RestRange, Ports: mapping.Ports{PerClient: 2, Session: 1, First: 1024, Last: 65535},
+		}},
+		OwnIPv4: netip.MustParseAddr("198.51.100.1"), OwnIPv6: netip.MustParseAddr("2001:db8::ffff"), Hairpin: true,
+	})
+	require.NoError(t, err)
+	sharing, err := dataplane.NewSharing(conntrack.Default())
+	require.NoError(t, err)
+	c := config(t)
+	c.Resolver, c.Sharing = table, sharing
+
+	piece := func(flags layers.IPv4Flag, offset uint16, data ...gopacket.SerializableLayer) []byte {
+		b := gopacket.NewSerializeBuffer()
+		h := &layers.IPv4{
+			Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, Id: 7, Flags: flags, FragOffset: offset,
+			SrcIP: netip.MustParseAddr("203.0.113.9").AsSlice(), DstIP: netip.MustParseAddr("192.0.2.128").AsSlice(),
+		}
+		require.NoError(t, gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, append([]gopacket.SerializableLayer{h}, data...)...))
+		return b.Bytes()
+	}
+	first := piece(layers.IPv4MoreFragments, 0, gopacket.Payload{0, 53, 4, 1, 0, 24, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8})
+	later := piece(0, 2, gopacket.Payload("the rest"))
+
+	var out bytes.Buffer
+	s, err := Translate(t.Context(), c, bytes.NewReader(pcap(t, layers.LinkTypeRaw,
+		frame{data: packet(t, "tcp 2001:db8:2::1 1024 64:ff9b::203.0.113.9 80")},
+		frame{data: packet(t, "udp 2001:db8:2::1 53 64:ff9b::203.0.113.9 53")},
+		frame{data: packet(t, "udp 203.0.113.9 53 192.0.2.128 1025"), after: time.Second},
+		frame{data: later, after: 2 * time.Second},
+		frame{data: first, after: 3 * time.Second},
+		frame{data: packet(t, "icmp 203.0.113.9 192.0.2.128"), after: 4 * time.Second},
+		frame{data: packet(t, "udp 203.0.113.9 53 192.0.2.128 1025"), after: time.Hour},
+		frame{data: packet(t, "tcp 203.0.113.9 80 192.0.2.128 1024"), after: time.Hour},
+		frame{data: later, after: time.Hour + time.Second},
+		frame{data: packet(t, "tcp 203.0.113.9 80 192.0.2.128 1026"), after: 2 * time.Hour},
+	)), &out)
+	require.NoError(t, err)
+	times, packets := read(t, out.Bytes())
+	assert.Equal(t, Summary{
+		Frames: 10, Written: 8, ErrorsSent: 1,
+		Verdicts: map[string]uint64{"translated": 6, "answered": 1, "no_session": 1, "fragment_pending": 1, "destination_unmapped": 1},
+	}, s)
+	assert.Equal(t, []string{
+		"IPv4 192.0.2.128 > 203.0.113.9, ttl 63, 40 bytes; TCP 1024 > 80 SYN, 0 bytes of data",
+		"IPv4 192.0.2.128 > 203.0.113.9, ttl 63, 28 bytes; UDP 1025 > 53, 0 bytes of data",
+		"IPv6 64:ff9b::cb00:7109 > 2001:db8:2::1, hop limit 63, 48 bytes; UDP 53 > 53, 0 bytes of data",
+		"IPv6 64:ff9b::cb00:7109 > 2001:db8:2::1, hop limit 63, 64 bytes; fragment 0x7 at 0, more to come",
+		"IPv6 64:ff9b::cb00:7109 > 2001:db8:2::1, hop limit 63, 56 bytes; fragment 0x7 at 16, the last",
+		"IPv4 192.0.2.128 > 203.0.113.9, ttl 64, 28 bytes; ICMP EchoReply; id 1, seq 1",
+		"IPv6 64:ff9b::cb00:7109 > 2001:db8:2::1, hop limit 63, 60 bytes; TCP 80 > 1024 SYN, 0 bytes of data",
+		"IPv4 198.51.100.1 > 203.0.113.9, ttl 64, 68 bytes, traffic class 0xc0; ICMP DestinationUnreachable(Host), about [IPv4 203.0.113.9 > 192.0.2.128, ttl 64, 40 bytes; TCP 80 > 1026 SYN, 0 bytes of data]",
+	}, packets)
+	assert.Equal(t, 3*time.Second, times[4], "when it could leave")
+}
+
 func TestTime(t *testing.T) {
 	from := func(client, after string) frame {
 		d, err := time.ParseDuration(after)

@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"sync/atomic"
+
 	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
@@ -17,6 +19,7 @@ import (
 type Sessions interface {
 	Out(r *mapping.Range, f *translate.Flow, flags uint8, now uint32) conntrack.Reason
 	In(r *mapping.Range, f *translate.Flow, flags uint8, now uint32) conntrack.Reason
+	Changes(r *mapping.Range) *atomic.Uint32
 	PeekOut(r *mapping.Range, f *translate.Flow, now uint32) conntrack.Reason
 	PeekIn(r *mapping.Range, f *translate.Flow, now uint32) conntrack.Reason
 	Expire(now uint32) (more bool)
@@ -129,7 +132,22 @@ func (t *Translator) out(r *mapping.Range, tick uint32) translate.Verdict {
 	case p.Flow.Frag != translate.Whole && p.Flow.Proto == protoSCTP:
 		return translate.SCTPFragment
 	}
-	return verdictOf(t.sharing.Sessions.Out(r, &t.to, p.TCPFlags(), tick))
+	flags := p.TCPFlags()
+	q := ask(r, t.to.Dst, t.to.DstPort, t.to.SrcPort, p.Flow.Proto, true, tick)
+	if port, ok := t.steady.find(&q, flags); ok {
+		t.to.SrcPort = port
+		if p.Flow.Proto == protoICMPv6 { // whose identifier is both
+			t.to.DstPort = port
+		}
+		return translate.OK
+	}
+	changes := t.sharing.Sessions.Changes(r)
+	count := changes.Load()
+	v := verdictOf(t.sharing.Sessions.Out(r, &t.to, flags, tick))
+	if v == translate.OK {
+		t.steady.keep(&q, flags, changes, count, t.to.SrcPort)
+	}
+	return v
 }
 
 // in does the same for a packet from IPv4, whose flow is IPv6 in t.to.
@@ -141,9 +159,23 @@ func (t *Translator) in(r *mapping.Range, tick uint32) translate.Verdict {
 	case p.Flow.Frag != translate.Whole && p.Flow.Proto == protoSCTP:
 		return translate.SCTPFragment
 	}
-	t.scratch = p.Flow
-	v := verdictOf(t.sharing.Sessions.In(r, &t.scratch, p.TCPFlags(), tick))
+	f, flags := &p.Flow, p.TCPFlags()
+	q := ask(r, f.Src, f.SrcPort, f.DstPort, f.Proto, false, tick)
+	if port, ok := t.steady.find(&q, flags); ok {
+		t.to.DstPort = port
+		if f.Proto == protoICMP {
+			t.to.SrcPort = port
+		}
+		return translate.OK
+	}
+	changes := t.sharing.Sessions.Changes(r)
+	count := changes.Load()
+	t.scratch = *f
+	v := verdictOf(t.sharing.Sessions.In(r, &t.scratch, flags, tick))
 	t.to.SrcPort, t.to.DstPort = t.scratch.SrcPort, t.scratch.DstPort
+	if v == translate.OK {
+		t.steady.keep(&q, flags, changes, count, t.to.DstPort)
+	}
 	return v
 }
 
@@ -260,7 +292,7 @@ func (t *Translator) follow(tick uint32) translate.Verdict {
 func (t *Translator) lead(tick uint32) {
 	p := &t.packet
 	fragments := t.fragments(p.Flow.Src.Is4())
-	if fragments == nil || !t.resolver.Shared(p.Flow.Dst) {
+	if fragments == nil || !translate.HasPorts(p.Flow.Proto) || !t.resolver.Shared(p.Flow.Dst) {
 		return
 	}
 	d := t.datagram()

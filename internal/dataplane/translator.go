@@ -71,9 +71,10 @@ type Translator struct {
 	waiting bool // fragments of leading may
 	leading conntrack.Datagram
 
-	spare []byte // for packets natless makes: fragments and ICMP errors
-	limit limiter
-	cache *cache
+	spare  []byte // for packets natless makes: fragments and ICMP errors
+	limit  limiter
+	cache  *cache
+	steady *steady // nil where there are no sessions
 
 	portShift uint8 // see pair
 }
@@ -86,7 +87,7 @@ func NewTranslator(r Resolver, s Sharing, o translate.Options, ipv4, ipv6 netip.
 	t.packet.Buf = make([]byte, bufferSize)
 	t.portShift = 16 // whoever has his address to himself takes one place for each he speaks with
 	if s.Sessions != nil {
-		t.portShift = 8
+		t.portShift, t.steady = 8, new(steady)
 	}
 	return t
 }

@@ -3,10 +3,16 @@ package trace
 import (
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
+)
+
+const (
+	protoTCP = 6
+	protoUDP = 17
 )
 
 // The witness is the Sessions of one packet too. It opens none.
@@ -34,11 +40,11 @@ func (w *witness) stateless(x mapping.Ranges, f *translate.Flow, v translate.Ver
 
 // Out tells of the session that a packet from a client takes.
 func (w *witness) Out(r *mapping.Range, f *translate.Flow, flags uint8, now uint32) conntrack.Reason {
-	was := f.SrcPort
+	was, what := f.SrcPort, "source "+portOf(f.Proto)
 	reason := w.peekOut(r, f, now)
 	switch {
 	case reason == conntrack.OK:
-		w.port(StepPort, "source port %d becomes %d by the session there is", was, f.SrcPort)
+		w.port(StepPort, "%s %d becomes %d by the session there is", what, was, f.SrcPort)
 		return reason
 	case reason != conntrack.NoSession:
 	case w.sessions != nil:
@@ -46,16 +52,19 @@ func (w *witness) Out(r *mapping.Range, f *translate.Flow, flags uint8, now uint
 	default:
 		reason = conntrack.OK
 	}
+	why := fmt.Sprintf("%s %d is not in the stateless part, %d-%d, of the range of %v", what, was, r.First, r.Session-1, r.Client)
+	if f.Proto != protoTCP && f.Proto != protoUDP {
+		why = fmt.Sprintf("%s %d of %v: only TCP and UDP go without a session", what, was, r.Client)
+	}
 	if reason != conntrack.OK {
-		w.port(StepPort, "source port %d is not in the stateless part, %d-%d, of the range of %v, and takes no session: %v", was, r.First, r.Session-1, r.Client, reason)
+		w.port(StepPort, "%s, and takes no session: %v", why, reason)
 		return reason
 	}
 	f.SrcPort = r.Session
 	if !translate.HasPorts(f.Proto) {
 		f.DstPort = r.Session
 	}
-	w.port(StepPort, "source port %d is not in the stateless part, %d-%d, of the range of %v: a session would begin, with a port of %d-%d by chance, such as %d",
-		was, r.First, r.Session-1, r.Client, r.Session, r.Last, f.SrcPort)
+	w.port(StepPort, "%s: a session would begin, with one of %d-%d by chance, such as %d", why, r.Session, r.Last, f.SrcPort)
 	return reason
 }
 
@@ -66,9 +75,12 @@ func (w *witness) In(r *mapping.Range, f *translate.Flow, _ uint8, now uint32) c
 	if w.sessions != nil {
 		reason = w.sessions.PeekIn(r, f, now)
 	}
-	w.in(StepPort, r, was, f.DstPort, reason)
+	w.in(StepPort, r, f.Proto, was, f.DstPort, reason)
 	return reason
 }
+
+// Changes is of no use to one packet.
+func (w *witness) Changes(*mapping.Range) *atomic.Uint32 { return new(atomic.Uint32) }
 
 // PeekIn is asked about quoted packets alone, since a trace follows no
 // fragments.
@@ -78,7 +90,7 @@ func (w *witness) PeekIn(r *mapping.Range, f *translate.Flow, now uint32) conntr
 	if w.sessions != nil {
 		reason = w.sessions.PeekIn(r, f, now)
 	}
-	w.in(StepQuotedPort, r, was, f.DstPort, reason)
+	w.in(StepQuotedPort, r, f.Proto, was, f.DstPort, reason)
 	return reason
 }
 
@@ -87,9 +99,9 @@ func (w *witness) PeekOut(r *mapping.Range, f *translate.Flow, now uint32) connt
 	was := f.SrcPort
 	reason := w.peekOut(r, f, now)
 	if reason == conntrack.OK {
-		w.port(StepQuotedPort, "port %d becomes %d by the session there is", was, f.SrcPort)
+		w.port(StepQuotedPort, "%s %d becomes %d by the session there is", portOf(f.Proto), was, f.SrcPort)
 	} else {
-		w.port(StepQuotedPort, "port %d of %v takes a session, and there is none: %v", was, r.Client, reason)
+		w.port(StepQuotedPort, "%s %d of %v takes a session, and there is none: %v", portOf(f.Proto), was, r.Client, reason)
 	}
 	return reason
 }
@@ -104,12 +116,24 @@ func (w *witness) peekOut(r *mapping.Range, f *translate.Flow, now uint32) connt
 	return w.sessions.PeekOut(r, f, now)
 }
 
-func (w *witness) in(step string, r *mapping.Range, was, is uint16, reason conntrack.Reason) {
-	if reason == conntrack.OK {
-		w.port(step, "port %d becomes %d of %v by the session there is", was, is, r.Client)
-		return
+func (w *witness) in(step string, r *mapping.Range, proto uint8, was, is uint16, reason conntrack.Reason) {
+	what := portOf(proto)
+	switch {
+	case reason == conntrack.OK:
+		w.port(step, "%s %d becomes %d of %v by the session there is", what, was, is, r.Client)
+	case was < r.Session:
+		w.port(step, "%s %d is in the range of %v, where only TCP and UDP go without a session, and none has it: %v", what, was, r.Client, reason)
+	default:
+		w.port(step, "%s %d is in the session part, %d-%d, of the range of %v, and no session has it: %v", what, was, r.Session, r.Last, r.Client, reason)
 	}
-	w.port(step, "port %d is in the session part, %d-%d, of the range of %v, and no session has it: %v", was, r.Session, r.Last, r.Client, reason)
+}
+
+// portOf is what a protocol has for a port.
+func portOf(proto uint8) string {
+	if translate.HasPorts(proto) {
+		return "port"
+	}
+	return "identifier"
 }
 
 func (w *witness) port(step, format string, args ...any) {
