@@ -100,6 +100,7 @@ func TestAnswer(t *testing.T) {
 		"ipv4only.arpa A":                                  {"IPv4Only.arpa. A", 0, []string{"ipv4only.arpa. 86400 IN A 192.0.0.170", "ipv4only.arpa. 86400 IN A 192.0.0.171"}, "", ""},
 		"ipv4only.arpa TXT":                                {"ipv4only.arpa. TXT", 0, []string{}, "ipv4only.arpa. 86400 IN SOA ipv4only.arpa. nobody.invalid. 1 86400 86400 86400 86400", ""},
 		"ipv4only.arpa NS":                                 {"ipv4only.arpa. NS", 0, []string{}, "ipv4only.arpa. 86400 IN SOA ipv4only.arpa. nobody.invalid. 1 86400 86400 86400 86400", ""},
+		"ipv4only.arpa SOA":                                {"ipv4only.arpa. SOA", 0, []string{}, "ipv4only.arpa. 86400 IN SOA ipv4only.arpa. nobody.invalid. 1 86400 86400 86400 86400", ""},
 		"ipv4only.arpa DS is of the zone above":            {"ipv4only.arpa. DS", 3, []string{}, negative, "DS"},
 		"below ipv4only.arpa":                              {"x.ipv4only.arpa. A", 3, []string{}, "ipv4only.arpa. 86400 IN SOA ipv4only.arpa. nobody.invalid. 1 86400 86400 86400 86400", ""},
 		"192.0.0.170 PTR is asked as any":                  {ip("192.0.0.170") + " PTR", 3, []string{}, negative, "PTR"},
