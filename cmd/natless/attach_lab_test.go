@@ -219,6 +219,19 @@ func TestLabAttachRefuses(t *testing.T) {
 	w.refused(t, "it is not attached", "detach", box.Path())
 	w.refused(t, "it is not attached", "port-range", "unset", box.Path())
 	w.refused(t, "no range of ports but all of 169.254.64.", "port-range", "set", w.client.Path())
+	for _, args := range [][]string{{box.Path(), "--link", "--dns"}, {"--dns", box.Path(), "--link"}, {"--link", "--dns=natless", box.Path()}} {
+		w.refused(t, "natless's DNS64 is off; natless run --dns64 ADDRESS has it on", append([]string{"attach"}, args...)...)
+	}
+	for _, args := range [][]string{{box.Path(), "--link", "--dns", "fd00::53"}, {"--dns", "fd00::53", box.Path()}, {"--dns=fd00::53", box.Path()}} {
+		w.refused(t, "its resolver: a namespace that is known by its path alone has none", append([]string{"attach"}, args...)...)
+	}
+	for _, args := range [][]string{{"one", "two"}, {"one", "two", "--dns"}, {"one", "fd00::53"}, {"one", "fd00::53", "--dns=fd00::54"}, {"one", "--dns=two"}} {
+		out, err := w.daemon.Query(t.Context(), append([]string{"attach"}, args...)...)
+		var exit *exec.ExitError
+		if assert.ErrorAs(t, err, &exit, args) {
+			assert.Equal(t, 2, exit.ExitCode(), out)
+		}
+	}
 	unchanged(t, box, inside, "after refusals")
 	unchanged(t, w.Host, host, "after refusals")
 	assert.Empty(t, w.ps(t))
@@ -275,6 +288,18 @@ func TestLabAttachSharedAddress(t *testing.T) {
 	assert.Regexp(t, `(?m)^ports +32768-60999$`, w.query(t, "port-range", "show", boxes[0].Path()))
 	w.reaches(t, boxes[0])
 	assert.NotEmpty(t, w.query(t, "session", "ls", "-o", "json"), "outside of its range")
+	// It is called box1 wherever it shows.
+	for _, a := range w.ps(t) {
+		first, _, _ := strings.Cut(a.Ports, "-")
+		for _, args := range [][]string{
+			{"ps"}, {"lease", "ls"}, {"session", "ls", "--client", a.IPv6.String()}, {"map", "get", a.IPv6.String()},
+			{"trace", "tcp", a.IPv6.String(), first, lab.Server6, "80"}, {"trace", "tcp", lab.ServerIPv4, "80", a.IPv4.String(), first},
+		} {
+			if args[0] != "session" || a.Label == "box1" {
+				assert.Regexp(t, `\b`+a.Label+`\b`, w.query(t, args...), args)
+			}
+		}
+	}
 	assert.Contains(t, w.query(t, "port-range", "set", "box1"), "undo: natless detach box1")
 	for k, box := range boxes {
 		w.query(t, "detach", fmt.Sprint("box", k+1))

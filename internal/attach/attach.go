@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
@@ -50,6 +51,7 @@ type Options struct {
 	Force bool       // also where it has IPv4 of its own
 	Label string     // "": that of the target
 	DNS   netip.Addr // point its resolver there, if valid
+	DNS64 bool       // or to natless's own
 }
 
 // Result is what was done.
@@ -118,8 +120,8 @@ func (s *state) words() (words []string) {
 	if s.Link != nil {
 		words = append(words, "link "+s.Link.Host)
 	}
-	if s.Route != nil {
-		words = append(words, fmt.Sprintf("route to %v from %v", s.Route.To, s.Route.From))
+	for _, r := range s.routes() {
+		words = append(words, fmt.Sprintf("route to %v from %v", config.Short(r.To), r.From))
 	}
 	for _, x := range s.Sysctls {
 		words = append(words, x.text(x.Set))
@@ -156,6 +158,11 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	}
 	defer n.Close()
 	defer outside.Close()
+	if o.DNS64 {
+		if o.DNS, err = nameserver64(s, n); err != nil {
+			return r, err
+		}
+	}
 	former, err := recorded(ctx, d, func(a mapping.Attachment, _ state) bool { return a.ID == t.ID })
 	if err != nil {
 		return r, err
@@ -178,7 +185,7 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	} else if has != "" && !o.Force {
 		return r, fmt.Errorf("it has IPv4 of its own (%s), which programs may take rather than natless: --force attaches it all the same", has)
 	}
-	w := &work{daemon: d, target: t, options: o, n: n, outside: outside, pref64: s.Pref64, probe: probe}
+	w := &work{daemon: d, target: t, options: o, n: n, outside: outside, pref64: s.Pref64, probe: probe, names: resolvers(s)}
 	if err := w.do(ctx); err != nil {
 		return r, errors.Join(err, w.takeBack(context.WithoutCancel(ctx)))
 	}
@@ -327,7 +334,8 @@ type work struct {
 	options    Options
 	n, outside *Namespace
 	pref64     netip.Prefix
-	probe      netip.Addr // an address behind it, natless's own if there is one
+	probe      netip.Addr   // an address behind it, natless's own if there is one
+	names      []netip.Addr // where natless's DNS64 answers
 
 	record   mapping.Attachment // as the daemon has it; the zero value while it has none
 	state    state
@@ -349,6 +357,9 @@ func (w *work) do(ctx context.Context) error {
 		if err := w.useRange(lease); err != nil {
 			return err
 		}
+	}
+	if err := w.leadToNames(from); err != nil {
+		return err
 	}
 	if err := w.save(ctx, from); err != nil {
 		return err
