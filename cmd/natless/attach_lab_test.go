@@ -414,17 +414,55 @@ func TestLabAttachKilled(t *testing.T) {
 	}
 }
 
-// A natless that is gone leaves nothing of the links it made.
+// A natless that is gone leaves nothing of what attach made, neither on the host
+// nor inside, but where it does not know of it.
 func TestLabAttachDown(t *testing.T) {
 	lab.Require(t)
 	t.Parallel()
 	w := build(t, setup{})
 	host := snapshot(t, w.Host)
-	w.run(t, setup{flags: []string{"--pref64", lab.Pref64}})
-	box := w.box(t, "box")
-	w.query(t, "attach", box.Path(), "--link")
-	link := w.ps(t)[0].Host.Link
+	flags := sharing("", 1)
+	w.run(t, flags)
+	box, gone := w.box(t, "box"), w.box(t, "gone")
+	inside, outside := snapshot(t, box), snapshot(t, gone)
+	pid, kill := w.sleeper(t)
+	w.query(t, "attach", box.Path(), "--link", "--label", "box")
+	w.query(t, "attach", pid, "--link")
+	list := w.ps(t)
+	require.Len(t, list, 2)
+	require.NotEmpty(t, inside.Diff(snapshot(t, box)))
+	state := "--state-dir=" + w.Host.StateDir()
+	w.refused(t, "stop it first", "down", state)
+	require.Len(t, w.ps(t), 2)
 	require.NoError(t, w.daemon.Kill())
-	assert.Contains(t, w.query(t, "down"), "removed link "+link)
+	kill()
+
+	// Another network namespace's natless has the same state, by mistake.
+	c := gone.Command(t.Context(), lab.Binary(t), "down", state)
+	out, err := c.CombinedOutput()
+	require.NoError(t, err)
+	assert.Empty(t, string(out))
+	unchanged(t, gone, outside, "after down elsewhere")
+
+	said := w.query(t, "down", state)
+	assert.Regexp(t, `(?m)^detached `+box.Path()+`: took back link `+list[0].Host.Link+`, route to `+lab.Pref64+` from .*, net\.ipv4\.ip_local_port_range = .*$`, said)
+	assert.Contains(t, said, "detached "+pid+": ")
+	assert.NotContains(t, said, "removed link")
 	unchanged(t, w.Host, host, "after down")
+	unchanged(t, box, inside, "after down")
+	assert.Empty(t, w.query(t, "down", state))
+	w.run(t, flags)
+	assert.Empty(t, w.ps(t))
+
+	// With no state known, the links go.
+	w.query(t, "attach", box.Path(), "--link", "--label", "box")
+	require.NoError(t, w.daemon.Kill())
+	assert.Contains(t, w.query(t, "down", "--state-dir="), "removed link "+list[0].Host.Link)
+	unchanged(t, w.Host, host, "after down")
+	file := filepath.Join(t.TempDir(), "natless.toml")
+	require.NoError(t, os.WriteFile(file, []byte("[state]\ndir = \""+w.Host.StateDir()+"\"\n"), 0o600))
+	assert.Contains(t, w.query(t, "down", "-c", file), "detached "+box.Path())
+	unchanged(t, box, inside, "after down")
+	require.NoError(t, os.WriteFile(file, []byte("nonsense\n"), 0o600))
+	w.refused(t, "where what is attached is written down (--state-dir tells too): ", "down", "-c", file)
 }

@@ -42,6 +42,11 @@ type Daemon interface {
 	Lend(ctx context.Context, client netip.Addr, label string) (mapping.Lease, error)
 	Attachments(context.Context) iter.Seq2[mapping.Attachment, error]
 	Attach(context.Context, mapping.Attachment) (mapping.Attachment, error)
+	Records
+}
+
+// Records are where attachments are written down.
+type Records interface {
 	Detach(ctx context.Context, id string) (mapping.Attachment, error)
 }
 
@@ -64,6 +69,7 @@ type Result struct {
 // state is what an attachment's Undo holds.
 type state struct {
 	Changes
+	Home    string   `json:"home"` // the ID of the network namespace from which they are made, natless's
 	Holders []holder `json:"holders"`
 	Whole   bool     `json:"whole"` // all of the changes are made
 }
@@ -257,16 +263,20 @@ func recorded(ctx context.Context, d Daemon, fits func(mapping.Attachment, state
 		if err != nil {
 			return nil, err
 		}
-		e := entry{Attachment: a}
-		if json.Unmarshal(a.Undo, &e.state) != nil || len(e.state.Holders) == 0 {
-			// Another program's: there is nothing to undo.
-			e.state = state{Whole: true, Holders: []holder{{Target: a.Target, Label: a.Label, Path: a.Namespace, PID: a.PID, Started: a.Started}}}
-		}
-		if fits(a, e.state) {
+		if e := entryOf(a); fits(a, e.state) {
 			list = append(list, e)
 		}
 	}
 	return list, nil
+}
+
+func entryOf(a mapping.Attachment) entry {
+	e := entry{Attachment: a}
+	if json.Unmarshal(a.Undo, &e.state) != nil || len(e.state.Holders) == 0 {
+		// Another program's: there is nothing to undo.
+		e.state = state{Whole: true, Holders: []holder{{Target: a.Target, Label: a.Label, Path: a.Namespace, PID: a.PID, Started: a.Started}}}
+	}
+	return e
 }
 
 // record has an attachment recorded with its state.
@@ -349,6 +359,9 @@ func (w *work) do(ctx context.Context) error {
 		return err
 	}
 	w.state.Holders = []holder{h}
+	if w.state.Home, err = own(); err != nil {
+		return err
+	}
 	from, lease, err := w.source(ctx, h.Label)
 	if err != nil {
 		return err
@@ -617,6 +630,43 @@ func release(ctx context.Context, d Daemon, e entry, n *Namespace, mine func(hol
 	return stays, err
 }
 
+// Undo takes back an attachment while no daemon runs, if it was made from the
+// caller's network namespace. gone tells that its target is. The lines say what
+// was done, and what others have changed since, which stays.
+func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool) (lines []string, err error) {
+	failed := func(err error) ([]string, error) { return lines, fmt.Errorf("detaching %s: %w", a.Target, err) }
+	e := entryOf(a)
+	here, err := own()
+	if err != nil {
+		return failed(withRights(err))
+	}
+	if e.state.Home != here {
+		return nil, nil
+	}
+	var n *Namespace
+	if !gone {
+		n, err = e.open()
+	}
+	if err != nil && !errors.Is(err, errGone) {
+		return failed(withRights(err))
+	}
+	if n != nil {
+		defer n.Close()
+		if err := unix.Flock(int(n.file), unix.LOCK_EX); err != nil {
+			return failed(err)
+		}
+	}
+	lines, err = undo(ctx, d, e, n)
+	if err != nil {
+		return failed(err)
+	}
+	done := "detached " + a.Target
+	if words := e.state.words(); len(words) > 0 {
+		done += ": took back " + strings.Join(words, ", ")
+	}
+	return append([]string{done}, lines...), nil
+}
+
 // Vanished takes back what an attachment's Undo has outside of its namespace and
 // beside its link, both of which are gone. The error says what of it stays.
 func Vanished(undo json.RawMessage) error {
@@ -652,7 +702,7 @@ func (e entry) open() (n *Namespace, err error) {
 // undo takes back all of an attachment, and has it forgotten when nothing is
 // left of it. n is nil where the namespace is gone: of its link the name may be
 // another's by now.
-func undo(ctx context.Context, d Daemon, e entry, n *Namespace) (stays []string, err error) {
+func undo(ctx context.Context, d Records, e entry, n *Namespace) (stays []string, err error) {
 	stays, err = e.state.restore()
 	if n != nil {
 		lines, wrong := e.state.undo(n)
