@@ -446,7 +446,7 @@ func TestLabAttachDown(t *testing.T) {
 
 	said := w.query(t, "down", state)
 	assert.Regexp(t, `(?m)^detached `+box.Path()+`: took back link `+list[0].Host.Link+`, route to `+lab.Pref64+` from .*, net\.ipv4\.ip_local_port_range = .*$`, said)
-	assert.Contains(t, said, "detached "+pid+": ")
+	assert.Contains(t, said, "detached "+pid+", which is gone\n")
 	assert.NotContains(t, said, "removed link")
 	unchanged(t, w.Host, host, "after down")
 	unchanged(t, box, inside, "after down")

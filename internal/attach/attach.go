@@ -661,7 +661,9 @@ func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool) (line
 		return failed(err)
 	}
 	done := "detached " + a.Target
-	if words := e.state.words(); len(words) > 0 {
+	if words := e.state.words(); n == nil {
+		done += ", which is gone"
+	} else if len(words) > 0 {
 		done += ": took back " + strings.Join(words, ", ")
 	}
 	return append([]string{done}, lines...), nil
