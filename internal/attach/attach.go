@@ -308,6 +308,9 @@ func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Op
 	if slices.ContainsFunc(e.state.Holders, func(h holder) bool { return h.is(t) }) {
 		return r, fmt.Errorf("it is attached already, with %s: natless detach %s undoes it", IPv4Side(e.Attachment), t.Given)
 	}
+	if _, ok := n.wayTo(o.DNS); o.DNS64 && !ok {
+		return r, fmt.Errorf("it has no route to natless's DNS64 at %v, which --dns makes for the first that is attached of those that share a namespace", o.DNS)
+	}
 	h, err := t.holder(o)
 	if err != nil {
 		return r, err

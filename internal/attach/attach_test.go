@@ -823,6 +823,13 @@ func TestResolverOfNatless(t *testing.T) {
 	points(own, "fd00::53", "link "+link, pin, "route to fd00::53 from "+from)
 	points(Options{Link: true, DNS: netip.MustParseAddr("2001:db8:1::1")}, "2001:db8:1::1", "link "+link, pin, "route to 2001:db8:1::1 from "+from)
 
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	_, err = r.attach(t, r.client.Path(), Options{DNS64: true})
+	assert.ErrorContains(t, err, "it has no route to natless's DNS64 at fd00::53, which --dns makes for the first")
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+
 	r.wire(t, "2001:db8:1::2/64")
 	points(Options{DNS64: true}, "2001:db8:1::1", "route to "+lab.Pref64+" from 2001:db8:1::2") // the one that it has a route to
 	r.status.DNS64 = listening("[fd00::53]:53")
