@@ -129,6 +129,139 @@ func TestLend(t *testing.T) {
 	assert.Equal(t, "again", r.x.Leases()[0].Label)
 }
 
+// A container that was started again may have another IPv6 address. By its label
+// it gets what it had: at once, durably, and never what is in force.
+func TestLendByLabel(t *testing.T) {
+	for name, pool := range map[string]Pool{"addresses": poolOf("192.0.2.0/28"), "ranges": rangesOf("192.0.2.2/31")} {
+		t.Run(name, func(t *testing.T) {
+			store := newMemory()
+			r := rigOf(t, store, pool)
+			has := func(client int, label string) string {
+				t.Helper()
+				l, err := r.lend(client, label)
+				require.NoError(t, err)
+				assert.Equal(t, label, l.Label)
+				return place(l)
+			}
+			attach := func(client int, label string) string {
+				t.Helper()
+				was := has(client, label)
+				a := attachment(client)
+				a.Label = label
+				_, err := r.x.Attach(a, "me")
+				require.NoError(t, err)
+				return was
+			}
+			detach := func(client int) {
+				t.Helper()
+				r.pass(1)
+				_, err := r.x.Detach(attachment(client).ID, "me")
+				require.NoError(t, err)
+			}
+			begun := r.now
+			web, db := attach(1, "web"), attach(2, "db")
+			detach(1)
+			detach(2)
+			ended := r.now
+			assert.NotContains(t, []string{web, db}, has(3, "other"))
+			r.pass(2)
+
+			r.forgot = nil
+			before := r.x.Revision()
+			assert.Equal(t, web, attach(4, "web"), "another client by the label")
+			assert.Equal(t, []Op{OpLeaseMade, OpLeaseNoted}, r.ops(before))
+			if pool.Ports == (Ports{}) { // for ranges it would end the flows of neighbours
+				assert.Equal(t, []netip.Addr{addr("192.0.2.2")}, r.forgot)
+			}
+			for when, want := range map[time.Time][]string{begun: {lessee(1).String()}, ended: nil, r.now: {lessee(4).String()}} {
+				var had []string
+				require.NoError(t, r.x.History(when, func(l SavedLease) bool {
+					if l.Label == "web" {
+						had = append(had, l.IPv6.String())
+					}
+					return true
+				}))
+				assert.Equal(t, want, had, when)
+			}
+			assert.NotEqual(t, web, has(5, "web"), "never what is in force")
+			assert.NotEqual(t, web, has(1, "web"), "also not for who had it once")
+
+			r.start()
+			store.before = disk
+			_, err := r.lend(6, "db")
+			require.ErrorIs(t, err, ErrUnavailable)
+			store.before = nil
+			r.pass(2)
+			assert.Equal(t, db, has(6, "db"), "natless was started again, and what was not saved went back")
+			r.pass(61) // nobody answers it
+			assert.Equal(t, db, has(7, "db"), "it rests all the same, for it was in use before")
+			r.pass(61)
+			next := r.config
+			next.Pools = []Pool{pool}
+			next.Pools[0].Idle *= 2
+			_, err = r.x.Reload(next, "me")
+			require.NoError(t, err)
+			assert.Equal(t, db, has(8, "db"))
+			r.start()
+			assert.Equal(t, db, has(8, "db"))
+		})
+	}
+}
+
+// What a label leads to, of several.
+func TestLendByLabelOfSeveral(t *testing.T) {
+	pools := []Pool{poolOf("192.0.2.0/29"), poolOf("198.51.100.0/30")}
+	pools[0].Clients = []netip.Prefix{pfx("2001:db8::/120")}
+	r := rigOf(t, newMemory(), pools...)
+	attach := func(client int, label string) string {
+		t.Helper()
+		l, err := r.lend(client, label)
+		require.NoError(t, err)
+		a := attachment(client)
+		a.Label = label
+		_, err = r.x.Attach(a, "me")
+		require.NoError(t, err)
+		return l.IPv4.String()
+	}
+	detach := func(clients ...int) {
+		t.Helper()
+		for _, n := range clients {
+			r.pass(1)
+			_, err := r.x.Detach(attachment(n).ID, "me")
+			require.NoError(t, err)
+		}
+	}
+	one, two, three, far := attach(1, "web"), attach(2, "web"), attach(3, "db"), attach(0x101, "web")
+	assert.Equal(t, "198.51.100.1", far)
+	detach(3, 2, 1, 0x101)
+
+	assert.Equal(t, two, attach(2, "web"), "its own, although another is more recent")
+	detach(2)
+	assert.Equal(t, two, attach(4, "web"), "the most recent")
+	assert.Equal(t, far, attach(5, "web"), "of all pools that permit it")
+	assert.Equal(t, one, attach(3, "web"), "rather than its own, which is called db")
+	assert.Equal(t, three, attach(2, "db"), "who may come for that")
+	assert.NotContains(t, []string{one, two, three, far}, attach(6, "web"), "there is none any more")
+	detach(5)
+	r.pass(60)
+	assert.Equal(t, far, attach(7, "web"), "its quarantine is over, and nobody else had it")
+	detach(7)
+	r.wears(7, far) // by a packet
+	assert.Equal(t, far, attach(7, "else"))
+	detach(7)
+	assert.NotEqual(t, far, attach(8, "web"), "it was called otherwise last")
+
+	full := rigOf(t, newMemory(), poolOf("192.0.2.2/32"))
+	full.attach(1)
+	_, err := full.x.Detach(attachment(1).ID, "me")
+	require.NoError(t, err)
+	_, err = full.lend(2, "db")
+	assert.ErrorIs(t, err, ErrPoolFull, "another's rests")
+	l, err := full.lend(1, "db")
+	require.NoError(t, err, "there is nothing else for it")
+	assert.Equal(t, "db", l.Label)
+}
+
 // Who asks for leases is not held to the rates of those who send packets.
 func TestLendHasNoRate(t *testing.T) {
 	r := rigOf(t, newMemory(), poolOf("192.0.0.0/16"))

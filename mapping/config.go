@@ -325,7 +325,7 @@ func newPool(c Pool) (*pool, error) {
 
 	p := &pool{
 		Pool: c, per: uint32(per), size: uint32(size4(c.IPv4)) * uint32(per),
-		returned: map[uint32]*returned{}, wide: new(bart.Fast[*returned]), former: map[netip.Addr]*returned{}, refusals: map[netip.Addr]uint32{},
+		returned: map[uint32]*returned{}, wide: new(bart.Fast[*returned]), former: map[netip.Addr]*returned{}, labels: map[string][]*returned{}, refusals: map[netip.Addr]uint32{},
 	}
 	p.Clients = slices.Clone(c.Clients)
 	p.entry = &entry{kind: kindPool, of: p}

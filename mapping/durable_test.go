@@ -77,6 +77,7 @@ func firstPort(l Lease) (first uint16) {
 // end is how a lease ended.
 type end struct {
 	client netip.Addr
+	label  string
 	at     time.Time
 	proven bool
 }
@@ -95,9 +96,9 @@ func (d *durable) check(t *rapid.T) {
 		next = e.Revision
 		switch e.Op {
 		case OpLeaseEnded:
-			d.last[place(*e.Lease)] = end{e.Lease.IPv6, e.Time, e.Lease.Proven}
+			d.last[place(*e.Lease)] = end{e.Lease.IPv6, e.Lease.Label, e.Time, e.Lease.Proven}
 		case OpLeaseMade:
-			if was, ok := d.last[place(*e.Lease)]; ok && (was.proven || e.Lease.Ports != "") && was.client != e.Lease.IPv6 {
+			if was, ok := d.last[place(*e.Lease)]; ok && (was.proven || e.Lease.Ports != "") && was.client != e.Lease.IPv6 && (was.label == "" || was.label != e.Lease.Label) {
 				require.GreaterOrEqual(t, e.Time.Sub(was.at), d.config.Pools[0].Quarantine, "%v in quarantine", e.Lease.IPv4)
 			}
 		}

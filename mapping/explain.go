@@ -281,7 +281,7 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 	switch of := e.of.(type) {
 	case *Map:
 		info := MapInfo(*of)
-		x.Rule, x.Other, x.Map, x.Origin, x.Detail = RuleMap, other(a), &info, of.Origin, of.String()
+		x.Rule, x.Other, x.Map, x.Origin, x.Detail = RuleMap, other(a), &info, of.Origin, of.String()+labelled(info.Label)
 		return x
 	case *lease:
 		info := t.leaseInfo(e)
@@ -292,9 +292,7 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 		if info.Ports != "" {
 			x.Detail += fmt.Sprintf(", ports %s, of which the last %d are for sessions", info.Ports, info.SessionPorts)
 		}
-		if info.Label != "" {
-			x.Detail += fmt.Sprintf(", labelled %q", info.Label)
-		}
+		x.Detail += labelled(info.Label)
 		if info.Pinned {
 			x.Detail += ", pinned by an attachment"
 		}
@@ -323,6 +321,14 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 		x.Detail = fmt.Sprintf("a %s address, refused unless a map or a pool says otherwise", e.of)
 	}
 	return x
+}
+
+// labelled is what an explanation says of a label.
+func labelled(label string) string {
+	if label == "" {
+		return ""
+	}
+	return fmt.Sprintf(", labelled %q", label)
 }
 
 func (x Explanation) unmapped(why string, v translate.Verdict) Explanation {

@@ -31,9 +31,9 @@ func TestExplain(t *testing.T) {
 	x := explained(t)
 	const lease = "leased from pool 169.254.64.0/28 (natless.toml:20) to 2001:db8:c::5 since 2030-01-02T12:00:00Z, idle for 30s, nothing has come back for it yet"
 	for _, c := range []struct{ address, other, rule, verdict, origin, detail string }{
-		{"198.51.100.5", "2001:db8:1::5", "map", "", "natless.toml:12", "map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12)"},
+		{"198.51.100.5", "2001:db8:1::5", "map", "", "natless.toml:12", "map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12), labelled \"web\""},
 		{"198.51.100.7", "2001:db8:2::7", "map", "", "natless.toml:17", "map 198.51.100.7/32 = 2001:db8:2::7/128 (natless.toml:17)"},
-		{"2001:db8:1::5", "198.51.100.5", "map", "", "natless.toml:12", "map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12)"},
+		{"2001:db8:1::5", "198.51.100.5", "map", "", "natless.toml:12", "map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12), labelled \"web\""},
 		{"169.254.64.2", client, "lease", "", "natless.toml:20", lease},
 		{client, "169.254.64.2", "lease", "", "natless.toml:20", lease},
 		{"169.254.64.5", "", "pool", "destination_unmapped", "natless.toml:20", "an address of pool 169.254.64.0/28 (natless.toml:20), not lent"},
@@ -42,7 +42,7 @@ func TestExplain(t *testing.T) {
 		{"203.0.113.80", "2001:db8:64::203.0.113.80", "pref64", "", "", "behind pref64 2001:db8:64::/96"},
 		{"2001:db8:64::203.0.113.80", "203.0.113.80", "pref64", "", "", "203.0.113.80 under pref64 2001:db8:64::/96"},
 		{"2001:db8:64::198.51.100.5", "198.51.100.5", "pref64", "", "natless.toml:12",
-			"198.51.100.5 under pref64 2001:db8:64::/96: map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12); reached by hairpin"},
+			"198.51.100.5 under pref64 2001:db8:64::/96: map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12), labelled \"web\"; reached by hairpin"},
 		{"2001:db8:64::169.254.64.5", "169.254.64.5", "pref64", "destination_unmapped", "natless.toml:20",
 			"169.254.64.5 under pref64 2001:db8:64::/96: an address of pool 169.254.64.0/28 (natless.toml:20), not lent"},
 		{"10.0.0.1", "", "refused", "private_ipv4", "", "a private address, which must not stand behind pref64 2001:db8:64::/96"},

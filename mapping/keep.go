@@ -152,7 +152,7 @@ func (g *stage) former(ended []SavedLease) (list []*returned) {
 	for i, x := range ended {
 		rests := x.Proven || x.First != 0
 		r := &returned{
-			prefix: netip.PrefixFrom(x.IPv4, 32), ports: [2]uint16{x.First, x.Last}, client: x.IPv6, at: tick - age(now.Sub(x.Until)),
+			prefix: netip.PrefixFrom(x.IPv4, 32), ports: [2]uint16{x.First, x.Last}, client: x.IPv6, label: x.Label, at: tick - age(now.Sub(x.Until)),
 			kept: rests && len(ended)-i <= remembered, spare: !rests,
 		}
 		if p := g.poolOf(r.prefix); p != nil && p.MaxLife > 0 && x.Until.Sub(x.Since) >= p.MaxLife {

@@ -189,7 +189,7 @@ func (k *keeper) choose() (grants []grant) {
 		if e, _ := s.v6.Lookup(client); e != nil || !s.permits(client) {
 			continue // there is another answer by now
 		}
-		x, ok := t.take(s, client, tick, since)
+		x, ok := t.take(s, client, "", tick, since)
 		if !ok {
 			k.deny(client, translate.PoolFull)
 			k.sometimes(slog.LevelWarn, "no address is left to lend: add a pool, or shorten idle", "client", client)
@@ -200,17 +200,22 @@ func (k *keeper) choose() (grants []grant) {
 	return grants
 }
 
-// take takes an address for a client, if there is one. writing and mu must be
-// held.
-func (t *Table) take(s *snapshot, client netip.Addr, tick uint32, since time.Time) (grant, bool) {
-	o := t.offer(s, client, tick)
+// take takes an address for a client, if there is one. The lease has the label,
+// if that is not "". writing and mu must be held.
+func (t *Table) take(s *snapshot, client netip.Addr, label string, tick uint32, since time.Time) (grant, bool) {
+	o := t.offer(s, client, label, tick)
 	if o.pool == nil {
 		s.lack(client, tick)
 		return grant{}, false
 	}
 	o.take()
 	l := t.newLease(o.pool, o.unit, client, since, tick)
-	l.known = o.from != nil && o.from.kept && o.from.client == client
+	if label != "" {
+		l.relabel(label)
+	}
+	if r := o.from; r != nil && r.kept {
+		l.known = r.client == client || label != "" && r.label == label
+	}
 	return grant{o, l}, true
 }
 

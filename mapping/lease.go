@@ -42,7 +42,7 @@ type lease struct {
 	due   uint32 // tick at which it could have ended
 	place int32  // in the heap of its pool; -1: in none
 	noted bool   // that it is proven
-	known bool   // the client was proven when it had the address before
+	known bool   // the client, or who was called the same, was proven when it had the address before
 
 	forfeit bool // others need an address more: it is not kept for this client
 
@@ -118,7 +118,7 @@ func (t *Table) leaseNow(client netip.Addr, tick uint32) (netip.Addr, *Range, tr
 		return e.source(client)
 	}
 	s.wake(tick)
-	o := t.offer(s, client, tick)
+	o := t.offer(s, client, "", tick)
 	if o.pool == nil {
 		return client, nil, translate.PoolFull
 	}
@@ -163,7 +163,7 @@ func (t *Table) foresee(s *snapshot, client netip.Addr) (netip.Addr, *Range, tra
 	if e, _ := s.v6.Lookup(client); e != nil {
 		return e.source(client)
 	}
-	o := t.offer(s, client, t.tick.Load())
+	o := t.offer(s, client, "", t.tick.Load())
 	if o.pool == nil {
 		return client, nil, translate.PoolFull
 	}

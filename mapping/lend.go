@@ -12,7 +12,9 @@ import (
 // the rates that hold for packets. It returns when the lease is durable, or with
 // ErrUnavailable when the context has ended before; then it may come to be, and
 // who asks again gets it. A client that has a lease keeps it. A label that is
-// not "" becomes the lease's. by says who asked.
+// not "" becomes the lease's; and a client for which nothing is kept is who had
+// that label before, under another IPv6 address: it gets at once what was called
+// so and is not lent, the most recent if there are several. by says who asked.
 //
 // Errors wrap ErrMapped, ErrNotPermitted, ErrPoolFull or ErrUnavailable, or tell
 // what is malformed.
@@ -93,10 +95,7 @@ func (t *Table) lendNew(g *stage, client netip.Addr, label, by string) (Lease, e
 	t.mu.Lock()
 	s, tick := t.current.Load(), t.tick.Load()
 	s.wake(tick)
-	x, ok := t.take(s, client, tick, t.now())
-	if ok && label != "" {
-		x.lease.relabel(label)
-	}
+	x, ok := t.take(s, client, label, tick, t.now())
 	t.mu.Unlock()
 	if !ok {
 		return Lease{}, fmt.Errorf("%w: all that its pools have is lent or in quarantine", ErrPoolFull)

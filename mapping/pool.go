@@ -16,7 +16,7 @@ import (
 // ever answered are lent again first, without quarantine and at once, so that a
 // flood of made up clients uses the same few over and over; the rest, and every
 // range, waits for its quarantine and, as long as there are others, for its
-// former client.
+// former client, or who comes by the same label.
 
 // remembered is how many returned addresses a pool keeps for their former
 // clients before it prefers them to addresses never lent. It bounds the memory
@@ -41,7 +41,8 @@ type pool struct {
 	spare    returnedQueue // of leases that nobody answered
 	returned map[uint32]*returned
 	wide     *bart.Fast[*returned]    // those of rested that are more than one unit
-	former   map[netip.Addr]*returned // those in rested, by client
+	former   map[netip.Addr]*returned // those in rested that are kept, by client
+	labels   map[string][]*returned   // and by label, in the order of return
 
 	refusals map[netip.Addr]uint32 // clients that it had no address for, and the tick
 }
@@ -85,7 +86,8 @@ type returned struct {
 	prefix     netip.Prefix
 	ports      [2]uint16  // the first and the last of a range; 0: all
 	client     netip.Addr // who had it last; invalid: a map, or unknown
-	kept       bool       // for client
+	label      string     // what it was called
+	kept       bool       // for client, or another by that label
 	at         uint32     // tick of its return
 	spare      bool       // without quarantine: nobody answered its client
 	prev, next *returned
@@ -108,12 +110,16 @@ type offer struct {
 }
 
 // offer is the address that a client would be lent now: the one the client had
-// before wherever that is, else one of the first pool with any left.
-func (t *Table) offer(s *snapshot, client netip.Addr, tick uint32) offer {
-	for _, p := range s.pools {
-		if r := p.former[client]; r != nil && p.permits(client) {
-			return offer{p, p.unitOf(r), r}
-		}
+// before wherever that is, else the one that was last called by its label, else
+// one of the first pool with any left. What the client had by another label it
+// gets only if there is nothing else: somebody may come by that.
+func (t *Table) offer(s *snapshot, client netip.Addr, label string, tick uint32) offer {
+	had := s.had(client)
+	if had.pool != nil && (label == "" || had.from.label == "" || had.from.label == label) {
+		return had
+	}
+	if o := s.called(label, client); o.pool != nil {
+		return o
 	}
 	for _, p := range s.pools {
 		if !p.permits(client) {
@@ -123,7 +129,33 @@ func (t *Table) offer(s *snapshot, client netip.Addr, tick uint32) offer {
 			return offer{p, n, r}
 		}
 	}
+	return had
+}
+
+// had is what is kept for a client.
+func (s *policy) had(client netip.Addr) offer {
+	for _, p := range s.pools {
+		if r := p.former[client]; r != nil && p.permits(client) {
+			return offer{p, p.unitOf(r), r}
+		}
+	}
 	return offer{}
+}
+
+// called is what came back last of all that is kept by a label and that a client
+// may have.
+func (s *policy) called(label string, client netip.Addr) (o offer) {
+	for _, p := range s.pools {
+		if len(p.labels[label]) == 0 || !p.permits(client) {
+			continue
+		}
+		for _, r := range p.labels[label] {
+			if o.pool == nil || reached(r.at, o.from.at) {
+				o = offer{p, p.unitOf(r), r}
+			}
+		}
+	}
+	return o
 }
 
 // take takes what was offered out of its pool.
@@ -258,7 +290,7 @@ func (p *pool) number(a netip.Addr) uint32 {
 func givenBack(l *lease, tick uint32, rests bool) *returned {
 	first, last := l.bounds()
 	return &returned{
-		prefix: netip.PrefixFrom(l.v4, 32), ports: [2]uint16{first, last}, client: l.v6, at: tick,
+		prefix: netip.PrefixFrom(l.v4, 32), ports: [2]uint16{first, last}, client: l.v6, label: l.labelled(), at: tick,
 		kept: rests && !l.forfeit && !l.aged(l.pool.Load(), tick), spare: !rests,
 	}
 }
@@ -282,8 +314,12 @@ func (p *pool) index(r *returned) {
 		return
 	}
 	p.returned[p.unitOf(r)] = r
-	if r.kept {
-		p.former[r.client] = r
+	if !r.kept {
+		return
+	}
+	p.former[r.client] = r
+	if r.label != "" {
+		p.labels[r.label] = append(p.labels[r.label], r)
 	}
 }
 
@@ -307,10 +343,20 @@ func (p *pool) at(r *returned) *returned {
 	return p.returned[p.unitOf(r)]
 }
 
-// disown has an address no longer kept for its client.
+// disown has an address no longer kept for its client, or by its label.
 func (p *pool) disown(r *returned) {
 	if p.former[r.client] == r {
 		delete(p.former, r.client)
+	}
+	if !r.kept || r.label == "" {
+		return
+	}
+	list := p.labels[r.label]
+	if i := slices.Index(list, r); i >= 0 {
+		list = slices.Delete(list, i, i+1)
+	}
+	if p.labels[r.label] = list; len(list) == 0 {
+		delete(p.labels, r.label)
 	}
 }
 

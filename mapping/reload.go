@@ -220,7 +220,7 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 	for _, p := range old.pools {
 		for _, q := range []*returnedQueue{&p.rested, &p.spare} {
 			for x := q.first; x != nil; x = x.next {
-				list = append(list, &returned{prefix: x.prefix, ports: x.ports, client: x.client, kept: x.kept, at: x.at, spare: x.spare})
+				list = append(list, &returned{prefix: x.prefix, ports: x.ports, client: x.client, label: x.label, kept: x.kept, at: x.at, spare: x.spare})
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,7 @@ func attachCommand() *cobra.Command {
 	var o attach.Options
 	var dns string
 	cmd := &cobra.Command{
-		Use:   "attach TARGET",
+		Use:   "attach TARGET [--dns [ADDRESS]]",
 		Short: "Set a container or a network namespace up to use natless",
 		Long: `Makes sure that a container or network namespace reaches natless: an IPv6
 address, a route to pref64, and a lease that stays until it is detached or goes
@@ -33,10 +34,14 @@ that need no state. Everything is undone by natless detach.
 ` + targets,
 		Example: `  natless attach web
   natless attach /run/netns/lab --link
+  natless attach db --dns
   natless attach docker:db --dns fd00::53`,
-		Args: cobra.ExactArgs(1),
+		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if dns != "" {
+			if args, dns, err = takeDNS(args, dns); err != nil {
+				return err
+			}
+			if o.DNS64 = dns == ownDNS; dns != "" && !o.DNS64 {
 				if o.DNS, err = address(dns); err != nil {
 					return fmt.Errorf("--dns: %w", err)
 				}
@@ -62,9 +67,29 @@ that need no state. Everything is undone by natless detach.
 	ask.register(cmd)
 	cmd.Flags().BoolVar(&o.Link, "link", false, "make a link to the host, with a ULA, where it has no IPv6 that leads to natless")
 	cmd.Flags().StringVar(&o.Label, "label", "", "call the lease `NAME` (default the container's or namespace's name)")
-	cmd.Flags().StringVar(&dns, "dns", "", "have its programs ask the resolver at this `ADDRESS`")
+	cmd.Flags().StringVar(&dns, "dns", "", "have its programs ask natless's DNS64, or the resolver at this `ADDRESS`")
+	cmd.Flags().Lookup("dns").NoOptDefVal = ownDNS
 	cmd.Flags().BoolVar(&o.Force, "force", false, "also where it has IPv4 of its own")
 	return cmd
+}
+
+// ownDNS is what --dns means without an address.
+const ownDNS = "natless"
+
+// takeDNS takes the address of "--dns ADDRESS" from the arguments, where a flag
+// that may stand alone leaves it.
+func takeDNS(args []string, dns string) (target []string, _ string, err error) {
+	if len(args) == 1 {
+		return args, dns, nil
+	}
+	if dns == ownDNS {
+		for i, a := range args {
+			if _, err := netip.ParseAddr(a); err == nil {
+				return []string{args[1-i]}, a, nil
+			}
+		}
+	}
+	return nil, "", fmt.Errorf("expected one target, not %s", strings.Join(args, " and "))
 }
 
 // name is what an attachment is called.

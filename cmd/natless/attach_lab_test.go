@@ -219,6 +219,19 @@ func TestLabAttachRefuses(t *testing.T) {
 	w.refused(t, "it is not attached", "detach", box.Path())
 	w.refused(t, "it is not attached", "port-range", "unset", box.Path())
 	w.refused(t, "no range of ports but all of 169.254.64.", "port-range", "set", w.client.Path())
+	for _, args := range [][]string{{box.Path(), "--link", "--dns"}, {"--dns", box.Path(), "--link"}, {"--link", "--dns=natless", box.Path()}} {
+		w.refused(t, "natless's DNS64 is off; natless run --dns64 ADDRESS has it on", append([]string{"attach"}, args...)...)
+	}
+	for _, args := range [][]string{{box.Path(), "--link", "--dns", "fd00::53"}, {"--dns", "fd00::53", box.Path()}, {"--dns=fd00::53", box.Path()}} {
+		w.refused(t, "its resolver: a namespace that is known by its path alone has none", append([]string{"attach"}, args...)...)
+	}
+	for _, args := range [][]string{{"one", "two"}, {"one", "two", "--dns"}, {"one", "fd00::53"}, {"one", "fd00::53", "--dns=fd00::54"}, {"one", "--dns=two"}} {
+		out, err := w.daemon.Query(t.Context(), append([]string{"attach"}, args...)...)
+		var exit *exec.ExitError
+		if assert.ErrorAs(t, err, &exit, args) {
+			assert.Equal(t, 2, exit.ExitCode(), out)
+		}
+	}
 	unchanged(t, box, inside, "after refusals")
 	unchanged(t, w.Host, host, "after refusals")
 	assert.Empty(t, w.ps(t))
@@ -275,6 +288,18 @@ func TestLabAttachSharedAddress(t *testing.T) {
 	assert.Regexp(t, `(?m)^ports +32768-60999$`, w.query(t, "port-range", "show", boxes[0].Path()))
 	w.reaches(t, boxes[0])
 	assert.NotEmpty(t, w.query(t, "session", "ls", "-o", "json"), "outside of its range")
+	// It is called box1 wherever it shows.
+	for _, a := range w.ps(t) {
+		first, _, _ := strings.Cut(a.Ports, "-")
+		for _, args := range [][]string{
+			{"ps"}, {"lease", "ls"}, {"session", "ls", "--client", a.IPv6.String()}, {"map", "get", a.IPv6.String()},
+			{"trace", "tcp", a.IPv6.String(), first, lab.Server6, "80"}, {"trace", "tcp", lab.ServerIPv4, "80", a.IPv4.String(), first},
+		} {
+			if args[0] != "session" || a.Label == "box1" {
+				assert.Regexp(t, `\b`+a.Label+`\b`, w.query(t, args...), args)
+			}
+		}
+	}
 	assert.Contains(t, w.query(t, "port-range", "set", "box1"), "undo: natless detach box1")
 	for k, box := range boxes {
 		w.query(t, "detach", fmt.Sprint("box", k+1))
@@ -389,17 +414,55 @@ func TestLabAttachKilled(t *testing.T) {
 	}
 }
 
-// A natless that is gone leaves nothing of the links it made.
+// A natless that is gone leaves nothing of what attach made, neither on the host
+// nor inside, but where it does not know of it.
 func TestLabAttachDown(t *testing.T) {
 	lab.Require(t)
 	t.Parallel()
 	w := build(t, setup{})
 	host := snapshot(t, w.Host)
-	w.run(t, setup{flags: []string{"--pref64", lab.Pref64}})
-	box := w.box(t, "box")
-	w.query(t, "attach", box.Path(), "--link")
-	link := w.ps(t)[0].Host.Link
+	flags := sharing("", 1)
+	w.run(t, flags)
+	box, gone := w.box(t, "box"), w.box(t, "gone")
+	inside, outside := snapshot(t, box), snapshot(t, gone)
+	pid, kill := w.sleeper(t)
+	w.query(t, "attach", box.Path(), "--link", "--label", "box")
+	w.query(t, "attach", pid, "--link")
+	list := w.ps(t)
+	require.Len(t, list, 2)
+	require.NotEmpty(t, inside.Diff(snapshot(t, box)))
+	state := "--state-dir=" + w.Host.StateDir()
+	w.refused(t, "stop it first", "down", state)
+	require.Len(t, w.ps(t), 2)
 	require.NoError(t, w.daemon.Kill())
-	assert.Contains(t, w.query(t, "down"), "removed link "+link)
+	kill()
+
+	// Another network namespace's natless has the same state, by mistake.
+	c := gone.Command(t.Context(), lab.Binary(t), "down", state)
+	out, err := c.CombinedOutput()
+	require.NoError(t, err)
+	assert.Empty(t, string(out))
+	unchanged(t, gone, outside, "after down elsewhere")
+
+	said := w.query(t, "down", state)
+	assert.Regexp(t, `(?m)^detached `+box.Path()+`: took back link `+list[0].Host.Link+`, route to `+lab.Pref64+` from .*, net\.ipv4\.ip_local_port_range = .*$`, said)
+	assert.Contains(t, said, "detached "+pid+", which is gone\n")
+	assert.NotContains(t, said, "removed link")
 	unchanged(t, w.Host, host, "after down")
+	unchanged(t, box, inside, "after down")
+	assert.Empty(t, w.query(t, "down", state))
+	w.run(t, flags)
+	assert.Empty(t, w.ps(t))
+
+	// With no state known, the links go.
+	w.query(t, "attach", box.Path(), "--link", "--label", "box")
+	require.NoError(t, w.daemon.Kill())
+	assert.Contains(t, w.query(t, "down", "--state-dir="), "removed link "+list[0].Host.Link)
+	unchanged(t, w.Host, host, "after down")
+	file := filepath.Join(t.TempDir(), "natless.toml")
+	require.NoError(t, os.WriteFile(file, []byte("[state]\ndir = \""+w.Host.StateDir()+"\"\n"), 0o600))
+	assert.Contains(t, w.query(t, "down", "-c", file), "detached "+box.Path())
+	unchanged(t, box, inside, "after down")
+	require.NoError(t, os.WriteFile(file, []byte("nonsense\n"), 0o600))
+	w.refused(t, "where what is attached is written down (--state-dir tells too): ", "down", "-c", file)
 }

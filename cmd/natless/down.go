@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -8,31 +9,43 @@ import (
 	"github.com/natless/natless/internal/attach"
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/daemon"
 	"github.com/natless/natless/internal/hostnet"
 )
 
 func downCommand() *cobra.Command {
 	var socket config.Flags
+	var file, dir string
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove everything natless ever made on this host",
-		Long: `Removes everything natless ever made on this host, also after it was killed.
-Where there is nothing it does nothing. It refuses while natless runs.`,
+		Long: `Removes everything natless ever made on this host, also after it was killed, and
+detaches what is attached: that is written down where natless keeps its state, by
+the configuration's state.dir. Where there is nothing it does nothing. It refuses
+while natless runs.`,
 		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			say := func(lines []string) {
+				for _, line := range lines {
+					fmt.Fprintln(cmd.OutOrStdout(), line)
+				}
+			}
 			path := socket.Socket()
 			if control.RemoveStale(path) {
 				fmt.Fprintln(cmd.OutOrStdout(), "remove socket", path)
 			}
 			lines, err := hostnet.Down()
-			for _, line := range lines {
-				fmt.Fprintln(cmd.OutOrStdout(), line)
-			}
+			say(lines)
 			if err == nil { // natless does not run: nobody uses them
-				lines, err = attach.RemoveLinks()
-				for _, line := range lines {
-					fmt.Fprintln(cmd.OutOrStdout(), line)
+				if !cmd.Flags().Changed("state-dir") {
+					dir, err = stateDir(file)
 				}
+				lines, wrong := detachAll(dir)
+				say(lines)
+				err = errors.Join(err, wrong)
+				lines, wrong = attach.RemoveLinks()
+				say(lines)
+				err = errors.Join(err, wrong)
 			}
 			if err != nil {
 				return fmt.Errorf("cleaning up the host: %w", err)
@@ -41,5 +54,22 @@ Where there is nothing it does nothing. It refuses while natless runs.`,
 		}),
 	}
 	socket.RegisterSocket(cmd.Flags())
+	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` that natless had (default "+config.DefaultFile+" when there)")
+	cmd.Flags().StringVar(&dir, "state-dir", "", `directory of the state that natless had, in place of the configuration's; "": none`)
 	return cmd
+}
+
+// stateDir is where the state of a natless with a configuration is.
+func stateDir(file string) (string, error) {
+	c, err := config.Load(file)
+	if err != nil {
+		return "", fmt.Errorf("where what is attached is written down (--state-dir tells too): %w", err)
+	}
+	return c.State.Dir, nil
+}
+
+func detachAll(dir string) ([]string, error) {
+	ctx, stop := background()
+	defer stop()
+	return daemon.DetachAll(ctx, dir)
 }

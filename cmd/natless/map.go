@@ -182,6 +182,9 @@ func tabulateExplanation(r *rows, x mapping.Explanation) {
 	if x.Map != nil && x.Map.Label != "" {
 		r.add("label", x.Map.Label)
 	}
+	if x.Lease != nil && x.Lease.Label != "" {
+		r.add("label", x.Lease.Label)
+	}
 	if x.Origin != "" {
 		r.add("origin", x.Origin)
 	}

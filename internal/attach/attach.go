@@ -28,6 +28,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
@@ -41,6 +42,11 @@ type Daemon interface {
 	Lend(ctx context.Context, client netip.Addr, label string) (mapping.Lease, error)
 	Attachments(context.Context) iter.Seq2[mapping.Attachment, error]
 	Attach(context.Context, mapping.Attachment) (mapping.Attachment, error)
+	Records
+}
+
+// Records are where attachments are written down.
+type Records interface {
 	Detach(ctx context.Context, id string) (mapping.Attachment, error)
 }
 
@@ -50,6 +56,7 @@ type Options struct {
 	Force bool       // also where it has IPv4 of its own
 	Label string     // "": that of the target
 	DNS   netip.Addr // point its resolver there, if valid
+	DNS64 bool       // or to natless's own
 }
 
 // Result is what was done.
@@ -62,6 +69,7 @@ type Result struct {
 // state is what an attachment's Undo holds.
 type state struct {
 	Changes
+	Home    string   `json:"home"` // the ID of the network namespace from which they are made, natless's
 	Holders []holder `json:"holders"`
 	Whole   bool     `json:"whole"` // all of the changes are made
 }
@@ -118,8 +126,8 @@ func (s *state) words() (words []string) {
 	if s.Link != nil {
 		words = append(words, "link "+s.Link.Host)
 	}
-	if s.Route != nil {
-		words = append(words, fmt.Sprintf("route to %v from %v", s.Route.To, s.Route.From))
+	for _, r := range s.routes() {
+		words = append(words, fmt.Sprintf("route to %v from %v", config.Short(r.To), r.From))
 	}
 	for _, x := range s.Sysctls {
 		words = append(words, x.text(x.Set))
@@ -156,6 +164,11 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	}
 	defer n.Close()
 	defer outside.Close()
+	if o.DNS64 {
+		if o.DNS, err = nameserver64(s, n); err != nil {
+			return r, err
+		}
+	}
 	former, err := recorded(ctx, d, func(a mapping.Attachment, _ state) bool { return a.ID == t.ID })
 	if err != nil {
 		return r, err
@@ -178,7 +191,7 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	} else if has != "" && !o.Force {
 		return r, fmt.Errorf("it has IPv4 of its own (%s), which programs may take rather than natless: --force attaches it all the same", has)
 	}
-	w := &work{daemon: d, target: t, options: o, n: n, outside: outside, pref64: s.Pref64, probe: probe}
+	w := &work{daemon: d, target: t, options: o, n: n, outside: outside, pref64: s.Pref64, probe: probe, names: resolvers(s)}
 	if err := w.do(ctx); err != nil {
 		return r, errors.Join(err, w.takeBack(context.WithoutCancel(ctx)))
 	}
@@ -250,16 +263,20 @@ func recorded(ctx context.Context, d Daemon, fits func(mapping.Attachment, state
 		if err != nil {
 			return nil, err
 		}
-		e := entry{Attachment: a}
-		if json.Unmarshal(a.Undo, &e.state) != nil || len(e.state.Holders) == 0 {
-			// Another program's: there is nothing to undo.
-			e.state = state{Whole: true, Holders: []holder{{Target: a.Target, Label: a.Label, Path: a.Namespace, PID: a.PID, Started: a.Started}}}
-		}
-		if fits(a, e.state) {
+		if e := entryOf(a); fits(a, e.state) {
 			list = append(list, e)
 		}
 	}
 	return list, nil
+}
+
+func entryOf(a mapping.Attachment) entry {
+	e := entry{Attachment: a}
+	if json.Unmarshal(a.Undo, &e.state) != nil || len(e.state.Holders) == 0 {
+		// Another program's: there is nothing to undo.
+		e.state = state{Whole: true, Holders: []holder{{Target: a.Target, Label: a.Label, Path: a.Namespace, PID: a.PID, Started: a.Started}}}
+	}
+	return e
 }
 
 // record has an attachment recorded with its state.
@@ -290,6 +307,9 @@ func record(ctx context.Context, d Daemon, a mapping.Attachment, s state) (mappi
 func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Options) (r Result, err error) {
 	if slices.ContainsFunc(e.state.Holders, func(h holder) bool { return h.is(t) }) {
 		return r, fmt.Errorf("it is attached already, with %s: natless detach %s undoes it", IPv4Side(e.Attachment), t.Given)
+	}
+	if _, ok := n.wayTo(o.DNS); o.DNS64 && !ok {
+		return r, fmt.Errorf("it has no route to natless's DNS64 at %v, which --dns makes for the first that is attached of those that share a namespace", o.DNS)
 	}
 	h, err := t.holder(o)
 	if err != nil {
@@ -327,7 +347,8 @@ type work struct {
 	options    Options
 	n, outside *Namespace
 	pref64     netip.Prefix
-	probe      netip.Addr // an address behind it, natless's own if there is one
+	probe      netip.Addr   // an address behind it, natless's own if there is one
+	names      []netip.Addr // where natless's DNS64 answers
 
 	record   mapping.Attachment // as the daemon has it; the zero value while it has none
 	state    state
@@ -341,6 +362,9 @@ func (w *work) do(ctx context.Context) error {
 		return err
 	}
 	w.state.Holders = []holder{h}
+	if w.state.Home, err = own(); err != nil {
+		return err
+	}
 	from, lease, err := w.source(ctx, h.Label)
 	if err != nil {
 		return err
@@ -349,6 +373,9 @@ func (w *work) do(ctx context.Context) error {
 		if err := w.useRange(lease); err != nil {
 			return err
 		}
+	}
+	if err := w.leadToNames(from); err != nil {
+		return err
 	}
 	if err := w.save(ctx, from); err != nil {
 		return err
@@ -606,6 +633,45 @@ func release(ctx context.Context, d Daemon, e entry, n *Namespace, mine func(hol
 	return stays, err
 }
 
+// Undo takes back an attachment while no daemon runs, if it was made from the
+// caller's network namespace. gone tells that its target is. The lines say what
+// was done, and what others have changed since, which stays.
+func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool) (lines []string, err error) {
+	failed := func(err error) ([]string, error) { return lines, fmt.Errorf("detaching %s: %w", a.Target, err) }
+	e := entryOf(a)
+	here, err := own()
+	if err != nil {
+		return failed(withRights(err))
+	}
+	if e.state.Home != here {
+		return nil, nil
+	}
+	var n *Namespace
+	if !gone {
+		n, err = e.open()
+	}
+	if err != nil && !errors.Is(err, errGone) {
+		return failed(withRights(err))
+	}
+	if n != nil {
+		defer n.Close()
+		if err := unix.Flock(int(n.file), unix.LOCK_EX); err != nil {
+			return failed(err)
+		}
+	}
+	lines, err = undo(ctx, d, e, n)
+	if err != nil {
+		return failed(err)
+	}
+	done := "detached " + a.Target
+	if words := e.state.words(); n == nil {
+		done += ", which is gone"
+	} else if len(words) > 0 {
+		done += ": took back " + strings.Join(words, ", ")
+	}
+	return append([]string{done}, lines...), nil
+}
+
 // Vanished takes back what an attachment's Undo has outside of its namespace and
 // beside its link, both of which are gone. The error says what of it stays.
 func Vanished(undo json.RawMessage) error {
@@ -641,7 +707,7 @@ func (e entry) open() (n *Namespace, err error) {
 // undo takes back all of an attachment, and has it forgotten when nothing is
 // left of it. n is nil where the namespace is gone: of its link the name may be
 // another's by now.
-func undo(ctx context.Context, d Daemon, e entry, n *Namespace) (stays []string, err error) {
+func undo(ctx context.Context, d Records, e entry, n *Namespace) (stays []string, err error) {
 	stays, err = e.state.restore()
 	if n != nil {
 		lines, wrong := e.state.undo(n)

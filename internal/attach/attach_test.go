@@ -2,11 +2,13 @@ package attach
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"math"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,7 +22,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/lab"
 	"github.com/natless/natless/mapping"
 )
@@ -767,6 +771,73 @@ func TestResolverOfProcess(t *testing.T) {
 	assert.ErrorContains(t, err, "is the host's own")
 }
 
+func listening(addresses ...string) *dns64.Status {
+	s := new(dns64.Status)
+	for _, a := range addresses {
+		s.Listen = append(s.Listen, netip.MustParseAddrPort(a))
+	}
+	return s
+}
+
+// natless's own DNS64 is found, and led to where the namespace has no route.
+func TestResolverOfNatless(t *testing.T) {
+	r := newRig(t)
+	file := filepath.Join(netnsEtc, "client/resolv.conf")
+	points := func(options Options, to string, done ...string) {
+		t.Helper()
+		before := r.snapshots(t)
+		got, err := r.attach(t, "client", options)
+		require.NoError(t, err)
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		assert.Equal(t, "# by natless attach\nnameserver "+to+"\n", string(text))
+		assert.Equal(t, append(done, file), got.Done)
+		routes, err := r.client.Netlink.RouteGet(net.ParseIP(to))
+		require.NoError(t, err)
+		assert.Equal(t, got.IPv6.String(), routes[0].Src.String())
+		_, err = r.detach(t, "client")
+		require.NoError(t, err)
+		r.unchanged(t, before, "after detach")
+	}
+	own := Options{Link: true, DNS64: true}
+
+	before := r.snapshots(t)
+	for want, s := range map[string]*dns64.Status{
+		"natless's DNS64 is off; natless run --dns64 ADDRESS has it on": nil,
+		"natless's DNS64 listens at [fd00::53]:5353, [::1]:53, [fe80::1]:53, 192.0.2.53:53, and not at port 53 of": listening(
+			"[fd00::53]:5353", "[::1]:53", "[fe80::1]:53", "192.0.2.53:53"),
+	} {
+		r.status.DNS64 = s
+		_, err := r.attach(t, "client", own)
+		assert.ErrorContains(t, err, want)
+	}
+	assert.Empty(t, r.records)
+	r.unchanged(t, before, "after refusals")
+
+	r.status.DNS64 = listening("[::1]:53", "[fd00::53]:53", "[2001:db8:1::1]:53")
+	l := config.LinkULA("client\x000").Addr().As16()
+	link := "nl-" + hex.EncodeToString(l[1:6])
+	l[15] = 2
+	from := netip.AddrFrom16(l).String()
+	pin := "route to " + lab.Pref64 + " from " + from
+	points(own, "fd00::53", "link "+link, pin, "route to fd00::53 from "+from)
+	points(Options{Link: true, DNS: netip.MustParseAddr("2001:db8:1::1")}, "2001:db8:1::1", "link "+link, pin, "route to 2001:db8:1::1 from "+from)
+
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	_, err = r.attach(t, r.client.Path(), Options{DNS64: true})
+	assert.ErrorContains(t, err, "it has no route to natless's DNS64 at fd00::53, which --dns makes for the first")
+	_, err = r.detach(t, "client")
+	require.NoError(t, err)
+
+	r.wire(t, "2001:db8:1::2/64")
+	points(Options{DNS64: true}, "2001:db8:1::1", "route to "+lab.Pref64+" from 2001:db8:1::2") // the one that it has a route to
+	r.status.DNS64 = listening("[fd00::53]:53")
+	points(Options{DNS64: true}, "fd00::53", "route to "+lab.Pref64+" from 2001:db8:1::2", "route to fd00::53 from 2001:db8:1::2")
+	require.NoError(t, r.client.Route(lab.Pref64, "2001:db8:1::1", ""))
+	points(Options{DNS64: true}, "fd00::53", "route to fd00::53 from 2001:db8:1::2")
+}
+
 // An attach that is killed at any moment leaves nothing that detach does not
 // undo, and neither does a detach.
 func TestKilledAnywhere(t *testing.T) {
@@ -790,7 +861,8 @@ func TestKilledAnywhere(t *testing.T) {
 		}()
 		return false, do()
 	}
-	options := Options{Link: true, DNS: nameserver}
+	r.status.DNS64 = listening("[fd00::53]:53")
+	options := Options{Link: true, DNS64: true}
 	attach := func() error { _, err := r.attach(t, "client", options); return err }
 	detach := func() error { _, err := r.detach(t, "client"); return err }
 	check := func(when string) {

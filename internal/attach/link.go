@@ -147,7 +147,7 @@ func RemoveLinks() (done []string, err error) {
 	return done, errors.Join(errs...)
 }
 
-// Route is the route to pref64 inside a namespace that pins its source.
+// Route is a route to natless inside a namespace that pins its source.
 type Route struct {
 	To   netip.Prefix `json:"to"`
 	Via  netip.Addr   `json:"via,omitzero"`

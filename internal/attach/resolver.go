@@ -8,9 +8,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/control"
 )
 
 // File is a resolv.conf that is pointed elsewhere.
@@ -34,6 +37,72 @@ const (
 
 // netnsEtc is where `ip netns exec` takes files from in place of those in /etc.
 var netnsEtc = "/etc/netns"
+
+// resolvers are the addresses where natless's DNS64 answers those who are not the
+// host itself, on the only port that a resolv.conf knows.
+func resolvers(s control.Status) (list []netip.Addr) {
+	if s.DNS64 == nil {
+		return nil
+	}
+	for _, a := range s.DNS64.Listen {
+		if a.Port() == 53 && a.Addr().Is6() && a.Addr().IsGlobalUnicast() {
+			list = append(list, a.Addr())
+		}
+	}
+	return list
+}
+
+// nameserver64 is the one of them that a namespace has a route to, or else the first,
+// for which it gets one.
+func nameserver64(s control.Status, n *Namespace) (netip.Addr, error) {
+	list := resolvers(s)
+	for _, a := range list {
+		if _, ok := n.wayTo(a); ok {
+			return a, nil
+		}
+	}
+	switch {
+	case len(list) > 0:
+		return list[0], nil
+	case s.DNS64 == nil:
+		return netip.Addr{}, errors.New("--dns without an address: natless's DNS64 is off; natless run --dns64 ADDRESS has it on")
+	}
+	where := make([]string, len(s.DNS64.Listen))
+	for i, a := range s.DNS64.Listen {
+		where[i] = a.String()
+	}
+	return netip.Addr{}, fmt.Errorf("--dns without an address: natless's DNS64 listens at %s, and not at port 53 of a global or unique local IPv6 address; natless run --dns64 ADDRESS has it there",
+		strings.Join(where, ", "))
+}
+
+// leadToNames plans a route to natless's DNS64 where the resolver is to be that,
+// and the target has none: the way that packets to pref64 take.
+func (w *work) leadToNames(from netip.Addr) error {
+	a := w.options.DNS
+	if !slices.Contains(w.names, a) {
+		return nil
+	}
+	if _, ok := w.n.wayTo(a); ok {
+		return nil
+	}
+	r := Route{From: from}
+	if w.state.Route != nil {
+		r = *w.state.Route
+	} else {
+		way, ok := w.n.wayTo(w.probe)
+		if !ok {
+			return fmt.Errorf("it has no route to %v", a)
+		}
+		name, err := w.n.linkName(way.link)
+		if err != nil {
+			return err
+		}
+		r.Via, r.Link = way.via, name
+	}
+	r.To = netip.PrefixFrom(a, a.BitLen())
+	w.state.Names = &r
+	return nil
+}
 
 // resolver plans that programs in the target ask a resolver, and no other.
 // Nothing is changed yet.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
@@ -12,17 +13,28 @@ import (
 // made, with all that undoing takes.
 type Changes struct {
 	Link    *Link    `json:"link,omitempty"`
-	Route   *Route   `json:"route,omitempty"`
+	Route   *Route   `json:"route,omitempty"` // to pref64
+	Names   *Route   `json:"names,omitempty"` // to natless's DNS64
 	Sysctls []Sysctl `json:"sysctls,omitempty"`
 }
 
 // beforeStep lets tests stop attach dead at any step.
 var beforeStep = func(string) {}
 
+// routes are those inside the namespace.
+func (c *Changes) routes() (list []*Route) {
+	for _, r := range []*Route{c.Route, c.Names} {
+		if r != nil {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
 // make makes what is inside the namespace, over the link that is there. It stops
 // at the first error: then undo takes back what was done.
 func (c *Changes) make(n *Namespace) error {
-	if r := c.Route; r != nil {
+	for _, r := range c.routes() {
 		beforeStep("adding the route")
 		if err := r.add(n); err != nil {
 			return fmt.Errorf("adding the route to %v: %w", r.To, err)
@@ -53,7 +65,7 @@ func (c *Changes) undo(n *Namespace) (stays []string, err error) {
 		}
 		errs = append(errs, err)
 	}
-	if r := c.Route; r != nil {
+	for _, r := range slices.Backward(c.routes()) {
 		beforeStep("removing the route")
 		if err := r.remove(n); err != nil {
 			errs = append(errs, fmt.Errorf("removing the route to %v: %w", r.To, err))

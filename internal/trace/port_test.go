@@ -106,6 +106,29 @@ func TestPorts(t *testing.T) {
 	assert.Equal(t, []string{"quoted_port: port 54 of 2001:db8:2::1 takes a session, and there is none: no_session (RFC 6146 3.5)"}, ports(r))
 }
 
+// A client that shares its address is named by its label at either end.
+func TestPortsLabelled(t *testing.T) {
+	c, port := sharedConfig(t, conntrack.Default())
+	_, err := c.Table.Lend(t.Context(), addr("2001:db8:2::1"), "web", "me")
+	require.NoError(t, err)
+	for packet, steps := range map[string][]string{
+		"tcp 2001:db8:2::1 1024 64:ff9b::203.0.113.9 80":       {StepSource},
+		"tcp 203.0.113.9 80 192.0.2.128 1024":                  {StepDestination},
+		fmt.Sprintf("udp 203.0.113.9 80 192.0.2.128 %d", port): {StepDestination},
+		"tcp 2001:db8:2::1 1024 64:ff9b::192.0.2.128 1025":     {StepSource, StepHairpinDestination},
+		"tcp 203.0.113.9 80 192.0.2.128 5000":                  nil, // nobody's
+		"tcp 2001:db8:2::2 1024 64:ff9b::203.0.113.9 80":       nil,
+	} {
+		var named []string
+		for _, s := range words(t, c, packet).Steps {
+			if strings.Contains(s.Text, `labelled "web"`) {
+				named = append(named, s.Step)
+			}
+		}
+		assert.Equal(t, steps, named, packet)
+	}
+}
+
 func TestPortsRefused(t *testing.T) {
 	sizes := conntrack.Default()
 	sizes.ClientSessions = 1

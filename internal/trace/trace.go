@@ -212,6 +212,9 @@ func (w *witness) HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.R
 	}
 	if v == translate.OK {
 		source.To, destination.To = to.Src, to.Dst
+		if x.Dst != nil {
+			destination.Text += w.sharer(to.Dst)
+		}
 	}
 	for _, s := range []Step{source, destination} {
 		s.Section = "RFC 7757 4.2.2"
@@ -250,12 +253,23 @@ func (w *witness) destination(step string, a, to netip.Addr, v translate.Verdict
 	s := decision(step, x)
 	if v.Leaves() {
 		s.To = to
+		if a.Is4() && x.Rule == mapping.RulePool {
+			s.Text += w.sharer(to)
+		}
 		return s
 	}
 	if a.Is6() && (x.Rule == mapping.RuleLease || x.Rule == mapping.RulePool) {
 		s.Text += "; as a destination it is reached by its IPv4 address under pref64 alone"
 	}
 	return s
+}
+
+// sharer says what a client that shares its IPv4 address is called.
+func (w *witness) sharer(client netip.Addr) string {
+	if l := w.table.Explain(client).Lease; l != nil && l.Label != "" {
+		return fmt.Sprintf("; the client with this port is labelled %q", l.Label)
+	}
+	return ""
 }
 
 func decision(step string, x mapping.Explanation) Step {

@@ -72,7 +72,7 @@ func (s *Store) enter() error {
 			return fmt.Errorf("lock %s: %w", s.dir, err)
 		case time.Now().After(end):
 			d.Close()
-			return fmt.Errorf("another natless uses %s", s.dir)
+			return fmt.Errorf("%w %s", ErrInUse, s.dir)
 		}
 	}
 }

@@ -14,9 +14,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -74,6 +76,15 @@ func Open(dir string, history time.Duration, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
 	return s, nil
+}
+
+// ErrInUse is for a directory that somebody has open.
+var ErrInUse = errors.New("another natless uses")
+
+// Exists reports whether there is a database in a directory, or what may be one.
+func Exists(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, fileName))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Problems is what an operator has to know: that a file was set aside, that
