@@ -32,7 +32,7 @@ func TestApply(t *testing.T) {
 	assert.Contains(t, r.x.Maps(), m)
 	assert.Len(t, r.x.RuntimeMaps(), 2)
 	assert.Equal(t, m, *r.x.Explain(addr("203.0.113.5")).Map)
-	assert.Equal(t, "map 203.0.113.0/24 = 2001:db8:9::/64 (added 2030-01-02T12:00:00Z by uid 0)", r.x.Explain(addr("203.0.113.5")).Detail)
+	assert.Equal(t, "map 203.0.113.0/24 = 2001:db8:9::/64 (added 2030-01-02T12:00:00Z by uid 0), labelled \"mail\"", r.x.Explain(addr("203.0.113.5")).Detail)
 	out, v := r.x.Resolve(flow("192.0.2.1", "203.0.113.5"), 1) // neither first octet is in the configuration
 	require.Equal(t, translate.OK, v)
 	assert.Equal(t, flow("2001:db8:a::1", "2001:db8:9:0:500::"), out)
