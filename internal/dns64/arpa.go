@@ -22,7 +22,7 @@ var (
 
 // local answers what is answered here, and is nil for the rest. That there is
 // no DS only the zone above can say, so that question goes on.
-func (s *Server) local(q question, x *Explanation) *dns.Msg {
+func (s *Server) local(q question, x *Explanation) *message {
 	zone := ""
 	if !strings.HasSuffix(q.name, ".arpa.") {
 		return nil // as nearly always, and at once
