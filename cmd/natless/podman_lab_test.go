@@ -56,6 +56,24 @@ func TestLabDockerUntouched(t *testing.T) {
 	assert.Contains(t, w.query(t, "lease", "ls"), " 2001:db8:77::2 ", "its own address, although Docker masquerades")
 }
 
+// A container of Docker's with no network but natless's: attached with a link,
+// through what Docker drops, found gone by the daemon.
+func TestLabDockerAttached(t *testing.T) {
+	requireDocker(t)
+	t.Parallel()
+	w := machine(t)
+	w.engine(t, startDocker, "docker")
+	w.run(t, setup{flags: []string{"--pref64", lab.Pref64, "--firewall"}})
+	w.sh(t, "docker run -d --name web --network none "+image+" sleep 1d")
+	w.sh(t, "natless attach --link docker:web")
+	assert.Equal(t, downloaded, w.sh(t, "docker exec web sh -c '"+download+"'"))
+	require.Len(t, w.attachments(t), 1)
+	assert.Equal(t, "web", w.attachments(t)[0].Label)
+	w.sh(t, "docker stop -t 0 web")
+	until(t, "detached", func() bool { return len(w.attachments(t)) == 0 })
+	assert.NotContains(t, w.sh(t, "ip -o link"), " nl-")
+}
+
 // TestLabPodmanDownload is scripts/podman-download from an IPv4-only server, by
 // its address and by its name, which a real name server knows.
 func TestLabPodmanDownload(t *testing.T) {

@@ -270,18 +270,21 @@ func link(t *testing.T, n *lab.Node, name string) netlink.Link {
 	return l
 }
 
-// A reload begins and ends advertising, link by link.
+// Only links of the configuration are advertised on, and a reload begins and
+// ends that, link by link.
 func TestLabAdvertisementReload(t *testing.T) {
 	lab.Require(t)
 	t.Parallel()
-	w := start(t, setup{clients: 2, config: ra(`"lan1"`)})
-	w.waitStatus(t, func(s api.Status) bool { return s.RA[0].Sent > 0 })
+	w := build(t, setup{clients: 2})
 	var c [2]*lab.Capture
 	for i := range c {
 		var err error
 		c[i], err = w.Clients[i].Capture("eth0")
 		require.NoError(t, err)
 	}
+	w.run(t, setup{config: ra(`"lan1"`)})
+	advertisements(t, c[0], 1)
+	assert.Nil(t, c[1].Wait(0, func(b []byte) bool { _, _, ok := advertised(b); return ok }), "lan2 is not in the configuration")
 	require.NoError(t, os.WriteFile(w.daemon.Config, []byte(strings.Replace(ra(`"lan2"`), "12s", "1h", 1)), 0o600))
 	out := w.query(t, "reload")
 	assert.Contains(t, out, "ra.interfaces")

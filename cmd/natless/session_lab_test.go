@@ -79,6 +79,9 @@ func TestLabSessions(t *testing.T) {
 	assert.Regexp(t, `\nsessions +\d+ of at most 1000000\n`, status)
 	assert.Contains(t, status, shared4+"/32: 1 of 63 port ranges (63 an address) lent, 0 in quarantine\n")
 	assert.Contains(t, w.daemon.Output(), "pool "+shared4+"/32 port-range (63 clients an address, of 1024 ports)")
+
+	w.query(t, "lease", "release", client1)
+	until(t, "ended with the lease", func() bool { return len(w.sessions(t)) == 0 })
 }
 
 // BenchmarkLabConnectionRate is how many connections a second a client of 896

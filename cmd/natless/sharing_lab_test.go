@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -111,6 +112,26 @@ func TestLabSharedAddress(t *testing.T) {
 				for _, size := range []int{0, 512, 1432} {
 					require.NoError(t, lab.Exchange(t.Context(), c, "", server6+":7", size), k+1)
 				}
+			}
+		})
+		t.Run("DNS", func(t *testing.T) {
+			conn := hearing(t, w.Server, lab.ServerIPv4+":53")
+			server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+				a, _ := dns.NewRR(q.Question[0].Name + " 60 A 192.0.2.80")
+				r := new(dns.Msg).SetReply(q)
+				r.Answer = append(r.Answer, a)
+				_ = w.WriteMsg(r) // whoever waits for it will tell
+			})}
+			go func() { _ = server.ActivateAndServe() }() // until the test closes conn
+			for k, c := range w.Clients {
+				conn, err := c.Dial(t.Context(), "udp", server6+":53")
+				require.NoError(t, err)
+				name := fmt.Sprintf("client%d.example.com.", k+1)
+				r, _, err := new(dns.Client).ExchangeWithConn(new(dns.Msg).SetQuestion(name, dns.TypeA), &dns.Conn{Conn: conn})
+				require.NoError(t, err, name)
+				require.Len(t, r.Answer, 1)
+				assert.Equal(t, name, r.Answer[0].Header().Name)
+				conn.Close()
 			}
 		})
 		t.Run("ping", func(t *testing.T) {

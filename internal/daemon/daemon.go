@@ -235,6 +235,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	beside.Go(func() { defer cancel(); advertiser = d.ra.Run(ctx) })
 	beside.Go(func() { d.reportRefusals(ctx) })
 	beside.Go(func() { d.watchAttachments(ctx) })
+	beside.Go(func() { d.endSessions(ctx) })
 	beside.Go(func() { feedWatchdog(ctx) })
 	d.becomeReady()
 	beside.Go(func() { d.reloadAt(ctx, hangups) })

@@ -26,7 +26,7 @@ func (q question) of(qtype uint16) question {
 	return q
 }
 
-// noSOA is the TTL in seconds of what is synthesised where no SOA tells a
+// noSOA is the longest TTL, in seconds, of what is synthesised where no SOA tells a
 // shorter one (RFC 6147 5.1.7).
 const noSOA = 600
 
@@ -204,8 +204,8 @@ func (s *Server) exclude(m *message, x *Explanation) {
 }
 
 // answerPTR answers about the addresses that stand for IPv4 ones with a CNAME
-// to the name of the IPv4 address (RFC 6147 5.3.1). The IPv6 side of a map is a
-// host of its own: what is known of it comes first.
+// to the name of the IPv4 address, where that has a name (RFC 6147 5.3.1). The
+// IPv6 side of a map is a host of its own: what is known of it comes first.
 func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *message {
 	v6, ok := reversed(q.name)
 	if !ok {
@@ -224,19 +224,24 @@ func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *mes
 	x.step("%v stands for %v: %s (RFC 6147 5.3.1)", v6, v4, target)
 	next := q
 	next.name = target
-	m := s.local(next, x)
-	if m == nil {
+	var m *message
+	if slices.Contains(ipv4onlyAddrs, v4) { // nobody is asked about these (RFC 8880 7.2.1)
+		x.from("local")
+		m = code(dns.RcodeSuccess)
+		m.Answer = []dns.RR{&dns.PTR{Hdr: header(target, dns.TypePTR, ipv4onlyTTL), Ptr: ipv4only}}
+	} else {
 		m = s.ask(ctx, next, x)
 	}
-	if m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+	switch {
+	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
 		return m
+	case !has(&m.Msg, dns.TypePTR): // an alias to nothing would help nobody
+		x.step("%s has no name: no alias to it", target)
+		return s.ask(ctx, q, x)
 	}
 	s.counters.synthesised.Add(1)
 	x.made(target)
-	ttl, ok := negativeTTL(&m.Msg)
-	if !ok {
-		ttl = noSOA
-	}
+	ttl := uint32(noSOA)
 	for _, rr := range m.Answer {
 		ttl = min(ttl, rr.Header().Ttl)
 	}

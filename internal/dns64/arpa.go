@@ -7,64 +7,48 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Names that are answered here, and never asked of anybody: ipv4only.arpa, by
-// which clients find pref64 (RFC 7050), and the names of its two addresses (RFC
-// 8880 7).
+// ipv4only.arpa, by which clients find pref64 (RFC 7050), is answered here and
+// never asked of anybody (RFC 8880 7.1).
 const (
 	ipv4only    = "ipv4only.arpa."
 	ipv4onlyTTL = 86400 // seconds
 )
 
-var (
-	ipv4onlyAddrs = []netip.Addr{netip.MustParseAddr("192.0.0.170"), netip.MustParseAddr("192.0.0.171")}
-	localZones    = []string{ipv4only, "170.0.0.192.in-addr.arpa.", "171.0.0.192.in-addr.arpa."}
-)
+var ipv4onlyAddrs = []netip.Addr{netip.MustParseAddr("192.0.0.170"), netip.MustParseAddr("192.0.0.171")}
 
 // local answers what is answered here, and is nil for the rest. That there is
-// no DS only the zone above can say, so that question goes on.
+// no DS only the zone above can say, so that question goes on. For all types
+// but A and AAAA there is no data, NS and SOA among them.
 func (s *Server) local(q question, x *Explanation) *message {
-	zone := ""
-	if !strings.HasSuffix(q.name, ".arpa.") {
+	if !strings.HasSuffix(q.name, ipv4only) || !dns.IsSubDomain(ipv4only, q.name) {
 		return nil // as nearly always, and at once
 	}
-	for _, z := range localZones {
-		if dns.IsSubDomain(z, q.name) && (q.name != z || q.qtype != dns.TypeDS) {
-			zone = z
-		}
-	}
-	if zone == "" {
+	if q.name == ipv4only && q.qtype == dns.TypeDS {
 		return nil
 	}
 	x.from("local")
-	x.step("%s is answered here (RFC 8880)", zone)
-	soa := &dns.SOA{
-		Hdr: header(zone, dns.TypeSOA, ipv4onlyTTL), Ns: zone, Mbox: "nobody.invalid.",
-		Serial: 1, Refresh: ipv4onlyTTL, Retry: ipv4onlyTTL, Expire: ipv4onlyTTL, Minttl: ipv4onlyTTL,
-	}
+	x.step("%s is answered here (RFC 8880)", ipv4only)
 	m := code(dns.RcodeSuccess)
 	switch {
-	case q.name != zone:
+	case q.name != ipv4only:
 		m.Rcode = dns.RcodeNameError
-	case q.qtype == dns.TypeSOA:
-		m.Answer = []dns.RR{soa}
-	case q.qtype == dns.TypeNS:
-		m.Answer = []dns.RR{&dns.NS{Hdr: header(zone, dns.TypeNS, ipv4onlyTTL), Ns: zone}}
-	case zone != ipv4only && q.qtype == dns.TypePTR:
-		m.Answer = []dns.RR{&dns.PTR{Hdr: header(zone, dns.TypePTR, ipv4onlyTTL), Ptr: ipv4only}}
-	case zone == ipv4only && q.qtype == dns.TypeA:
+	case q.qtype == dns.TypeA:
 		for _, a := range ipv4onlyAddrs {
-			m.Answer = append(m.Answer, &dns.A{Hdr: header(zone, dns.TypeA, ipv4onlyTTL), A: a.AsSlice()})
+			m.Answer = append(m.Answer, &dns.A{Hdr: header(ipv4only, dns.TypeA, ipv4onlyTTL), A: a.AsSlice()})
 		}
-	case zone == ipv4only && q.qtype == dns.TypeAAAA:
+	case q.qtype == dns.TypeAAAA:
 		for _, v4 := range ipv4onlyAddrs {
 			if v6, ok := s.table.Embed(v4); ok { // by pref64, whatever is mapped
-				m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(zone, dns.TypeAAAA, ipv4onlyTTL), AAAA: v6.AsSlice()})
+				m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(ipv4only, dns.TypeAAAA, ipv4onlyTTL), AAAA: v6.AsSlice()})
 				x.note(v6, v4, "pref64", "for clients that look for pref64 (RFC 7050)")
 			}
 		}
 	}
 	if len(m.Answer) == 0 {
-		m.Ns = []dns.RR{soa}
+		m.Ns = []dns.RR{&dns.SOA{
+			Hdr: header(ipv4only, dns.TypeSOA, ipv4onlyTTL), Ns: ipv4only, Mbox: "nobody.invalid.",
+			Serial: 1, Refresh: ipv4onlyTTL, Retry: ipv4onlyTTL, Expire: ipv4onlyTTL, Minttl: ipv4onlyTTL,
+		}}
 	}
 	return m
 }

@@ -6,8 +6,9 @@
 // A question comes in by UDP or TCP (server.go). answer.go decides what becomes
 // of it, arpa.go answers what is answered here. Everything else is looked for
 // in the cache (cache.go), where those who ask the same wait for one another,
-// and then asked of an upstream (upstream.go). explain.go tells how an answer
-// came about.
+// and then asked of an upstream (upstream.go). What a client was answered is kept
+// for those who ask the same (wire.go), which is the way of nearly all queries.
+// explain.go tells how an answer came about.
 //
 // It does not validate: who wants to sets DO and CD and is answered as by any
 // resolver (RFC 6147 5.5). AD is never set.

@@ -201,7 +201,7 @@ func (l *link) sent(from netip.Addr, at time.Time) {
 	l.status.Sent++
 }
 
-// compare looks at what another router says of prefixes (RFC 8781 6).
+// compare looks at what another router says of prefixes (RFC 8781 5.2).
 func (l *link) compare(m heard, t task, now time.Time) {
 	o := other{}
 	for _, p := range m.pref64 {

@@ -1,6 +1,7 @@
 package ra
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -36,39 +37,67 @@ type heard struct {
 	pref64   []*ndp.PREF64
 }
 
+// What RFC 4861 4.1, 4.2 and 4.6 lay down, and RFC 8781 4: types of messages,
+// the lengths of what is before their options, and types of options.
+const (
+	solicitation, solicitationLen   = 133, 8
+	advertised, advertisedLen       = 134, 16
+	optionSource                    = 1
+	optionPREF64, optionPREF64Units = 38, 2 // of 8 bytes
+)
+
 // read reads an ICMPv6 message that came with a hop limit. The kernel has
 // checked its checksum. It is not ok unless it is a valid router solicitation
 // or advertisement (RFC 4861 6.1): anything else is to be discarded silently.
+// An option that is unknown, or not as it should be, is ignored alone (RFC 4861
+// 9, RFC 8781 4), which is why the options are not read by package ndp: for it
+// one such makes the message bad.
 func read(b []byte, from netip.Addr, hopLimit int) (h heard, ok bool) {
-	if hopLimit != ndp.HopLimit || len(b) < 4 || b[1] != 0 {
+	if hopLimit != ndp.HopLimit || len(b) < solicitationLen || b[1] != 0 {
 		return h, false // a router forwarded it, or its code is not 0
 	}
-	m, err := ndp.ParseMessage(b)
-	if err != nil {
+	h.from = from.WithZone("")
+	options := b[solicitationLen:]
+	switch {
+	case b[0] == solicitation:
+	case b[0] == advertised && len(b) >= advertisedLen && from.IsLinkLocalUnicast():
+		h.router, options = true, b[advertisedLen:]
+		h.lifetime = time.Duration(binary.BigEndian.Uint16(b[6:])) * time.Second
+	default:
 		return h, false
 	}
-	h.from = from.WithZone("")
-	switch m := m.(type) {
-	case *ndp.RouterSolicitation:
-		return h, !from.IsUnspecified() || !hasSource(m.Options)
-	case *ndp.RouterAdvertisement:
-		h.router, h.lifetime = true, m.RouterLifetime
-		for _, o := range m.Options {
-			if p, ok := o.(*ndp.PREF64); ok {
+	for len(options) > 0 {
+		if len(options) < 2 || options[1] == 0 || len(options) < 8*int(options[1]) {
+			return h, false
+		}
+		o := options[:8*int(options[1])]
+		options = options[len(o):]
+		switch o[0] {
+		case optionSource:
+			if !h.router && from.IsUnspecified() {
+				return h, false
+			}
+		case optionPREF64:
+			if p, ok := readPREF64(o); ok {
 				h.pref64 = append(h.pref64, p)
 			}
 		}
-		return h, from.IsLinkLocalUnicast()
 	}
-	return h, false
+	return h, true
 }
 
-// hasSource reports whether the sender told its link-layer address.
-func hasSource(options []ndp.Option) bool {
-	for _, o := range options {
-		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == ndp.Source {
-			return true
-		}
+// readPREF64 reads a PREF64 option of RFC 8781 4, which is ignored unless ok.
+func readPREF64(o []byte) (p *ndp.PREF64, ok bool) {
+	bits := []int{96, 64, 56, 48, 40, 32}
+	said := binary.BigEndian.Uint16(o[2:])
+	code := int(said & 7)
+	if o[1] != optionPREF64Units || code >= len(bits) {
+		return nil, false
 	}
-	return false
+	var a [16]byte
+	copy(a[:], o[4:])
+	return &ndp.PREF64{
+		Prefix:   netip.PrefixFrom(netip.AddrFrom16(a), bits[code]).Masked(),
+		Lifetime: time.Duration(said>>3) * unit,
+	}, true
 }

@@ -81,31 +81,38 @@ func TestRead(t *testing.T) {
 		hopLimit int
 		want     bool
 	}{
-		"solicitation":                      {solicitation, router, 255, true},
-		"solicitation with its address":     {solicitation + lladdr, router, 255, true},
-		"solicitation of a global address":  {solicitation, netip.MustParseAddr("2001:db8::1"), 255, true},
-		"solicitation without address":      {solicitation, nobody, 255, true},
-		"solicitation with unknown option":  {solicitation + "fd 01 000000000000", router, 255, true},
-		"without address, but with one":     {solicitation + lladdr, nobody, 255, false},
-		"solicitation from elsewhere":       {solicitation, router, 254, false},
-		"solicitation with code":            {"85 01 0000 00000000", router, 255, false},
-		"short solicitation":                {"85 00 0000 000000", router, 255, false},
-		"option of no length":               {solicitation + "fd 00 000000000000", router, 255, false},
-		"option cut short":                  {solicitation + "fd 02 000000000000", router, 255, false},
-		"half an option":                    {solicitation + "fd", router, 255, false},
-		"advertisement":                     {head, router, 255, true},
-		"advertisement from elsewhere":      {head, router, 64, false},
-		"advertisement of a global address": {head, netip.MustParseAddr("2001:db8::1"), 255, false},
-		"advertisement with code":           {"86 01 0000  00 00 0000  00000000  00000000", router, 255, false},
-		"PREF64 of another length":          {head + "26 01 0258 0064ff9b", router, 255, false},
-		"PREF64 with code 6":                {head + "26 02 025e 0064ff9b 00000000 00000000", router, 255, false},
-		"neighbour solicitation":            {"87 00 0000 00000000 fe800000000000000000000000000001", router, 255, false},
-		"echo request":                      {"80 00 0000 00000000", router, 255, false},
-		"nothing":                           {"", router, 255, false},
+		"solicitation":                       {solicitation, router, 255, true},
+		"solicitation with its address":      {solicitation + lladdr, router, 255, true},
+		"solicitation of a global address":   {solicitation, netip.MustParseAddr("2001:db8::1"), 255, true},
+		"solicitation without address":       {solicitation, nobody, 255, true},
+		"solicitation with unknown option":   {solicitation + "fd 01 000000000000", router, 255, true},
+		"without address, but with one":      {solicitation + lladdr, nobody, 255, false},
+		"solicitation from elsewhere":        {solicitation, router, 254, false},
+		"solicitation with code":             {"85 01 0000 00000000", router, 255, false},
+		"short solicitation":                 {"85 00 0000 000000", router, 255, false},
+		"option of no length":                {solicitation + "fd 00 000000000000", router, 255, false},
+		"option cut short":                   {solicitation + "fd 02 000000000000", router, 255, false},
+		"half an option":                     {solicitation + "fd", router, 255, false},
+		"solicitation with another option":   {solicitation + "05 01 0000 000005dc" + "02 01 020000000001", router, 255, true},
+		"a link-layer address of 20 bytes":   {solicitation + "01 03 00000000 00000000000000000000000000000000 0000", router, 255, true},
+		"the same, without address":          {solicitation + "01 03 00000000 00000000000000000000000000000000 0000", nobody, 255, false},
+		"advertisement":                      {head, router, 255, true},
+		"short advertisement":                {"86 00 0000  00 00 0000  00000000  000000", router, 255, false},
+		"advertisement, option of no length": {head + "26 00 0258 0064ff9b", router, 255, false},
+		"advertisement with unknown option":  {head + "fd 01 000000000000", router, 255, true},
+		"advertisement from elsewhere":       {head, router, 64, false},
+		"advertisement of a global address":  {head, netip.MustParseAddr("2001:db8::1"), 255, false},
+		"advertisement with code":            {"86 01 0000  00 00 0000  00000000  00000000", router, 255, false},
+		"PREF64 of another length":           {head + "26 01 0258 0064ff9b", router, 255, true},
+		"PREF64 with code 6":                 {head + "26 02 025e 0064ff9b 00000000 00000000", router, 255, true},
+		"neighbour solicitation":             {"87 00 0000 00000000 fe800000000000000000000000000001", router, 255, false},
+		"echo request":                       {"80 00 0000 00000000", router, 255, false},
+		"nothing":                            {"", router, 255, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, ok := read(unhex(t, test.message), test.from, test.hopLimit)
+			h, ok := read(unhex(t, test.message), test.from, test.hopLimit)
 			assert.Equal(t, test.want, ok)
+			assert.Empty(t, h.pref64)
 		})
 	}
 
@@ -113,6 +120,15 @@ func TestRead(t *testing.T) {
 	require.True(t, ok)
 	assert.Equal(t, heard{from: router, router: true, lifetime: 30 * time.Minute,
 		pref64: []*ndp.PREF64{{Prefix: netip.MustParsePrefix("2001:db8::/96"), Lifetime: 8 * time.Second}}}, h)
+
+	// Among options of all kinds, and ones that are to be ignored.
+	h, ok = read(unhex(t, head+"26 01 0258 0064ff9b 26 02 025f 0064ff9b 00000000 00000000"+
+		"19 01 0000 00000258 26 02 0010 20010db8 00000000 00000000 01 01 020000000001 26 02 0001 20010db8 00010002 00000001"), router, 255)
+	require.True(t, ok)
+	assert.Equal(t, []*ndp.PREF64{
+		{Prefix: netip.MustParsePrefix("2001:db8::/96"), Lifetime: 16 * time.Second},
+		{Prefix: netip.MustParsePrefix("2001:db8:1:2::/64")},
+	}, h.pref64)
 }
 
 // FuzzRead holds that no message of the wire does harm, and that nothing is
