@@ -57,13 +57,17 @@ func TestAgain(t *testing.T) {
 		words := strings.Fields(ask)
 		q := packetOf(t, words[0], dns.StringToType[words[1]], words[2:]...)
 		assert.Nil(t, s.again(room, g, q, client), "%s: nobody has asked yet", ask)
-		s.handle(parse(q), client, true)
+		_, before := s.cache.usage()
+		first := s.handle(parse(q), client, false)
+		_, after := s.cache.usage()
+		assert.GreaterOrEqual(t, after, before+len(first)-optSize, "%s: it counts", ask)
 		for _, age := range []time.Duration{0, 1, 99, 101, 599, 601, 899, 901} {
 			*now = now.Add(age * time.Second)
 			*then = *now
 			again := s.again(room, g, q, client)
 			require.NotNil(t, again, ask)
 			assert.Equal(t, whole.handle(parse(q), client, true), again, "%s at %d s", ask, age)
+			assert.Equal(t, words[0], parsed(t, again).Question[0].Name)
 			assert.Contains(t, []int{dns.RcodeSuccess, dns.RcodeNameError}, parsed(t, again).Rcode, ask)
 		}
 		assert.Zero(t, testing.AllocsPerRun(100, func() { s.again(room, g, q, client) }), "%s: garbage", ask)
