@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -29,9 +30,49 @@ func (q question) of(qtype uint16) question {
 // shorter one (RFC 6147 5.1.7).
 const noSOA = 600
 
-// answer answers a question. Of the message only the code and the three
-// sections mean anything. x takes notes, unless it is nil.
-func (s *Server) answer(ctx context.Context, q question, x *Explanation) *dns.Msg {
+// message is an answer on its way to a client. Of the dns.Msg only the code and
+// the three sections mean anything.
+type message struct {
+	dns.Msg
+	entry   *entry    // of the question, where it was in the cache
+	since   time.Time // what its TTLs count from: at most a second ago; zero: now
+	until   time.Time // when the first thing that it is made of has to be asked for again
+	reached []reach   // what it is made of besides
+	made    bool      // there are synthesised AAAA records
+	most    uint32    // seconds that these may tell, at whatever age
+}
+
+// reach is what the table says of an IPv4 address.
+type reach struct {
+	v4, v6 netip.Addr
+	ok     bool
+}
+
+// tie has two answers hold as long as both.
+func tie(aaaa, a *message) {
+	a.entry = aaaa.entry
+	if aaaa.since.Before(a.since) {
+		a.since = aaaa.since
+	}
+	if aaaa.until.Before(a.until) {
+		a.until = aaaa.until
+	}
+	aaaa.since, aaaa.until = a.since, a.until
+}
+
+// ttl is that of a record of the answer section, in seconds.
+func (m *message) ttl(h *dns.RR_Header) uint32 { return min(h.Ttl, m.bound(h.Rrtype)) }
+
+// bound is what a record of the answer section may tell at most.
+func (m *message) bound(rrtype uint16) uint32 {
+	if m.made && rrtype == dns.TypeAAAA {
+		return m.most
+	}
+	return maxTTL
+}
+
+// answer answers a question. x takes notes, unless it is nil.
+func (s *Server) answer(ctx context.Context, q question, x *Explanation) *message {
 	if m := s.local(q, x); m != nil {
 		return m
 	}
@@ -50,7 +91,7 @@ func (s *Server) answer(ctx context.Context, q question, x *Explanation) *dns.Ms
 }
 
 // ask is resolve for an answer that is passed on whatever it is.
-func (s *Server) ask(ctx context.Context, q question, x *Explanation) *dns.Msg {
+func (s *Server) ask(ctx context.Context, q question, x *Explanation) *message {
 	m, err := s.resolve(ctx, q, x)
 	if err != nil {
 		return failed(x, err)
@@ -59,36 +100,37 @@ func (s *Server) ask(ctx context.Context, q question, x *Explanation) *dns.Msg {
 }
 
 // failed is the answer where there is none.
-func failed(x *Explanation, err error) *dns.Msg {
+func failed(x *Explanation, err error) *message {
 	x.step("no answer: %v", err)
 	return code(dns.RcodeServerFailure)
 }
 
-func code(rcode int) *dns.Msg { return &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode}} }
+func code(rcode int) *message { return &message{Msg: dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode}}} }
 
 // answerAAAA answers by RFC 6147 5.1.
-func (s *Server) answerAAAA(ctx context.Context, q question, x *Explanation) *dns.Msg {
+func (s *Server) answerAAAA(ctx context.Context, q question, x *Explanation) *message {
 	aaaa, err := s.resolve(ctx, q, x)
 	switch {
 	case err != nil: // 5.1.3: as a server failure
 		x.step("no answer about AAAA: %v: taken for an empty one (RFC 6147 5.1.3)", err)
-		aaaa = nil
+		aaaa = code(dns.RcodeSuccess)
 	case aaaa.Rcode == dns.RcodeNameError: // 5.1.2: the name is not there, nor is an A record
 		return aaaa
 	case aaaa.Rcode != dns.RcodeSuccess:
 		x.step("the answer about AAAA is %s: taken for an empty one (RFC 6147 5.1.2)", dns.RcodeToString[aaaa.Rcode])
-		aaaa = nil
+		aaaa = code(dns.RcodeSuccess)
 	default:
 		s.exclude(aaaa, x)
-		if has(aaaa, dns.TypeAAAA) {
+		if has(&aaaa.Msg, dns.TypeAAAA) {
 			return aaaa
 		}
 	}
 	a, err := s.resolve(ctx, q.of(dns.TypeA), x)
-	switch {
-	case err != nil:
+	if err != nil {
 		return failed(x, err)
-	case a.Rcode == dns.RcodeSuccess && has(a, dns.TypeA):
+	}
+	tie(aaaa, a)
+	if a.Rcode == dns.RcodeSuccess && has(&a.Msg, dns.TypeA) {
 		return s.synthesise(a, aaaa, x)
 	}
 	return a // 5.1.6: what is wrong with A is the answer
@@ -96,16 +138,13 @@ func (s *Server) answerAAAA(ctx context.Context, q question, x *Explanation) *dn
 
 // synthesise makes the AAAA answer of an answer about A (RFC 6147 5.1.6, 5.1.7,
 // 5.4). The authority and additional sections stay as they are (5.3.2). empty
-// is what there was about AAAA, possibly nil: the answer where nothing can be
-// made.
-func (s *Server) synthesise(a, empty *dns.Msg, x *Explanation) *dns.Msg {
-	if empty == nil {
-		empty = code(dns.RcodeSuccess)
+// is what there was about AAAA: the answer where nothing can be made.
+func (s *Server) synthesise(a, empty *message, x *Explanation) *message {
+	left, most := uint32(maxTTL), uint32(noSOA)
+	if soa := soaOf(&empty.Msg); soa != nil {
+		left, most = soa.Hdr.Ttl, soa.Minttl
 	}
-	ttl, ok := negativeTTL(empty)
-	if !ok {
-		ttl = noSOA
-	}
+	var reached []reach
 	answer := make([]dns.RR, 0, len(a.Answer))
 	made := false
 	for _, rr := range a.Answer {
@@ -122,19 +161,21 @@ func (s *Server) synthesise(a, empty *dns.Msg, x *Explanation) *dns.Msg {
 			continue
 		}
 		v6, ok := s.table.Reach(v4)
+		reached = append(reached, reach{v4, v6, ok})
 		if !ok {
 			x.leave(v4, s.table)
 			continue
 		}
 		made = true
 		h := r.Hdr
-		h.Rrtype, h.Ttl = dns.TypeAAAA, min(h.Ttl, ttl)
+		h.Rrtype, h.Ttl = dns.TypeAAAA, min(h.Ttl, left)
 		answer = append(answer, &dns.AAAA{Hdr: h, AAAA: v6.AsSlice()})
 		x.reach(v6, v4, s.table)
 	}
+	a.reached, empty.reached = reached, reached
 	if made {
 		s.counters.synthesised.Add(1)
-		a.Answer = answer
+		a.Answer, a.made, a.most = answer, true, most
 		return a
 	}
 	return empty
@@ -142,7 +183,7 @@ func (s *Server) synthesise(a, empty *dns.Msg, x *Explanation) *dns.Msg {
 
 // exclude takes out the AAAA records that do not count (RFC 6147 5.1.4), and
 // signatures that do not fit what is left.
-func (s *Server) exclude(m *dns.Msg, x *Explanation) {
+func (s *Server) exclude(m *message, x *Explanation) {
 	prefixes := s.settings.Load().Exclude
 	n := len(m.Answer)
 	m.Answer = slices.DeleteFunc(m.Answer, func(rr dns.RR) bool {
@@ -165,7 +206,7 @@ func (s *Server) exclude(m *dns.Msg, x *Explanation) {
 // answerPTR answers about the addresses that stand for IPv4 ones with a CNAME
 // to the name of the IPv4 address, where that has a name (RFC 6147 5.3.1). The
 // IPv6 side of a map is a host of its own: what is known of it comes first.
-func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *dns.Msg {
+func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *message {
 	v6, ok := reversed(q.name)
 	if !ok {
 		return s.ask(ctx, q, x)
@@ -175,7 +216,7 @@ func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *dns
 		return s.ask(ctx, q, x)
 	}
 	if own {
-		if m := s.ask(ctx, q, x); m.Rcode == dns.RcodeSuccess && has(m, dns.TypePTR) {
+		if m := s.ask(ctx, q, x); m.Rcode == dns.RcodeSuccess && has(&m.Msg, dns.TypePTR) {
 			return m
 		}
 	}
@@ -183,7 +224,7 @@ func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *dns
 	x.step("%v stands for %v: %s (RFC 6147 5.3.1)", v6, v4, target)
 	next := q
 	next.name = target
-	var m *dns.Msg
+	var m *message
 	if slices.Contains(ipv4onlyAddrs, v4) { // nobody is asked about these (RFC 8880 7.2.1)
 		x.from("local")
 		m = code(dns.RcodeSuccess)
@@ -194,7 +235,7 @@ func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *dns
 	switch {
 	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
 		return m
-	case !has(m, dns.TypePTR): // an alias to nothing would help nobody
+	case !has(&m.Msg, dns.TypePTR): // an alias to nothing would help nobody
 		x.step("%s has no name: no alias to it", target)
 		return s.ask(ctx, q, x)
 	}
@@ -229,12 +270,19 @@ func signs(rrtype uint16) func(dns.RR) bool {
 // negativeTTL is how long a negative answer holds, in seconds, if it has the SOA
 // that says so (RFC 2308 5).
 func negativeTTL(m *dns.Msg) (ttl uint32, ok bool) {
-	for _, rr := range m.Ns {
-		if soa, ok := rr.(*dns.SOA); ok {
-			return min(soa.Hdr.Ttl, soa.Minttl), true
-		}
+	if soa := soaOf(m); soa != nil {
+		return min(soa.Hdr.Ttl, soa.Minttl), true
 	}
 	return 0, false
+}
+
+func soaOf(m *dns.Msg) *dns.SOA {
+	for _, rr := range m.Ns {
+		if soa, ok := rr.(*dns.SOA); ok {
+			return soa
+		}
+	}
+	return nil
 }
 
 // maxChain is how many aliases an answer may lead through.

@@ -19,7 +19,7 @@ var ipv4onlyAddrs = []netip.Addr{netip.MustParseAddr("192.0.0.170"), netip.MustP
 // local answers what is answered here, and is nil for the rest. That there is
 // no DS only the zone above can say, so that question goes on. For all types
 // but A and AAAA there is no data, NS and SOA among them.
-func (s *Server) local(q question, x *Explanation) *dns.Msg {
+func (s *Server) local(q question, x *Explanation) *message {
 	if !strings.HasSuffix(q.name, ipv4only) || !dns.IsSubDomain(ipv4only, q.name) {
 		return nil // as nearly always, and at once
 	}

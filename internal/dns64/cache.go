@@ -18,9 +18,8 @@ const (
 	overhead    = 256             // bytes of an entry besides the message and the name, about
 )
 
-// cache has what upstreams answered, as it came, and forgets what was asked
-// for longest ago when it is full. What is synthesised is not in it: mappings
-// change.
+// cache has what upstreams answered, as it came, and what clients are answered
+// because of it. It forgets what was asked for longest ago when it is full.
 type cache struct {
 	entries, bytes int // at most
 
@@ -38,9 +37,10 @@ type entry struct {
 	err     error
 	since   time.Time
 	expires time.Time
+	wire    *wire // what clients are answered, once it was made
 }
 
-func (e *entry) size() int { return len(e.packed) + len(e.q.name) + overhead }
+func (e *entry) size() int { return len(e.packed) + len(e.q.name) + e.wire.size() + overhead }
 
 // flight is a question that an upstream is being asked.
 type flight struct {
@@ -74,14 +74,6 @@ func (c *cache) get(q question, now time.Time) (e *entry, f *flight, pilot bool)
 	return nil, f, true
 }
 
-// has reports whether there is an entry that is live at a time.
-func (c *cache) has(q question, at time.Time) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e, ok := c.byName[q]
-	return ok && at.Before(e.Value.(*entry).expires)
-}
-
 // land ends a flight; its answer is kept for a time.
 func (c *cache) land(q question, f *flight, life time.Duration, now time.Time) {
 	c.mu.Lock()
@@ -94,6 +86,39 @@ func (c *cache) land(q question, f *flight, life time.Duration, now time.Time) {
 	}
 	c.byName[q] = c.recent.PushFront(e)
 	c.size += e.size()
+	c.shrink()
+}
+
+// keep puts what clients are answered beside what it is made of, if that is
+// still there.
+func (c *cache) keep(e *entry, w *wire) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at, ok := c.byName[e.q]; ok && at.Value == e {
+		c.size -= e.size()
+		e.wire = w
+		c.size += e.size()
+		c.shrink()
+	}
+}
+
+// wire is what clients are answered, or nil. The name is only looked at.
+func (c *cache) wire(name []byte, qtype uint16, do, cd bool, now time.Time) *wire {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at, ok := c.byName[question{string(name), qtype, do, cd}]
+	if !ok {
+		return nil
+	}
+	w := at.Value.(*entry).wire
+	if w == nil || !now.Before(w.until) {
+		return nil
+	}
+	c.recent.MoveToFront(at)
+	return w
+}
+
+func (c *cache) shrink() {
 	for c.size > c.bytes || c.recent.Len() > c.entries {
 		c.remove(c.recent.Back())
 	}
@@ -122,7 +147,7 @@ func (c *cache) usage() (entries, bytes int) {
 
 // resolve answers from the cache, or by an upstream, which is asked once for
 // all who ask the same at the same time. The message is the caller's.
-func (s *Server) resolve(ctx context.Context, q question, x *Explanation) (*dns.Msg, error) {
+func (s *Server) resolve(ctx context.Context, q question, x *Explanation) (*message, error) {
 	now := s.now()
 	e, f, pilot := s.cache.get(q, now)
 	if e != nil {
@@ -131,7 +156,13 @@ func (s *Server) resolve(ctx context.Context, q question, x *Explanation) (*dns.
 		if e.err != nil {
 			return nil, e.err
 		}
-		return unpacked(e.packed, now.Sub(e.since))
+		age := now.Sub(e.since)
+		m, err := unpacked(e.packed, age)
+		if err != nil {
+			return nil, err
+		}
+		m.entry, m.since, m.until = e, now.Add(-(age % time.Second)), e.expires
+		return m, nil
 	}
 	if pilot {
 		s.fly(q, f)
@@ -197,8 +228,8 @@ func lifetime(m *dns.Msg) time.Duration {
 }
 
 // unpacked is a message whose TTLs have counted down for a time.
-func unpacked(packed []byte, age time.Duration) (*dns.Msg, error) {
-	m := new(dns.Msg)
+func unpacked(packed []byte, age time.Duration) (*message, error) {
+	m := new(message)
 	if err := m.Unpack(packed); err != nil {
 		return nil, fmt.Errorf("reading a message that was packed here: %w", err)
 	}

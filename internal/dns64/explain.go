@@ -60,7 +60,7 @@ func (s *Server) Explain(ctx context.Context, name, qtype string) (Explanation, 
 	x.Answers = []Record{}
 	for _, rr := range m.Answer {
 		h := rr.Header()
-		r := Record{Name: h.Name, TTL: h.Ttl, Type: dns.Type(h.Rrtype).String(), Data: strings.TrimPrefix(rr.String(), h.String())}
+		r := Record{Name: h.Name, TTL: m.ttl(h), Type: dns.Type(h.Rrtype).String(), Data: strings.TrimPrefix(rr.String(), h.String())}
 		for _, n := range made {
 			if n.Data == r.Data {
 				r.IPv4, r.Rule, r.Detail = n.IPv4, n.Rule, n.Detail

@@ -1,6 +1,7 @@
 package dns64
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -8,16 +9,22 @@ import (
 )
 
 // FuzzQuery: whatever a client or a stranger sends, the answer is well-formed,
-// about that query and within the limits.
+// about that query and within the limits, and the same when it is given again.
 func FuzzQuery(f *testing.F) {
 	for _, words := range [][]string{nil, {"noedns"}, {"do"}, {"do", "cd"}} {
 		f.Add(packetOf(f, "four.example.", dns.TypeAAAA, words...))
 		f.Add(packetOf(f, arpa(f, "2001:db8:64::c000:201"), dns.TypePTR, words...))
 		f.Add(packetOf(f, "ipv4only.arpa.", dns.TypeAAAA, words...))
 	}
-	s := serverOf(f, small()) // which asks nobody
-	s.upstreams.file = "/nonexistent/resolv.conf"
+	s, _ := frozen(f)
+	g, room := new(glance), make([]byte, maxUDP)
 	f.Fuzz(func(t *testing.T, data []byte) {
+		s.handle(parse(data), client, true)
+		if again := s.again(room, g, data, client); again != nil {
+			if answer := s.handle(parse(data), client, true); !bytes.Equal(again, answer) {
+				t.Fatalf("%x is answered by %x, before by %x", data, again, answer)
+			}
+		}
 		for _, udp := range []bool{true, false} {
 			answer := s.handle(parse(data), client, udp)
 			if answer == nil {
@@ -95,7 +102,12 @@ func FuzzAnswer(f *testing.F) {
 		flight.packed = packed
 		s.cache.land(q, flight, time.Minute, now)
 		for _, qtype := range []uint16{qtype, dns.TypeAAAA} {
-			answer := parsed(t, s.handle(parse(packetOf(t, "n.example.", qtype, "noedns")), client, true))
+			query := packetOf(t, "n.example.", qtype, "noedns")
+			first := s.handle(parse(query), client, true)
+			if again := s.again(make([]byte, maxUDP), new(glance), query, client); again != nil && !bytes.Equal(first, again) {
+				t.Fatalf("%x, then %x", first, again)
+			}
+			answer := parsed(t, first)
 			for _, rr := range answer.Answer {
 				if rr.Header().Ttl > maxTTL {
 					t.Fatalf("%v is kept for ever", rr)

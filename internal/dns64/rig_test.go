@@ -199,6 +199,24 @@ func serverOf(t testing.TB, l limits, upstreams ...netip.AddrPort) *Server {
 	return s
 }
 
+// put has the cache know an answer for two hours: an SOA, unless it is empty,
+// and records.
+func put(t testing.TB, s *Server, q question, negative string, records ...string) {
+	t.Helper()
+	m := new(dns.Msg)
+	m.SetQuestion(q.name, q.qtype)
+	m.Answer = rrs(t, records...)
+	if negative != "" {
+		m.Ns = rrs(t, negative)
+	}
+	_, f, pilot := s.cache.get(q, s.now())
+	require.True(t, pilot)
+	var err error
+	f.packed, err = m.Pack()
+	require.NoError(t, err)
+	s.cache.land(q, f, 2*time.Hour, s.now())
+}
+
 // packetOf is a query, with EDNS and the bits that words name: do, cd, noedns.
 func packetOf(t testing.TB, name string, qtype uint16, words ...string) []byte {
 	t.Helper()

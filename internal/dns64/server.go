@@ -6,8 +6,9 @@
 // A question comes in by UDP or TCP (server.go). answer.go decides what becomes
 // of it, arpa.go answers what is answered here. Everything else is looked for
 // in the cache (cache.go), where those who ask the same wait for one another,
-// and then asked of an upstream (upstream.go). explain.go tells how an answer
-// came about.
+// and then asked of an upstream (upstream.go). What a client was answered is kept
+// for those who ask the same (wire.go), which is the way of nearly all queries.
+// explain.go tells how an answer came about.
 //
 // It does not validate: who wants to sets DO and CD and is answered as by any
 // resolver (RFC 6147 5.5). AD is never set.
@@ -36,6 +37,9 @@ const (
 	headerSize = 12
 	flagQR     = 1 << 7 // of the third byte
 	flagTC     = 1 << 1
+	flagRD     = 1
+	flagDO     = 1 << 7 // of the seventh byte of OPT
+	optSize    = 11     // without options
 	minUDP     = 512
 	maxUDP     = 1232 // what crosses every link of IPv6 in one piece
 	maxQuery   = 4096 // bytes; the longest that means anything is a tenth of it
@@ -251,7 +255,8 @@ func (s *Server) Serve(ctx context.Context) error {
 // serveUDP answers packets. Beyond the limit they are dropped: who sent them
 // asks again.
 func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
-	buffer := make([]byte, maxQuery)
+	buffer, answer := make([]byte, maxQuery), make([]byte, maxUDP)
+	g := new(glance)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buffer)
 		if err != nil {
@@ -260,6 +265,10 @@ func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
 			}
 			return fmt.Errorf("reading DNS queries: %w", err)
 		}
+		if answer := s.again(answer, g, buffer[:n], from.Addr()); answer != nil {
+			conn.WriteToUDPAddrPort(answer, from) // nobody is left to tell of an error
+			continue
+		}
 		select {
 		case s.queries <- struct{}{}:
 		default:
@@ -267,29 +276,13 @@ func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
 			continue
 		}
 		query := parse(buffer[:n])
-		answer := func() {
+		serving.Go(func() {
 			defer func() { <-s.queries }()
 			if answer := s.handle(query, from.Addr(), true); answer != nil {
-				conn.WriteToUDPAddrPort(answer, from) // nobody is left to tell of an error
+				conn.WriteToUDPAddrPort(answer, from)
 			}
-		}
-		if s.cached(query) {
-			answer() // which is sooner done than a goroutine started
-		} else {
-			serving.Go(answer)
-		}
+		})
 	}
-}
-
-// cached reports whether all that a query needs is in the cache, and stays
-// there while it is answered.
-func (s *Server) cached(m *query) bool {
-	if len(m.Question) != 1 {
-		return false
-	}
-	q := questionOf(&m.Msg)
-	soon := s.now().Add(time.Second)
-	return s.cache.has(q, soon) && (q.qtype != dns.TypeAAAA || s.cache.has(q.of(dns.TypeA), soon))
 }
 
 // serveTCP answers connections.
@@ -405,30 +398,48 @@ func (s *Server) handle(m *query, from netip.Addr, udp bool) []byte {
 	if m.bad {
 		return packed(&dns.Msg{MsgHdr: dns.MsgHdr{Id: m.Id, Response: true, Rcode: dns.RcodeFormatError}})
 	}
-	r := s.respond(&m.Msg)
-	size := dns.MaxMsgSize
 	opt := m.IsEdns0()
-	if opt != nil {
-		r.SetEdns0(maxUDP, opt.Do())
-	}
-	if udp {
-		size = minUDP
-		if opt != nil {
-			size = min(max(minUDP, int(opt.UDPSize())), maxUDP)
-		}
-	}
-	r.Compress = true
-	answer := packed(r)
-	if len(answer) > size {
-		// Nothing of it: a part is of use to nobody, and so a forged source is
-		// sent no more than was asked.
-		r.Truncated, r.Answer, r.Ns, r.Extra = true, nil, nil, nil
+	if rcode := reject(&m.Msg, opt); rcode != dns.RcodeSuccess {
+		r := reply(&m.Msg, rcode)
 		if opt != nil {
 			r.SetEdns0(maxUDP, opt.Do())
 		}
-		answer = packed(r)
+		return packed(r)
 	}
-	return answer
+	question := packed(&dns.Msg{Question: m.Question})
+	w := s.respond(questionOf(&m.Msg))
+	if question == nil || w == nil {
+		return nil
+	}
+	a := asking{id: m.Id, question: question[headerSize:], limit: dns.MaxMsgSize}
+	told := uint16(0)
+	if opt != nil {
+		a.edns, a.do, told = true, opt.Do(), opt.UDPSize()
+	}
+	if udp {
+		a.udp(told)
+	}
+	return w.write(nil, &a, s.now())
+}
+
+// reject is the code for a well-formed query that is not answered.
+func reject(m *dns.Msg, opt *dns.OPT) (rcode int) {
+	switch {
+	case m.Opcode != dns.OpcodeQuery:
+		return dns.RcodeNotImplemented
+	case len(m.Question) != 1:
+		return dns.RcodeFormatError
+	case opt != nil && opt.Version() != 0:
+		return dns.RcodeBadVers
+	}
+	asked := m.Question[0]
+	switch {
+	case asked.Qclass != dns.ClassINET, !m.RecursionDesired:
+		return dns.RcodeRefused
+	case asked.Qtype == dns.TypeAXFR, asked.Qtype == dns.TypeIXFR, asked.Qtype == dns.TypeOPT:
+		return dns.RcodeNotImplemented
+	}
+	return dns.RcodeSuccess
 }
 
 // mayTell bounds how many are told that they may not ask. The answer is no
@@ -457,38 +468,25 @@ func reply(query *dns.Msg, rcode int) *dns.Msg {
 			Id: query.Id, Response: true, Opcode: query.Opcode, Rcode: rcode,
 			RecursionDesired: query.RecursionDesired, RecursionAvailable: true, CheckingDisabled: query.CheckingDisabled,
 		},
-		Question: query.Question,
+		Question: query.Question[:min(1, len(query.Question))],
 	}
 }
 
-// respond answers a query that is well-formed, without the OPT record.
-func (s *Server) respond(m *dns.Msg) *dns.Msg {
-	opt := m.IsEdns0()
-	switch {
-	case m.Opcode != dns.OpcodeQuery:
-		return reply(m, dns.RcodeNotImplemented)
-	case len(m.Question) != 1:
-		return reply(m, dns.RcodeFormatError)
-	case opt != nil && opt.Version() != 0:
-		return reply(m, dns.RcodeBadVers)
-	}
-	asked := m.Question[0]
-	switch {
-	case asked.Qclass != dns.ClassINET, !m.RecursionDesired:
-		return reply(m, dns.RcodeRefused)
-	case asked.Qtype == dns.TypeAXFR, asked.Qtype == dns.TypeIXFR, asked.Qtype == dns.TypeOPT:
-		return reply(m, dns.RcodeNotImplemented)
-	}
-	q := questionOf(m)
+// respond answers a question, and keeps what may be.
+func (s *Server) respond(q question) *wire {
 	ctx, cancel := context.WithTimeout(s.ctx, s.limits.query)
 	defer cancel()
-	answer := s.answer(ctx, q, nil)
-	r := reply(m, answer.Rcode)
-	r.Answer, r.Ns, r.Extra = answer.Answer, answer.Ns, answer.Extra
+	m := s.answer(ctx, q, nil)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
-		s.log.Debug("dns query", "name", q.name, "type", dns.Type(q.qtype).String(), "code", dns.RcodeToString[r.Rcode], "answers", len(r.Answer))
+		s.log.Debug("dns query", "name", q.name, "type", dns.Type(q.qtype).String(), "code", dns.RcodeToString[m.Rcode], "answers", len(m.Answer))
 	}
-	return r
+	now := s.now()
+	w := wireOf(q, m, now)
+	// What is said of PTR is a matter of the table, too, and seldom asked.
+	if w != nil && m.entry != nil && now.Before(m.until) && q.qtype != dns.TypePTR {
+		s.cache.keep(m.entry, w)
+	}
+	return w
 }
 
 // questionOf is the one question of a query.

@@ -330,7 +330,9 @@ func TestMemory(t *testing.T) {
 	largest := 0
 	for i := range 300 {
 		name := fmt.Sprintf("n%d.example.", i)
-		assert.Len(t, get(t, s, name, dns.TypeTXT).Answer, 1)
+		for range 2 { // the second time what clients are answered is kept, too
+			assert.Len(t, get(t, s, name, dns.TypeTXT).Answer, 1)
+		}
 		entries, bytes := s.cache.usage()
 		assert.LessOrEqual(t, entries, l.entries)
 		assert.LessOrEqual(t, bytes, l.bytes)
