@@ -201,7 +201,8 @@ func TestEverythingAtOnce(t *testing.T) {
 			require.NoError(t, err)
 		}
 		x.Check([]Change{m})
-		for _, l := range x.Leases()[:min(2, len(x.Leases()))] {
+		leases := x.Leases()
+		for _, l := range leases[:min(2, len(leases))] {
 			x.Release(l.IPv4, "me")
 		}
 		x.SetLocal([]netip.Prefix{netip.PrefixFrom(lessee(i), 128)})
