@@ -153,7 +153,7 @@ func removeCgroups(name string) error {
 	}
 	for _, dir := range mounts {
 		own := filepath.Join(dir, name)
-		for range 200 {
+		for range 1000 {
 			if err = removeCgroup(own); !errors.Is(err, unix.EBUSY) {
 				break
 			}
