@@ -143,6 +143,12 @@ func (l *Lab) Node(name string) (*Node, error) {
 	return n, n.Up("lo")
 }
 
+// The process's first thread is the main goroutine's alone. It is the one thread
+// that does not end with a goroutine that stays locked to it: as a node's it
+// would keep its control groups busy after the lab, and show its mounts as those
+// of the process (/proc/self).
+func init() { runtime.LockOSThread() }
+
 // thread is the life of the node's own thread: it creates the namespace, and
 // starts the child processes. Those die with the thread that started them
 // (PR_SET_PDEATHSIG means the thread, not the process), so it lives as long as
