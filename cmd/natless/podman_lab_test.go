@@ -198,7 +198,20 @@ func TestLabPodmanShares(t *testing.T) {
 	for _, a := range list {
 		assert.Equal(t, shared4, a.IPv4.String())
 	}
-	both := w.sh(t, "for name in one two; do podman exec $name sh -c '"+download+"' & done; wait")
-	assert.Equal(t, downloaded+downloaded, both)
+	download := func() {
+		t.Helper()
+		both := w.sh(t, "for name in one two; do podman exec $name sh -c '"+download+"' & done; wait")
+		assert.Equal(t, downloaded+downloaded, both)
+	}
+	download()
+	assert.Empty(t, w.query(t, "session", "ls", "-o", "json"))
+
+	// One that leaves the bridge and comes back changes the bridge's MAC address.
+	before := w.called(t, "one")
+	w.sh(t, "podman stop -t 0 one && podman start one && natless attach one")
+	after := w.called(t, "one")
+	assert.Equal(t, before.Ports, after.Ports)
+	assert.NotEqual(t, before.IPv6, after.IPv6)
+	download()
 	assert.Empty(t, w.query(t, "session", "ls", "-o", "json"))
 }

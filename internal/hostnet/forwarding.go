@@ -3,6 +3,7 @@ package hostnet
 import (
 	"maps"
 	"net/netip"
+	"slices"
 )
 
 // forwardingPlan is how packets get from link to link.
@@ -23,7 +24,7 @@ func (h *Host) forwarding(v *view) forwardingPlan {
 	for _, s := range device {
 		f.device = append(f.device, h.want(v, s)...)
 	}
-	links := append(h.forwarding4(v, f.opened4), h.forwarding6(v, f.opened6)...)
+	links := slices.Concat(h.forwarding4(v, f.opened4), h.forwarding6(v, f.opened6), h.announcing(v))
 	for _, s := range links {
 		f.links = append(f.links, h.want(v, s)...)
 	}
@@ -63,6 +64,20 @@ func (h *Host) forwarding6(v *view, opened map[int]bool) (list []setting) {
 		opened[l.index] = h.opens(v, s)
 	}
 	return append(list, setting{Family: "ipv6", Index: h.device, Key: keyForceForwarding, Set: yes})
+}
+
+// announcing has bridges of clients tell of a new MAC address. A bridge that was
+// given none has that of one of its ports, and so another when the port goes:
+// clients behind the others would send to the old one until their neighbour
+// entry is stale, for up to a minute (RFC 4861 7.2.6).
+func (h *Host) announcing(v *view) (list []setting) {
+	links := v.clientLinks(h.plan, h.device)
+	for _, l := range v.sorted() {
+		if links[l.index] && l.kind == kindBridge {
+			list = append(list, setting{Family: "ipv6", Index: l.index, Key: keyNDISCNotify, Set: yes})
+		}
+	}
+	return list
 }
 
 // opens tells whether the setting is, or is about to become, natless's doing.

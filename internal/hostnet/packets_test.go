@@ -63,6 +63,14 @@ const patienceForNothing = 60 * time.Millisecond
 
 func receive(t *testing.T, fd int, first gopacket.LayerType) gopacket.Packet {
 	t.Helper()
+	return receiveSuch(t, fd, first, func(p gopacket.Packet) bool {
+		u := p.TransportLayer()
+		return u != nil && string(u.LayerPayload()) == "natless"
+	})
+}
+
+func receiveSuch(t *testing.T, fd int, first gopacket.LayerType, such func(gopacket.Packet) bool) gopacket.Packet {
+	t.Helper()
 	buf := make([]byte, 2048)
 	for end := time.Now().Add(patienceForNothing); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		n, err := unix.Read(fd, buf)
@@ -78,7 +86,7 @@ func receive(t *testing.T, fd int, first gopacket.LayerType) gopacket.Packet {
 			}
 		}
 		p := gopacket.NewPacket(append([]byte(nil), buf[:n]...), f, gopacket.Default)
-		if u := p.TransportLayer(); u != nil && string(u.LayerPayload()) == "natless" {
+		if such(p) {
 			return p
 		}
 	}
@@ -277,17 +285,7 @@ func TestBridgedPacketsPassTheGuard(t *testing.T) {
 	if _, ok := readSysctl(procNet + "/bridge/bridge-nf-call-ip6tables"); !ok {
 		testenv.Skip(t, "this kernel has no br_netfilter")
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge"}}
-	require.NoError(t, netlink.LinkAdd(bridge))
-	quiet(t, "bridge")
-	for _, port := range []string{"one", "two"} {
-		addLink(t, port)
-		l, err := netlink.LinkByName(port)
-		require.NoError(t, err)
-		require.NoError(t, netlink.LinkSetMaster(l, bridge))
-	}
-	require.NoError(t, netlink.LinkSetUp(bridge))
-	addAddr(t, "bridge", "2001:db8:3::1/64")
+	addBridge(t)
 	one, two := openWire(t, "one"), openWire(t, "two")
 	one.near = two.far
 	packet := udp(t, "[2001:db8:3::5]:4000", "[2001:db8:3::6]:53")
@@ -301,6 +299,57 @@ func TestBridgedPacketsPassTheGuard(t *testing.T) {
 	require.True(t, passes())
 	_, err := h.Close()
 	require.NoError(t, err)
+}
+
+// addBridge makes a bridge of the links "one" and "two", with the MAC address of
+// "one", since that is the lower.
+func addBridge(t *testing.T) {
+	t.Helper()
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "bridge"}}
+	require.NoError(t, netlink.LinkAdd(bridge))
+	quiet(t, "bridge")
+	for i, port := range []string{"one", "two"} {
+		addLink(t, port)
+		l, err := netlink.LinkByName(port)
+		require.NoError(t, err)
+		require.NoError(t, netlink.LinkSetHardwareAddr(l, net.HardwareAddr{2, 0, 0, 0, 0, byte(i)}))
+		require.NoError(t, netlink.LinkSetMaster(l, bridge))
+	}
+	require.NoError(t, netlink.LinkSetUp(bridge))
+	addAddr(t, "bridge", "2001:db8:3::1/64")
+}
+
+// A bridge that loses the port whose MAC address it had tells its other clients
+// of its new one, and no longer once natless has ended.
+func TestBridgesAnnounceTheirAddress(t *testing.T) {
+	testHost(t)
+	addBridge(t)
+	before := snapshot(t)
+	two := openWire(t, "two")
+	h, shut := start(t, testPlan())
+	announced := func() gopacket.Packet {
+		return receiveSuch(t, two.fd, layers.LayerTypeEthernet, func(p gopacket.Packet) bool {
+			a, ok := p.Layer(layers.LayerTypeICMPv6NeighborAdvertisement).(*layers.ICMPv6NeighborAdvertisement)
+			return ok && a.TargetAddress.String() == "2001:db8:3::1" && a.Override()
+		})
+	}
+	one, err := netlink.LinkByName("one")
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetNoMaster(one))
+	said := announced()
+	require.NotNil(t, said)
+	require.Equal(t, two.near.String(), said.LinkLayer().(*layers.Ethernet).SrcMAC.String())
+
+	bridge, err := netlink.LinkByName("bridge")
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetMaster(one, bridge))
+	require.NotNil(t, announced())
+	_, err = h.Close()
+	require.NoError(t, err)
+	shut()
+	require.Empty(t, difference(before, snapshot(t)))
+	require.NoError(t, netlink.LinkSetNoMaster(one))
+	require.Nil(t, announced())
 }
 
 // What masquerading and the telling of answers need does not make the kernel

@@ -49,6 +49,7 @@ const (
 	keyAcceptRA        = "accept_ra"
 	keyDisableIPv6     = "disable_ipv6"
 	keySendRedirects   = "send_redirects"
+	keyNDISCNotify     = "ndisc_notify"
 	keyRPFilter        = "rp_filter"
 	yes, no            = "1", "0"
 	strict             = "1" // rp_filter: the larger of a link's and that of all counts

@@ -35,7 +35,11 @@ type link struct {
 	queues   int // of a TUN device: how many are open
 }
 
-const kindTUN = "tun"
+// kinds of links
+const (
+	kindTUN    = "tun"
+	kindBridge = "bridge"
+)
 
 type address struct {
 	addr  netip.Addr
