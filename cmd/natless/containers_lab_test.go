@@ -2,7 +2,6 @@ package main_test
 
 import (
 	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -44,13 +43,24 @@ func TestLabContainersPage(t *testing.T) {
 		requireDocker(t)
 		run(t, "docker", func(t *testing.T, w *world) { w.engine(t, startDocker, "docker") })
 	})
-	t.Run("netns", func(t *testing.T) {
+	needs := func(t *testing.T, programs ...string) {
 		requireMachine(t)
-		for _, program := range []string{"ip", "ping"} {
-			if _, err := exec.LookPath(program); err != nil {
-				testenv.Skip(t, "the examples of docs/containers.md lack a command: "+err.Error())
-			}
+		if what := lacking(programs...); what != "" {
+			testenv.Skip(t, "the examples of docs/containers.md lack a command: "+what)
 		}
+	}
+	t.Run("netns", func(t *testing.T) {
+		needs(t, "ip", "ping")
 		run(t, "netns", func(*testing.T, *world) {})
+	})
+	t.Run("nspawn", func(t *testing.T) {
+		needs(t, "ip", "systemd-nspawn")
+		// No systemd runs in the lab that the container could be registered with.
+		blocks["nspawn"] = `alias systemd-nspawn="systemd-nspawn --register=no --keep-unit"` + "\n" + blocks["nspawn"]
+		run(t, "nspawn", func(t *testing.T, w *world) {
+			program, err := busybox()
+			require.NoError(t, err)
+			w.sh(t, `mkdir -p /var/lib/machines/box/bin /var/lib/machines/box/usr && cd /var/lib/machines/box/bin && cp "$1" busybox && ln -s busybox wget`, program)
+		})
 	})
 }

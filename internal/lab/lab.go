@@ -103,11 +103,13 @@ type Node struct {
 	Netlink *netlink.Handle
 
 	lab   *Lab
-	alone atomic.Bool    // Machine was called
-	mu    sync.Mutex     // held while ns is used: a dialer may outlive the lab
-	ns    netns.NsHandle // -1 once the lab is closed
-	path  string         // the namespace of the node's thread in /proc
-	calls chan func()    // run on the node's own thread
+	alone atomic.Bool // Machine was called
+	// The control group that a machine's processes start in, or nil.
+	cgroup *os.File
+	mu     sync.Mutex     // held while ns is used: a dialer may outlive the lab
+	ns     netns.NsHandle // -1 once the lab is closed
+	path   string         // the namespace of the node's thread in /proc
+	calls  chan func()    // run on the node's own thread
 }
 
 // Node makes a namespace with its loopback up and duplicate address detection
@@ -370,6 +372,9 @@ func (n *Node) Command(ctx context.Context, name string, args ...string) *Cmd {
 		// Those of a machine end with its first. They do not see who started
 		// them, which package syscall takes for his death.
 		c.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
+	if n.cgroup != nil {
+		c.SysProcAttr.UseCgroupFD, c.SysProcAttr.CgroupFD = true, int(n.cgroup.Fd())
 	}
 	c.WaitDelay = time.Second
 	return &Cmd{Cmd: c, node: n}

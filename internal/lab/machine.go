@@ -33,8 +33,16 @@ func (n *Node) Machine() error {
 		p.Release()
 	}
 	made := make(chan error)
-	n.calls <- func() { made <- isolate(filepath.Base(n.lab.Dir), mounts) }
-	if err := <-made; err != nil {
+	n.calls <- func() {
+		var err error
+		n.cgroup, err = isolate(filepath.Base(n.lab.Dir), mounts)
+		made <- err
+	}
+	err = <-made
+	if n.cgroup != nil {
+		n.lab.Cleanup(n.cgroup.Close)
+	}
+	if err != nil {
 		return fmt.Errorf("give %s mounts of its own: %w", n.Name, err)
 	}
 	// The first process is the one that all others end with. Orphans become its
@@ -72,59 +80,62 @@ func endAll(first *Cmd) error {
 }
 
 // isolate puts the calling thread and the processes that it will start apart,
-// in control groups of the given name.
-func isolate(name string, cgroups []string) error {
-	for _, dir := range cgroups {
-		if err := joinCgroup(dir, name); err != nil {
-			return fmt.Errorf("join the control group %s: %w", filepath.Join(dir, name), err)
+// in control groups of the given name. Threads cannot join one of the new kind:
+// if there is that hierarchy, its group is returned, for processes to start in.
+func isolate(name string, hierarchies []string) (unified *os.File, err error) {
+	var joined []string
+	for _, dir := range hierarchies {
+		own, err := makeCgroup(dir, name)
+		if err != nil {
+			return unified, fmt.Errorf("make a control group: %w", err)
 		}
+		tasks := filepath.Join(own, "tasks")
+		if _, err := os.Stat(tasks); errors.Is(err, fs.ErrNotExist) {
+			if unified, err = os.Open(own); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := os.WriteFile(tasks, []byte("0"), 0); err != nil {
+			return unified, fmt.Errorf("join the control group: %w", err)
+		}
+		joined = append(joined, dir)
 	}
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP); err != nil {
-		return err
+		return unified, err
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return err
+		return unified, err
 	}
-	for _, dir := range cgroups {
+	for _, dir := range joined {
 		if err := unix.Mount(filepath.Join(dir, name), dir, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("mount %s: %w", dir, err)
+			return unified, fmt.Errorf("mount %s: %w", dir, err)
 		}
 	}
 	for _, dir := range private {
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
-			return fmt.Errorf("mount %s: %w", dir, err)
+			return unified, fmt.Errorf("mount %s: %w", dir, err)
 		}
 	}
-	return nil
+	return unified, nil
 }
 
-// joinCgroup makes a control group and moves the calling thread there, where
-// threads have groups of their own: in hierarchies of the old kind.
-func joinCgroup(hierarchy, name string) error {
-	dir := filepath.Join(hierarchy, name)
+// makeCgroup makes a control group. A cpuset takes nobody until it is told where.
+func makeCgroup(hierarchy, name string) (dir string, err error) {
+	dir = filepath.Join(hierarchy, name)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
+		return "", err
 	}
-	// A cpuset takes nobody until it is told where.
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		all, err := os.ReadFile(filepath.Join(hierarchy, file))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err := errors.Join(err, os.WriteFile(filepath.Join(dir, file), all, 0)); err != nil {
-			return err
+			return "", err
 		}
 	}
-	tasks, err := os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer tasks.Close()
-	_, err = tasks.WriteString("0")
-	return err
+	return dir, nil
 }
 
 // cgroupMounts lists where the hierarchies of control groups are mounted.
