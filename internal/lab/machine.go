@@ -46,8 +46,9 @@ func (n *Node) Machine() error {
 		return fmt.Errorf("give %s mounts of its own: %w", n.Name, err)
 	}
 	// The first process is the one that all others end with. Orphans become its
-	// children, and a shell that waits buries those too.
-	first := n.Command(context.Background(), "sh", "-c", `mount -t proc proc /proc && echo ready && { sleep infinity & wait; }`)
+	// children, and a shell that waits buries those too. To it its own control
+	// groups are the whole.
+	first := n.Command(context.Background(), "unshare", "--cgroup", "sh", "-c", `mount -t proc proc /proc && echo ready && { sleep infinity & wait; }`)
 	out, err := first.StdoutPipe()
 	if err != nil {
 		return err
@@ -61,8 +62,23 @@ func (n *Node) Machine() error {
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		return fmt.Errorf("start the first process of %s: %q: %w: %s", n.Name, line, err, wrong.String())
 	}
+	if err := n.enter(fmt.Sprintf("/proc/%d/ns/cgroup", first.Process.Pid)); err != nil {
+		return fmt.Errorf("give %s control groups of its own: %w", n.Name, err)
+	}
 	n.alone.Store(true)
 	return nil
+}
+
+// enter has the node's thread enter a namespace besides its own.
+func (n *Node) enter(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	entered := make(chan error)
+	n.calls <- func() { entered <- unix.Setns(int(f.Fd()), 0) }
+	return <-entered
 }
 
 // endAll kills the first process of a machine, and with it all others, and
@@ -83,7 +99,6 @@ func endAll(first *Cmd) error {
 // in control groups of the given name. Threads cannot join one of the new kind:
 // if there is that hierarchy, its group is returned, for processes to start in.
 func isolate(name string, hierarchies []string) (unified *os.File, err error) {
-	var joined []string
 	for _, dir := range hierarchies {
 		own, err := makeCgroup(dir, name)
 		if err != nil {
@@ -99,15 +114,14 @@ func isolate(name string, hierarchies []string) (unified *os.File, err error) {
 		if err := os.WriteFile(tasks, []byte("0"), 0); err != nil {
 			return unified, fmt.Errorf("join the control group: %w", err)
 		}
-		joined = append(joined, dir)
 	}
-	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWCGROUP); err != nil {
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
 		return unified, err
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return unified, err
 	}
-	for _, dir := range joined {
+	for _, dir := range hierarchies {
 		if err := unix.Mount(filepath.Join(dir, name), dir, "", unix.MS_BIND, ""); err != nil {
 			return unified, fmt.Errorf("mount %s: %w", dir, err)
 		}
