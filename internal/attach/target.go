@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/proc"
 	"github.com/natless/natless/mapping"
 )
 
@@ -168,7 +169,7 @@ func byPath(path string) (*Target, error) {
 // byPID finds the namespace of a process. The start time is read on both sides
 // of it: so it is not another's who got the PID in between.
 func byPID(pid int) (*Target, error) {
-	started, err := startTime(pid)
+	started, err := proc.Started(pid)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +179,7 @@ func byPID(pid int) (*Target, error) {
 		t.Label = name // which may be anything
 	}
 	id, failed := identify(t.Path)
-	again, err := startTime(pid)
+	again, err := proc.Started(pid)
 	if err == nil && again != started {
 		err = fmt.Errorf("process %d has ended", pid)
 	}
@@ -191,29 +192,9 @@ func byPID(pid int) (*Target, error) {
 	return t, nil
 }
 
-// startTime tells a process from a later one with the same PID.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return 0, fmt.Errorf("there is no process %d", pid)
-	}
-	if err != nil {
-		return 0, err
-	}
-	// The second field is the program's name, and may hold anything.
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("reading /proc/%d/stat: %q", pid, b)
-	}
-	if fields[0] == "Z" || fields[0] == "X" {
-		return 0, fmt.Errorf("process %d has ended", pid)
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
-}
-
 // alive reports whether a process is still the one that started then.
 func alive(pid int, started uint64) bool {
-	now, err := startTime(pid)
+	now, err := proc.Started(pid)
 	return err == nil && now == started
 }
 

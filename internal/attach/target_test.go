@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/internal/proc"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
@@ -139,7 +140,7 @@ func TestFind(t *testing.T) {
 	serveEngine(t, "CONTAINER_HOST", podmans)
 	serveEngine(t, "DOCKER_HOST", map[string]object{"docked": running("d00", "/docked", pid), "same": running("d01", "/same", pid)})
 
-	started, err := startTime(pid)
+	started, err := proc.Started(pid)
 	require.NoError(t, err)
 	process := fmt.Sprintf("/proc/%d/ns/net", pid)
 	for given, want := range map[string]Target{

@@ -10,8 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +17,7 @@ import (
 	"github.com/natless/natless/internal/attach"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/proc"
 	"github.com/natless/natless/mapping"
 )
 
@@ -152,32 +151,12 @@ func fileSight(a mapping.Attachment) (string, error) {
 
 // processSight is the process and when it started.
 func processSight(a mapping.Attachment) (string, error) {
-	name := fmt.Sprintf("/proc/%d/stat", a.PID)
-	stat, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+	started, err := proc.Started(a.PID)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && started != a.Started:
 		return "", errGone
-	}
-	if err != nil {
+	case err != nil:
 		return "", err
 	}
-	state, started, err := parseStat(string(stat))
-	switch {
-	case err != nil:
-		return "", fmt.Errorf("%s: %w", name, err)
-	case started != a.Started, state == "Z", state == "X":
-		return "", errGone
-	}
 	return fmt.Sprintf("process %d %d", a.PID, started), nil
-}
-
-// parseStat is the state of a process and field 22, when it started in ticks
-// since the host did. The second field is a name in parentheses, which may
-// contain anything.
-func parseStat(stat string) (state string, started uint64, err error) {
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 20 {
-		return "", 0, errors.New("expected more fields")
-	}
-	started, err = strconv.ParseUint(fields[19], 10, 64)
-	return fields[0], started, err
 }

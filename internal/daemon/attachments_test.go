@@ -13,31 +13,13 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/proc"
 	"github.com/natless/natless/mapping"
 )
 
-func TestParseStat(t *testing.T) {
-	for stat, want := range map[string]uint64{
-		"7 (a) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 12345 9 9":            12345,
-		"7 (a) R) Z (b) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 12345 9 9\n": 12345,
-	} {
-		state, started, err := parseStat(stat)
-		require.NoError(t, err)
-		assert.Equal(t, "S", state)
-		assert.Equal(t, want, started)
-	}
-	for _, stat := range []string{"", "7 (a) S 1 7", "7 (a) S 1 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 x 9 9"} {
-		_, _, err := parseStat(stat)
-		assert.Error(t, err, stat)
-	}
-}
-
-// startOf is when a process started, by its own reading of the file.
 func startOf(t *testing.T, pid int) uint64 {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	require.NoError(t, err)
-	_, started, err := parseStat(string(stat))
+	started, err := proc.Started(pid)
 	require.NoError(t, err)
 	return started
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/proc"
 )
 
 const (
@@ -28,7 +30,7 @@ func (l *Lab) Persist() error {
 	defer l.mu.Unlock()
 	var list strings.Builder
 	for _, p := range l.detached {
-		start, err := startTime(p.Pid)
+		start, err := proc.Started(p.Pid)
 		if err != nil {
 			return fmt.Errorf("write down process %d: %w", p.Pid, err)
 		}
@@ -115,7 +117,7 @@ func removeDir(dir string) (done []string, err error) {
 		for s := bufio.NewScanner(list); s.Scan(); {
 			pid, start, _ := strings.Cut(s.Text(), " ")
 			n, err := strconv.Atoi(pid)
-			if now, e := startTime(n); err != nil || e != nil || now != start {
+			if now, e := proc.Started(n); err != nil || e != nil || strconv.FormatUint(now, 10) != start {
 				continue // ended long ago
 			}
 			end(n)
@@ -155,32 +157,17 @@ func removeNamespace(path string) (done []string, err error) {
 
 // end asks a process to end, and kills it when it has not after five seconds.
 func end(pid int) {
-	start, err := startTime(pid)
+	start, err := proc.Started(pid)
 	if err != nil || syscall.Kill(pid, syscall.SIGTERM) != nil {
 		return
 	}
 	for i := 0; i < 100; i++ {
 		time.Sleep(50 * time.Millisecond)
-		if now, err := startTime(pid); err != nil || now != start {
+		if now, err := proc.Started(pid); err != nil || now != start {
 			return
 		}
 	}
 	_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended just now
-}
-
-// startTime tells a process from a later one with the same PID: the 22nd field
-// of its stat. A process that has ended and was not waited for is an error.
-func startTime(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", err
-	}
-	// The second field is the program's name, and may hold anything.
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 20 || fields[0] == "Z" {
-		return "", os.ErrProcessDone
-	}
-	return fields[19], nil
 }
 
 // lockDir holds dir against Down until the file is closed, or this process
