@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"regexp"
 	"strconv"
@@ -105,7 +104,7 @@ func (n *Namespace) bring(name string, prefix netip.Prefix) (index int, err erro
 	if err := n.LinkSetUp(link); err != nil {
 		return 0, err
 	}
-	if err := n.AddrAdd(link, &netlink.Addr{IPNet: ipNet(prefix), Flags: unix.IFA_F_NODAD}); err != nil {
+	if err := n.AddrAdd(link, &netlink.Addr{IPNet: hostnet.IPNet(prefix), Flags: unix.IFA_F_NODAD}); err != nil {
 		return 0, err
 	}
 	return link.Attrs().Index, nil
@@ -166,7 +165,7 @@ func (r *Route) netlink(n *Namespace) (*netlink.Route, error) {
 		return nil, err
 	}
 	return &netlink.Route{
-		Dst: ipNet(r.To), LinkIndex: link.Attrs().Index, Gw: r.Via.AsSlice(), Src: r.From.AsSlice(),
+		Dst: hostnet.IPNet(r.To), LinkIndex: link.Attrs().Index, Gw: r.Via.AsSlice(), Src: r.From.AsSlice(),
 		Protocol: hostnet.Protocol, Priority: metricRoute, Table: unix.RT_TABLE_MAIN,
 	}, nil
 }
@@ -197,8 +196,4 @@ func (r *Route) remove(n *Namespace) error {
 		return err
 	}
 	return nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -3,7 +3,6 @@ package hostnet
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -33,8 +32,7 @@ func ClearLink(name string, index int, made bool, routes []netip.Prefix) error {
 		return nil
 	}
 	for _, p := range routes {
-		dst := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-		err := netlink.RouteDel(&netlink.Route{LinkIndex: index, Dst: dst})
+		err := netlink.RouteDel(&netlink.Route{LinkIndex: index, Dst: IPNet(p)})
 		if err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("removing the route to %v over %s: %w", p, name, err)
 		}

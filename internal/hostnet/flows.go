@@ -27,7 +27,7 @@ func ForgetFlows(addrs []netip.Addr) error {
 	err := retry(func() error {
 		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flows)
 		return err
-	}, func(err error) bool { return errors.Is(err, netlink.ErrDumpInterrupted) })
+	}, dumped)
 	switch {
 	case err == nil, errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
 		return nil // the last two: a kernel without conntrack's netlink part

@@ -329,6 +329,9 @@ func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err er
 	return done, stays, rec.remove()
 }
 
+// dumped tells whether the kernel's tables changed under a netlink dump.
+func dumped(err error) bool { return errors.Is(err, netlink.ErrDumpInterrupted) }
+
 // retry runs a netlink dump again when the kernel's tables changed under it.
 func retry(dump func() error, again func(error) bool) error {
 	var err error

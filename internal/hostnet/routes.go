@@ -85,9 +85,14 @@ func (h *Host) routeAdd(p netip.Prefix, device int, text string) change {
 	}}
 }
 
+// IPNet is a prefix as package netlink takes it.
+func IPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
 func newNetlinkRoute(p netip.Prefix, device int) *netlink.Route {
 	r := &netlink.Route{
-		Dst:      &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())},
+		Dst:      IPNet(p),
 		Protocol: Protocol, Table: unix.RT_TABLE_MAIN,
 		Type: unix.RTN_BLACKHOLE, Priority: metricBlackhole,
 	}

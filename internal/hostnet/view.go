@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -60,7 +59,6 @@ type route struct {
 // which are worlds of their own.
 func look() (*view, error) {
 	v := &view{links: map[int]link{}}
-	dumped := func(err error) bool { return errors.Is(err, netlink.ErrDumpInterrupted) }
 	vrfTables, vrfLinks := map[int]bool{}, map[int]bool{}
 
 	var links []netlink.Link
