@@ -212,17 +212,20 @@ func (g *stage) settled(a Attachment) (Attachment, error) {
 		a.Ports, a.StatelessLast = e.of.(*lease).saved(time.Time{}).Ports(), r.Session-1
 	}
 	if said.IPv4.IsValid() && (said.IPv4 != a.IPv4 || said.Ports != a.Ports || said.StatelessLast != a.StatelessLast) {
-		return a, conflict("%v has %s, and not %s", a.IPv6, a.side4(), said.side4())
+		return a, conflict("%v has %s, and not %s", a.IPv6, a.Side4(), said.Side4())
 	}
 	return a, nil
 }
 
-// side4 is the IPv4 side of an attachment in words.
-func (a Attachment) side4() string {
-	if a.Ports == "" {
-		return a.IPv4.String()
+// Side4 is what an attachment has on the IPv4 side, in words.
+func (a Attachment) Side4() string {
+	switch {
+	case !a.IPv4.IsValid():
+		return "no IPv4 address"
+	case a.Ports != "":
+		return fmt.Sprintf("ports %s of %v", a.Ports, a.IPv4)
 	}
-	return fmt.Sprintf("ports %s of %v", a.Ports, a.IPv4)
+	return a.IPv4.String()
 }
 
 // Detach forgets an attachment and ends the lease that it pinned, unless

@@ -104,7 +104,7 @@ func name(a mapping.Attachment, given string) string {
 // the user should know.
 func said(cmd *cobra.Command, ask *asking, r attach.Result, what, undo string) error {
 	warn(cmd, r)
-	line := fmt.Sprintf("%s: %v is %s", what, r.IPv6, attach.IPv4Side(r.Attachment))
+	line := fmt.Sprintf("%s: %v is %s", what, r.IPv6, r.Side4())
 	if len(r.Done) > 0 {
 		line += "; made " + strings.Join(r.Done, ", ")
 	}
@@ -138,7 +138,7 @@ has. It need not be there any more.`,
 				return err
 			}
 			warn(cmd, r)
-			return ask.line(cmd.OutOrStdout(), r, "detached %s: %v was %s", name(r.Attachment, args[0]), r.IPv6, attach.IPv4Side(r.Attachment))
+			return ask.line(cmd.OutOrStdout(), r, "detached %s: %v was %s", name(r.Attachment, args[0]), r.IPv6, r.Side4())
 		}),
 	}
 	ask.register(cmd)

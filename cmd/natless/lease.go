@@ -6,12 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/natless/natless/internal/attach"
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/mapping"
@@ -94,10 +93,9 @@ func leaseListing(within *sides, watch bool) *listing[mapping.Lease] {
 }
 
 // firstPort is that of "FIRST-LAST", 0 of "".
-func firstPort(ports string) int {
-	first, _, _ := strings.Cut(ports, "-")
-	n, _ := strconv.Atoi(first)
-	return n
+func firstPort(ports string) uint16 {
+	p, _ := attach.ParsePorts(ports)
+	return p.First
 }
 
 func pastListing(at time.Time, within *sides) *listing[control.PastLease] {

@@ -306,7 +306,7 @@ func record(ctx context.Context, d Daemon, a mapping.Attachment, s state) (mappi
 // share has one more target hold an attachment.
 func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Options) (r Result, err error) {
 	if slices.ContainsFunc(e.state.Holders, func(h holder) bool { return h.is(t) }) {
-		return r, fmt.Errorf("it is attached already, with %s: natless detach %s undoes it", IPv4Side(e.Attachment), t.Given)
+		return r, fmt.Errorf("it is attached already, with %s: natless detach %s undoes it", e.Side4(), t.Given)
 	}
 	if _, ok := n.wayTo(o.DNS); o.DNS64 && !ok {
 		return r, fmt.Errorf("it has no route to natless's DNS64 at %v, which --dns makes for the first that is attached of those that share a namespace", o.DNS)
@@ -327,17 +327,6 @@ func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Op
 	r.Warnings = []string{"it shares its namespace with " + r.Target + ", and what that has"}
 	r.Target, r.Label = h.Target, h.Label
 	return r, nil
-}
-
-// IPv4Side is what an attachment has on the IPv4 side, in words.
-func IPv4Side(a mapping.Attachment) string {
-	switch {
-	case !a.IPv4.IsValid():
-		return "no IPv4 address"
-	case a.Ports != "":
-		return fmt.Sprintf("ports %s of %v", a.Ports, a.IPv4)
-	}
-	return a.IPv4.String()
 }
 
 // work is an attach under way.
