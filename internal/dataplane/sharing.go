@@ -83,7 +83,8 @@ func (s *Sharing) Lost() (n uint64) {
 }
 
 // verdicts of the reasons that package conntrack gives.
-var verdicts = map[conntrack.Reason]translate.Verdict{
+var verdicts = [...]translate.Verdict{
+	conntrack.OK:         translate.OK,
 	conntrack.NoPorts:    translate.NoPorts,
 	conntrack.NoSession:  translate.NoSession,
 	conntrack.NotSYN:     translate.NotSYN,
@@ -143,7 +144,7 @@ func (t *Translator) out(r *mapping.Range, tick uint32) translate.Verdict {
 	}
 	changes := t.sharing.Sessions.Changes(r)
 	count := changes.Load()
-	v := verdictOf(t.sharing.Sessions.Out(r, &t.to, flags, tick))
+	v := verdicts[t.sharing.Sessions.Out(r, &t.to, flags, tick)]
 	if v == translate.OK {
 		t.steady.keep(&q, flags, changes, count, t.to.SrcPort)
 	}
@@ -171,19 +172,12 @@ func (t *Translator) in(r *mapping.Range, tick uint32) translate.Verdict {
 	changes := t.sharing.Sessions.Changes(r)
 	count := changes.Load()
 	t.scratch = *f
-	v := verdictOf(t.sharing.Sessions.In(r, &t.scratch, flags, tick))
+	v := verdicts[t.sharing.Sessions.In(r, &t.scratch, flags, tick)]
 	t.to.SrcPort, t.to.DstPort = t.scratch.SrcPort, t.scratch.DstPort
 	if v == translate.OK {
 		t.steady.keep(&q, flags, changes, count, t.to.DstPort)
 	}
 	return v
-}
-
-func verdictOf(r conntrack.Reason) translate.Verdict {
-	if r == conntrack.OK {
-		return translate.OK
-	}
-	return verdicts[r]
 }
 
 // settleLater is settle for a later fragment. No port is in it, so that only
@@ -210,7 +204,7 @@ func (t *Translator) peekIn(r *mapping.Range, f translate.Flow, tick uint32) (ui
 		return 0, translate.NoSession
 	}
 	t.scratch = f
-	v := verdictOf(t.sharing.Sessions.PeekIn(r, &t.scratch, tick))
+	v := verdicts[t.sharing.Sessions.PeekIn(r, &t.scratch, tick)]
 	return t.scratch.DstPort, v
 }
 
