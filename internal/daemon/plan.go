@@ -35,21 +35,17 @@ func Plan(c *config.Config) hostnet.Plan {
 	}
 	// Shared addresses that nothing masquerades need no tracked connections:
 	// that is what they are for.
-	open := func(pool *config.Pool) bool {
-		return pool.Ports() != (mapping.Ports{}) && !slices.Contains(p.Masquerade, pool.IPv4)
-	}
+	closed := slices.Clone(c.Translation.RFC6791)
 	for i := range c.Pools {
-		if open(&c.Pools[i]) {
-			p.IPv4 = append(p.IPv4, c.Pools[i].IPv4)
+		pool := &c.Pools[i]
+		if pool.Ports() != (mapping.Ports{}) && !slices.Contains(p.Masquerade, pool.IPv4) {
+			p.IPv4 = append(p.IPv4, pool.IPv4)
+		} else {
+			closed = append(closed, pool.IPv4)
 		}
 	}
 	p.Inbound = slices.Clip(p.IPv4) // the same piece of memory: there may be a million
-	p.IPv4 = append(p.IPv4, c.Translation.RFC6791...)
-	for i := range c.Pools {
-		if !open(&c.Pools[i]) {
-			p.IPv4 = append(p.IPv4, c.Pools[i].IPv4)
-		}
-	}
+	p.IPv4 = append(p.IPv4, closed...)
 	return p
 }
 
