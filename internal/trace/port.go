@@ -70,13 +70,7 @@ func (w *witness) Out(r *mapping.Range, f *translate.Flow, flags uint8, now uint
 
 // In tells of the session that a packet to a client takes.
 func (w *witness) In(r *mapping.Range, f *translate.Flow, _ uint8, now uint32) conntrack.Reason {
-	was := f.DstPort
-	reason := conntrack.NoSession
-	if w.sessions != nil {
-		reason = w.sessions.PeekIn(r, f, now)
-	}
-	w.in(StepPort, r, f.Proto, was, f.DstPort, reason)
-	return reason
+	return w.in(StepPort, r, f, now)
 }
 
 // Changes is of no use to one packet.
@@ -85,13 +79,7 @@ func (w *witness) Changes(*mapping.Range) *atomic.Uint32 { return new(atomic.Uin
 // PeekIn is asked about quoted packets alone, since a trace follows no
 // fragments.
 func (w *witness) PeekIn(r *mapping.Range, f *translate.Flow, now uint32) conntrack.Reason {
-	was := f.DstPort
-	reason := conntrack.NoSession
-	if w.sessions != nil {
-		reason = w.sessions.PeekIn(r, f, now)
-	}
-	w.in(StepQuotedPort, r, f.Proto, was, f.DstPort, reason)
-	return reason
+	return w.in(StepQuotedPort, r, f, now)
 }
 
 // PeekOut is asked about quoted packets alone.
@@ -116,16 +104,21 @@ func (w *witness) peekOut(r *mapping.Range, f *translate.Flow, now uint32) connt
 	return w.sessions.PeekOut(r, f, now)
 }
 
-func (w *witness) in(step string, r *mapping.Range, proto uint8, was, is uint16, reason conntrack.Reason) {
-	what := portOf(proto)
+func (w *witness) in(step string, r *mapping.Range, f *translate.Flow, now uint32) conntrack.Reason {
+	was, what := f.DstPort, portOf(f.Proto)
+	reason := conntrack.NoSession
+	if w.sessions != nil {
+		reason = w.sessions.PeekIn(r, f, now)
+	}
 	switch {
 	case reason == conntrack.OK:
-		w.port(step, "%s %d becomes %d of %v by the session there is", what, was, is, r.Client)
+		w.port(step, "%s %d becomes %d of %v by the session there is", what, was, f.DstPort, r.Client)
 	case was < r.Session:
 		w.port(step, "%s %d is in the range of %v, where only TCP and UDP go without a session, and none has it: %v", what, was, r.Client, reason)
 	default:
 		w.port(step, "%s %d is in the session part, %d-%d, of the range of %v, and no session has it: %v", what, was, r.Session, r.Last, r.Client, reason)
 	}
+	return reason
 }
 
 // portOf is what a protocol has for a port.
