@@ -30,7 +30,7 @@ func TestLabContainersPage(t *testing.T) {
 		before := snapshot(t, w.Host)
 		out := w.sh(t, blocks[kind])
 		assert.Regexp(t, "This is the lab's IPv4-only server|1 received", out)
-		assert.Empty(t, w.attachments(t))
+		assert.Empty(t, w.ps(t))
 		until(t, "without links of the containers", func() bool {
 			return !strings.Contains(strings.Join(before.Diff(snapshot(t, w.Host)), "\n"), "new: link")
 		})

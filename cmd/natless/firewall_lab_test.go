@@ -87,13 +87,6 @@ func reaches(t *testing.T, w *world, patience time.Duration) error {
 // shut is longer than an open way takes, and short: it is waited for in vain.
 const shut = 2 * time.Second
 
-func within(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
-		require.True(t, time.Now().Before(end), what)
-	}
-}
-
 func needsTables(t *testing.T) {
 	t.Helper()
 	for _, tool := range []string{"iptables", "ip6tables", "iptables-save"} {
@@ -116,7 +109,7 @@ func TestLabFirewall(t *testing.T) {
 	const opens = "iptables -I DOCKER-USER -i natless0 -j ACCEPT && iptables -I DOCKER-USER -o natless0 -j ACCEPT"
 
 	w.daemon = launch(t, w.Host, s)
-	within(t, "ready", func() bool { return strings.Contains(w.daemon.Output(), "ready: ") })
+	until(t, "ready", func() bool { return strings.Contains(w.daemon.Output(), "ready: ") })
 	assert.Error(t, reaches(t, w, shut))
 	check := natless(t, w, "check", "--pref64", lab.Pref64)
 	assert.Contains(t, check, "Docker drops forwarded packets (ip filter FORWARD); this lets natless's through: "+opens)
@@ -166,10 +159,10 @@ func TestLabDockerStartsLater(t *testing.T) {
 	w := start(t, setup{flags: []string{"--firewall", "--pref64", lab.Pref64}})
 	require.NoError(t, reaches(t, w, 20*time.Second))
 	at(t, w.Host, dockerStarts)
-	within(t, "open again", func() bool { return reaches(t, w, shut) == nil })
+	until(t, "open again", func() bool { return reaches(t, w, shut) == nil })
 	w.query(t, "status")
 	at(t, w.Host, "for I in iptables ip6tables; do $I -F; $I -X; $I -P FORWARD ACCEPT; done\n"+dockerStarts)
-	within(t, "open again", func() bool {
+	until(t, "open again", func() bool {
 		return reaches(t, w, shut) == nil && strings.Count(saved(t, w), `"natless natless0"`) == 4
 	})
 	require.NoError(t, w.daemon.Stop())
@@ -234,7 +227,7 @@ func TestLabFirewallsWithTheirTools(t *testing.T) {
 			}
 			w := build(t, setup{})
 			in := withFiles(t, w.Host, c.files, c.begin)
-			within(t, c.enables, func() bool {
+			until(t, c.enables, func() bool {
 				return w.Host.Command(t.Context(), in, "sh", "-ec", c.enables).Run() == nil
 			})
 			list := func() string {
@@ -253,7 +246,7 @@ func TestLabFirewallsWithTheirTools(t *testing.T) {
 				d, err := w.Host.Natless(wrapper, own, append(flags, "--pref64", lab.Pref64)...)
 				require.NoError(t, err)
 				require.NoError(t, d.Start())
-				within(t, "ready", func() bool { return strings.Contains(d.Output(), "ready: ") })
+				until(t, "ready", func() bool { return strings.Contains(d.Output(), "ready: ") })
 				return d
 			}
 			before := list()
@@ -299,7 +292,7 @@ func withFiles(t *testing.T, n *lab.Node, files, begin string) string {
 		_ = unix.Kill(-c.Process.Pid, unix.SIGKILL) // the group, with what begin has started
 		_ = c.Wait()
 	})
-	within(t, "files of its own", func() bool { _, err := os.Stat(ready); return err == nil })
+	until(t, "files of its own", func() bool { _, err := os.Stat(ready); return err == nil })
 	in := filepath.Join(dir, "in")
 	require.NoError(t, os.WriteFile(in, fmt.Appendf(nil, "#!/bin/sh\nexec nsenter -t %d -m -- \"$@\"\n", c.Process.Pid), 0o755))
 	return in

@@ -144,6 +144,14 @@ func (w *world) query(t *testing.T, args ...string) string {
 	return out
 }
 
+// until waits until ok, which is asked in the test's own goroutine.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
+		require.True(t, time.Now().Before(end), "still not: "+what)
+	}
+}
+
 // snapshot reads the state of a node.
 func snapshot(t *testing.T, n *lab.Node) lab.Snapshot {
 	t.Helper()

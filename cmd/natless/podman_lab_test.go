@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -68,10 +67,10 @@ func TestLabDockerAttached(t *testing.T) {
 	w.sh(t, "docker run -d --name web --network none "+image+" sleep 1d")
 	w.sh(t, "natless attach --link docker:web")
 	assert.Equal(t, downloaded, w.sh(t, "docker exec web sh -c '"+download+"'"))
-	require.Len(t, w.attachments(t), 1)
-	assert.Equal(t, "web", w.attachments(t)[0].Label)
+	require.Len(t, w.ps(t), 1)
+	assert.Equal(t, "web", w.ps(t)[0].Label)
 	w.sh(t, "docker stop -t 0 web")
-	until(t, "detached", func() bool { return len(w.attachments(t)) == 0 })
+	until(t, "detached", func() bool { return len(w.ps(t)) == 0 })
 	assert.NotContains(t, w.sh(t, "ip -o link"), " nl-")
 }
 
@@ -93,29 +92,6 @@ func TestLabPodmanDownload(t *testing.T) {
 		assert.Contains(t, out, "right: "+lab.Sum(64<<20))
 	}
 	assert.Empty(t, w.sh(t, "podman ps -aq; podman network ls -q --filter name=natless; ip link show natless0 2>/dev/null || true"))
-}
-
-// attachments is what `natless ps` lists.
-func (w *world) attachments(t *testing.T) (list []mapping.Attachment) {
-	t.Helper()
-	for line := range strings.Lines(w.query(t, "ps", "-o", "json")) {
-		var a mapping.Attachment
-		require.NoError(t, json.Unmarshal([]byte(line), &a), line)
-		list = append(list, a)
-	}
-	return list
-}
-
-// until waits until ok, which is asked in the test's own goroutine.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for range 300 {
-		if ok() {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	require.Fail(t, "still not: "+what)
 }
 
 // A container that stops leaves nothing, and has its IPv4 address again when it
@@ -140,14 +116,14 @@ func TestLabPodmanStops(t *testing.T) {
 	})
 
 	w.sh(t, "podman start web && natless attach web")
-	list := w.attachments(t)
+	list := w.ps(t)
 	require.Len(t, list, 1)
 	lent, from := list[0].IPv4, list[0].IPv6
 	assert.Equal(t, "web", list[0].Label)
 	assert.Equal(t, downloaded, w.sh(t, "podman exec web sh -c '"+download+"'"))
 
 	w.sh(t, "podman stop -t 0 web")
-	until(t, "detached", func() bool { return len(w.attachments(t)) == 0 })
+	until(t, "detached", func() bool { return len(w.ps(t)) == 0 })
 	until(t, "in quarantine", func() bool { return strings.Contains(w.query(t, "status"), "0 of 4094 lent, 1 in quarantine") })
 	// The bridge is Podman's: its addresses follow those of its ports.
 	until(t, "as it was", func() bool {
@@ -175,7 +151,7 @@ func TestLabPodmanStops(t *testing.T) {
 // called is the attachment with a label.
 func (w *world) called(t *testing.T, label string) mapping.Attachment {
 	t.Helper()
-	list := slices.DeleteFunc(w.attachments(t), func(a mapping.Attachment) bool { return a.Label != label })
+	list := slices.DeleteFunc(w.ps(t), func(a mapping.Attachment) bool { return a.Label != label })
 	require.Len(t, list, 1)
 	return list[0]
 }
@@ -192,7 +168,7 @@ func TestLabPodmanShares(t *testing.T) {
 	for _, name := range []string{"one", "two"} {
 		w.sh(t, "podman run -d --name "+name+" --network ip6 "+image+" sleep 1d && natless attach "+name)
 	}
-	list := w.attachments(t)
+	list := w.ps(t)
 	require.Len(t, list, 2)
 	assert.NotEqual(t, list[0].Ports, list[1].Ports)
 	for _, a := range list {
