@@ -185,7 +185,7 @@ func TestPoolRegains(t *testing.T) {
 		r.stopped(10, translate.PoolFull)
 		r.pass(48)
 		r.wears(10, "192.0.2.4")
-		assert.Equal(t, []netip.Addr{addr("192.0.2.4")}, r.forgot, "the map's flows")
+		assert.Equal(t, []Portion{{IPv4: addr("192.0.2.4")}}, r.forgot, "the map's flows")
 		assert.EqualValues(t, n-1, r.x.Pools()[0].Free)
 	}
 }

@@ -59,7 +59,7 @@ func TestLend(t *testing.T) {
 	assert.Equal(t, Lease{IPv4: addr("192.0.2.2"), IPv6: lessee(1), Pool: pools[0].IPv4, Since: r.now, Label: "web"}, l)
 	assert.Equal(t, SavedLease{IPv4: addr("192.0.2.2"), IPv6: lessee(1), Since: r.now, Label: "web"}, store.leases[savedKey{ipv4: addr("192.0.2.2")}])
 	assert.Equal(t, woken+1, r.woken, "its packets may be held")
-	assert.Equal(t, []netip.Addr(nil), r.forgot)
+	assert.Equal(t, []Portion(nil), r.forgot)
 	r.wears(1, "192.0.2.2")
 
 	again, err := r.lend(1, "")
@@ -171,7 +171,7 @@ func TestLendByLabel(t *testing.T) {
 			assert.Equal(t, web, attach(4, "web"), "another client by the label")
 			assert.Equal(t, []Op{OpLeaseMade, OpLeaseNoted}, r.ops(before))
 			if pool.Ports == (Ports{}) { // for ranges it would end the flows of neighbours
-				assert.Equal(t, []netip.Addr{addr("192.0.2.2")}, r.forgot)
+				assert.Equal(t, []Portion{{IPv4: addr("192.0.2.2")}}, r.forgot)
 			}
 			for when, want := range map[time.Time][]string{begun: {lessee(1).String()}, ended: nil, r.now: {lessee(4).String()}} {
 				var had []string

@@ -14,15 +14,22 @@ import (
 // Keeper is what makes a table durable.
 type Keeper struct {
 	Store Store // nil: nothing outlives the process
-	// Forget deletes the connection-tracking entries of addresses. It is called
-	// before an address is lent to another client than before, so that no flow
-	// of the former client reaches the new one. An error is logged; the
-	// quarantine has kept the two apart as well.
-	Forget func([]netip.Addr) error
+	// Forget deletes the connection-tracking entries of what is about to be lent
+	// to another client than before, so that no flow of the former client reaches
+	// the new one. An error is logged; the quarantine has kept the two apart as
+	// well.
+	Forget func([]Portion) error
 	// Wake is called when clients that were told LeasePending would be told
 	// something else now.
 	Wake func()
 	Log  *slog.Logger // nil: nobody is told
+}
+
+// Portion is an IPv4 address, or the ports First to Last of one that clients
+// share. Both are 0 where it is all of the address.
+type Portion struct {
+	IPv4        netip.Addr
+	First, Last uint16
 }
 
 // keeper makes leases and ends them. Its work is done by one goroutine, that
@@ -224,12 +231,12 @@ func (t *Table) take(s *snapshot, client netip.Addr, label string, tick uint32, 
 func (t *Table) grant(grants []grant, by string) error {
 	g := t.stage(len(grants))
 	var b Batch
-	var forget []netip.Addr
+	var forget []Portion
 	for _, x := range grants {
 		g.begin(x.lease, by)
 		b.Leases = append(b.Leases, x.lease.saved(time.Time{}))
 		if x.changesHands() {
-			forget = append(forget, x.lease.v4)
+			forget = append(forget, x.lease.portion())
 		}
 	}
 	t.keeper.forget(forget)
@@ -250,21 +257,16 @@ func (t *Table) grant(grants []grant, by string) error {
 	return nil
 }
 
-// changesHands reports whether somebody else may have had the address before.
-// Of ranges that is not asked: to forget the flows of their address would end
-// those of all who share it, and quarantine keeps the two apart.
+// changesHands reports whether somebody else may have had it before.
 func (x grant) changesHands() bool {
-	if x.lease.ports != nil {
-		return false
-	}
 	if x.from == nil {
 		return x.pool.stranger
 	}
 	return x.from.client != x.lease.v6
 }
 
-// forget is called before addresses are lent to others. k may be nil.
-func (k *keeper) forget(list []netip.Addr) {
+// forget is called before what is in the list is lent to others. k may be nil.
+func (k *keeper) forget(list []Portion) {
 	if k == nil || len(list) == 0 || k.Forget == nil {
 		return
 	}

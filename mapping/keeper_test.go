@@ -243,7 +243,7 @@ func TestQuarantineOutlivesTheProcess(t *testing.T) {
 	r.stopped(3, translate.PoolFull)
 	r.pass(3)
 	r.wears(3, "192.0.2.2")
-	assert.Equal(t, []netip.Addr{addr("192.0.2.2")}, r.forgot, "what the former client spoke of")
+	assert.Equal(t, []Portion{{IPv4: addr("192.0.2.2")}}, r.forgot, "what the former client spoke of")
 	assert.Equal(t, []SavedLease{{IPv4: addr("192.0.2.2"), IPv6: lessee(1), Since: store.past[0].Since, Until: store.past[0].Until, Proven: true}}, store.past)
 	assert.False(t, store.past[0].Until.IsZero())
 }
@@ -252,7 +252,7 @@ func TestQuarantineOutlivesTheProcess(t *testing.T) {
 func TestForgetWithoutStore(t *testing.T) {
 	r := rigOf(t, nil, poolOf("192.0.2.0/29"))
 	r.wears(1, "192.0.2.2")
-	assert.Equal(t, []netip.Addr{addr("192.0.2.2")}, r.forgot)
+	assert.Equal(t, []Portion{{IPv4: addr("192.0.2.2")}}, r.forgot)
 	r.answer("192.0.2.2")
 	_, err := r.x.Release(lessee(1), "me")
 	require.NoError(t, err)
@@ -284,7 +284,7 @@ func TestUnansweredLeaseLapses(t *testing.T) {
 		r.pass(1)
 		assert.Equal(t, []string{"192.0.2.2 2001:db8::1", "192.0.2.3 2001:db8::2"}, r.lent(), "3 was silent")
 		r.wears(4, "192.0.2.4")
-		assert.Equal(t, []netip.Addr{addr("192.0.2.4")}, r.forgot)
+		assert.Equal(t, []Portion{{IPv4: addr("192.0.2.4")}}, r.forgot)
 		r.pass(50)
 		assert.Len(t, r.x.Leases(), 2, "2 is silent too")
 		r.pass(3000)

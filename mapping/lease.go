@@ -50,6 +50,14 @@ type lease struct {
 	label  atomic.Pointer[string]
 }
 
+// portion is what the lease is of.
+func (l *lease) portion() Portion {
+	if l.ports == nil {
+		return Portion{IPv4: l.v4}
+	}
+	return Portion{l.v4, l.ports.First, l.ports.Last}
+}
+
 // newLease is the lease of what a pool lends as its unit n. mu must be held.
 func (t *Table) newLease(p *pool, n uint32, v6 netip.Addr, since time.Time, tick uint32) *lease {
 	v4 := p.addr(n)

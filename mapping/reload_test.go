@@ -143,7 +143,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	c := example()
 	c.Pools = append(c.Pools, poolOf("192.0.2.0/26"))
 	x := table(t, c)
-	_, err := x.Keep(Keeper{Store: store, Forget: func([]netip.Addr) error { return nil }})
+	_, err := x.Keep(Keeper{Store: store, Forget: func([]Portion) error { return nil }})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

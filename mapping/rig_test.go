@@ -108,7 +108,7 @@ type rig struct {
 	store  Store
 	now    time.Time
 	tick   uint32
-	forgot []netip.Addr
+	forgot []Portion
 	woken  int
 	log    bytes.Buffer
 }
@@ -133,7 +133,7 @@ func (r *rig) start() (problems []string) {
 	require.NoError(r.t, err)
 	problems, err = x.Keep(Keeper{
 		Store:  r.store,
-		Forget: func(list []netip.Addr) error { r.forgot = append(r.forgot, list...); return nil },
+		Forget: func(list []Portion) error { r.forgot = append(r.forgot, list...); return nil },
 		Wake:   func() { r.woken++ },
 		Log:    slog.New(slog.NewTextHandler(&r.log, nil)),
 	})

@@ -6,23 +6,27 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping"
 )
 
 // ForgetFlows deletes what connection tracking knows of flows from or to these
-// IPv4 addresses, on either side of a translation, so that whoever has an
-// address next does not get the last one's answers. However many addresses
-// there are, the kernel's table is read once. Where connections are not tracked
+// IPv4 addresses, or these ports of them, on either side of a translation, so
+// that whoever has one next does not get the last one's answers. What has no
+// ports stays where only some are asked for: it is for seconds. However long the
+// list is, the kernel's table is read once. Where connections are not tracked
 // there is nothing to do, and where natless may not, nothing to be done.
-func ForgetFlows(addrs []netip.Addr) error {
+func ForgetFlows(list []mapping.Portion) error {
 	if count, _ := readSysctl(filepath.Join(procNet, "netfilter", "nf_conntrack_count")); count == "" || count == "0" {
 		return nil
 	}
 	flows := flowsOf{}
-	for _, a := range addrs {
-		flows[a] = true
+	for _, p := range list {
+		flows[p.IPv4] = append(flows[p.IPv4], p)
 	}
 	err := retry(func() error {
 		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flows)
@@ -32,18 +36,25 @@ func ForgetFlows(addrs []netip.Addr) error {
 	case err == nil, errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
 		return nil // the last two: a kernel without conntrack's netlink part
 	}
-	return fmt.Errorf("deleting the tracked connections of %d addresses: %w", len(addrs), err)
+	return fmt.Errorf("deleting the tracked connections of %d addresses: %w", len(flows), err)
 }
 
-// flowsOf matches the flows of addresses.
-type flowsOf map[netip.Addr]bool
+// flowsOf matches the flows of portions, by their addresses.
+type flowsOf map[netip.Addr][]mapping.Portion
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (f flowsOf) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	for _, ip := range []net.IP{flow.Forward.SrcIP, flow.Forward.DstIP, flow.Reverse.SrcIP, flow.Reverse.DstIP} {
-		if a, ok := netip.AddrFromSlice(ip); ok && f[a.Unmap()] {
+	for _, t := range []netlink.IPTuple{flow.Forward, flow.Reverse} {
+		if f.match(t.SrcIP, t.SrcPort) || f.match(t.DstIP, t.DstPort) {
 			return true
 		}
 	}
 	return false
+}
+
+func (f flowsOf) match(ip net.IP, port uint16) bool {
+	a, _ := netip.AddrFromSlice(ip)
+	return slices.ContainsFunc(f[a.Unmap()], func(p mapping.Portion) bool {
+		return p.Last == 0 || p.First <= port && port <= p.Last
+	})
 }

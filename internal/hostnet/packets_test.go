@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/internal/testenv"
+	"github.com/natless/natless/mapping"
 )
 
 // Packets are put on the far end of a link, and into the device, and looked for
@@ -256,19 +257,26 @@ func TestForgetFlows(t *testing.T) {
 	}
 	five, six, seven := masqueraded("169.254.64.5"), masqueraded("169.254.64.6"), masqueraded("169.254.64.7")
 	require.True(t, arrives(five, "169.254.64.5"))
-	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("169.254.64.5"), netip.MustParseAddr("169.254.64.6"), netip.MustParseAddr("169.254.64.99")}))
+	require.NoError(t, ForgetFlows([]mapping.Portion{{IPv4: netip.MustParseAddr("169.254.64.5")}, {IPv4: netip.MustParseAddr("169.254.64.6")}, {IPv4: netip.MustParseAddr("169.254.64.99")}}))
 	require.False(t, arrives(five, "169.254.64.5"), "its flow is forgotten")
 	require.False(t, arrives(six, "169.254.64.6"))
 	require.True(t, arrives(seven, "169.254.64.7"), "others are not")
 
-	// The other side of a translation counts too.
-	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("192.0.2.2")}))
+	require.NoError(t, ForgetFlows([]mapping.Portion{{IPv4: netip.MustParseAddr("169.254.64.7"), First: 4001, Last: 4999}, {IPv4: netip.MustParseAddr("169.254.64.7"), First: 2000, Last: 3999}}))
+	require.True(t, arrives(seven, "169.254.64.7"), "nor is another port")
+	require.NoError(t, ForgetFlows([]mapping.Portion{{IPv4: netip.MustParseAddr("169.254.64.7"), First: 4000, Last: 4000}}))
 	require.False(t, arrives(seven, "169.254.64.7"))
-	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("192.0.2.2")}), "by its reply")
+
+	// The other side of a translation counts too.
+	seven = masqueraded("169.254.64.7")
+	require.True(t, arrives(seven, "169.254.64.7"))
+	require.NoError(t, ForgetFlows([]mapping.Portion{{IPv4: netip.MustParseAddr("192.0.2.2")}}))
+	require.False(t, arrives(seven, "169.254.64.7"))
+	require.NoError(t, ForgetFlows([]mapping.Portion{{IPv4: netip.MustParseAddr("192.0.2.2")}}), "by its reply")
 	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
 	require.NoError(t, err)
 	require.Empty(t, flows)
-	require.NoError(t, ForgetFlows([]netip.Addr{netip.MustParseAddr("169.254.64.5")}), "where nothing is tracked")
+	require.NoError(t, ForgetFlows([]mapping.Portion{{IPv4: netip.MustParseAddr("169.254.64.5")}}), "where nothing is tracked")
 }
 
 func TestBlackholesKeepPacketsFromTheDefaultRoute(t *testing.T) {
