@@ -71,7 +71,7 @@ func TestLabDockerAttached(t *testing.T) {
 	assert.Equal(t, "web", w.ps(t)[0].Label)
 	w.sh(t, "docker stop -t 0 web")
 	until(t, "detached", func() bool { return len(w.ps(t)) == 0 })
-	assert.NotContains(t, w.sh(t, "ip -o link"), " nl-")
+	until(t, "without its link", func() bool { return !strings.Contains(w.sh(t, "ip -o link"), " nl-") })
 }
 
 // TestLabPodmanDownload is scripts/podman-download from an IPv4-only server, by
