@@ -160,6 +160,24 @@ func snapshot(t *testing.T, n *lab.Node) lab.Snapshot {
 	return s
 }
 
+// calm is a snapshot of a node on which nothing moves any more: links come up,
+// and routes with them, in the kernel's own time.
+func calm(t *testing.T, n *lab.Node) (s lab.Snapshot) {
+	t.Helper()
+	same := 0
+	until(t, "calm", func() bool {
+		last := s
+		s = snapshot(t, n)
+		if last != nil && len(last.Diff(s)) == 0 {
+			same++
+		} else {
+			same = 0
+		}
+		return same >= 8
+	})
+	return s
+}
+
 // unchanged asserts that a node is as it was.
 func unchanged(t *testing.T, n *lab.Node, before lab.Snapshot, when string) bool {
 	t.Helper()

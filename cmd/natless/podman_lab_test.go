@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -107,13 +106,7 @@ func TestLabPodmanStops(t *testing.T) {
 	w.sh(t, "podman network create --subnet 2001:db8:77::/64 --disable-dns ip6")
 	// What Podman leaves behind itself is there already.
 	w.sh(t, "podman run -d --name web --network ip6 "+image+" sleep 1d && podman stop -t 0 web")
-	var before lab.Snapshot
-	until(t, "quiet", func() bool {
-		last := before
-		before = snapshot(t, w.Host)
-		time.Sleep(200 * time.Millisecond)
-		return last != nil && len(last.Diff(before)) == 0
-	})
+	before := calm(t, w.Host)
 
 	w.sh(t, "podman start web && natless attach web")
 	list := w.ps(t)
@@ -126,8 +119,15 @@ func TestLabPodmanStops(t *testing.T) {
 	until(t, "detached", func() bool { return len(w.ps(t)) == 0 })
 	until(t, "in quarantine", func() bool { return strings.Contains(w.query(t, "status"), "0 of 4094 lent, 1 in quarantine") })
 	// The bridge is Podman's: its addresses follow those of its ports.
+	var left []string
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("not as it was: ", left)
+		}
+	})
 	until(t, "as it was", func() bool {
-		return !slices.ContainsFunc(before.Diff(snapshot(t, w.Host)), func(line string) bool { return !strings.Contains(line, "podman") })
+		left = slices.DeleteFunc(before.Diff(snapshot(t, w.Host)), func(line string) bool { return strings.Contains(line, "podman") })
+		return len(left) == 0
 	})
 	w.sh(t, "podman run -d --name other --network ip6 "+image+" sleep 1d && natless attach other")
 

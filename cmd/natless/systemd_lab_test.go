@@ -3,6 +3,7 @@ package main_test
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -86,7 +87,7 @@ ip -n box link set eth0 up
 ip -n box route add default via 2001:db8:77::1
 mkdir /etc/natless
 cat >/etc/natless/natless.toml <<END` + everything + "END")
-	before := snapshot(t, w.Host)
+	before := calm(t, w.Host)
 
 	in("systemctl start natless && natless status --wait")
 	assert.Equal(t, "daemon\n", in("stat -c %G /run/natless/*.sock"))
@@ -100,7 +101,8 @@ cat >/etc/natless/natless.toml <<END` + everything + "END")
 
 	in(`printf '[[map]]\nipv4 = "` + lab.MappedIPv4 + `"\nipv6 = "` + lab.MappedIPv6 + `"\n' >>/etc/natless/natless.toml; systemctl reload natless`)
 	assert.Contains(t, in("natless map ls"), lab.MappedIPv4)
-	assert.Contains(t, in("echo nonsense >>/etc/natless/natless.toml; ! systemctl reload natless; journalctl -u natless"), "/etc/natless/natless.toml:14: ")
+	in("echo nonsense >>/etc/natless/natless.toml; ! systemctl reload natless")
+	until(t, "saying why", func() bool { return strings.Contains(in("journalctl -u natless"), "/etc/natless/natless.toml:14: ") })
 	in("sed -i /nonsense/d /etc/natless/natless.toml; natless status")
 
 	in("systemctl kill -s KILL natless")
@@ -133,6 +135,6 @@ systemctl daemon-reload; systemctl start natless@other; systemctl reload natless
 	download()
 
 	in("systemctl stop natless && natless down")
-	assert.Empty(t, before.Diff(snapshot(t, w.Host)))
+	becomes(t, w.Host, before, "after down")
 	assert.Empty(t, in("find /run/natless 2>/dev/null || true"))
 }
