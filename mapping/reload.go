@@ -24,7 +24,7 @@ type reload struct {
 	diff    Diff
 	adopted []netip.Prefix // maps added at runtime that the configuration has now
 	kept    []kept
-	strange []*pool // with addresses that no pool had before
+	strange []*pool // with addresses that no pool lent before
 }
 
 // kept is a lease that goes on, and its pool from now on.
@@ -170,7 +170,10 @@ func (r *reload) comparePolicy(old *snapshot, by string) {
 		around := slices.IndexFunc(old.pools, func(q *pool) bool {
 			return q.IPv4.Bits() <= p.IPv4.Bits() && q.IPv4.Contains(p.IPv4.Addr())
 		})
-		if around < 0 {
+		// A pool that has natless's own address does not lend it, but for one in
+		// which clients share it.
+		own := r.ownShared && !old.ownShared && p.IPv4 == netip.PrefixFrom(r.t.own4, 32)
+		if around < 0 || own {
 			r.strange = append(r.strange, p)
 		} else {
 			p.stranger = old.pools[around].stranger
