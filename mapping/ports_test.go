@@ -275,37 +275,40 @@ func TestDividedAnew(t *testing.T) {
 	assert.Equal(t, []any{addr("192.0.2.3"), ""}, []any{r.x.Leases()[0].IPv4, r.x.Leases()[0].Ports}, "what 3 had rests, though nobody answered")
 }
 
-// TestOwnAddressSharedAgain sees that the ranges of natless's own address rest
-// although it was not lent for a while, restarted or not.
-func TestOwnAddressSharedAgain(t *testing.T) {
-	for name, meanwhile := range map[string]func(r *rig){
-		"running":   func(*rig) {},
-		"restarted": func(r *rig) { r.start() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := rigOf(t, newMemory(), rangesOf("192.0.2.1/32"))
-			for n := range 3 {
-				require.True(t, r.leases(1+n))
-			}
-			alone, among := r.config, r.config
-			among.Pools = []Pool{rangesOf("192.0.2.0/30")}
-			diff, err := r.x.Reload(among, "me")
-			require.NoError(t, err)
-			require.Len(t, diff.LeasesEnded, 3)
-			r.config = among
-			meanwhile(r)
-			r.pass(100)
-			alone.Now = r.config.Now
-			_, err = r.x.Reload(alone, "me")
-			require.NoError(t, err)
-			r.stopped(4, translate.PoolFull)
-			require.True(t, r.leases(2))
-			assert.Equal(t, []string{"192.0.2.1 2001:db8::2 101-200"}, r.lent())
-			r.pass(138)
-			r.stopped(4, translate.PoolFull)
-			r.pass(10)
-			require.True(t, r.leases(4))
-		})
+// TestRangesRestWhileNotLent sees that the ranges of an address rest although it
+// was not lent for a while, restarted or not: natless's own, and what looks like
+// a network, in a larger pool.
+func TestRangesRestWhileNotLent(t *testing.T) {
+	for address, prefix := range map[string]string{"192.0.2.1": "192.0.2.1/32", "192.0.2.0": "192.0.2.0/31"} {
+		for name, meanwhile := range map[string]func(r *rig){
+			"running":   func(*rig) {},
+			"restarted": func(r *rig) { r.start() },
+		} {
+			t.Run(address+" "+name, func(t *testing.T) {
+				r := rigOf(t, newMemory(), rangesOf(prefix))
+				for n := range 3 {
+					require.True(t, r.leases(1+n))
+				}
+				alone, among := r.config, r.config
+				among.Pools = []Pool{rangesOf("192.0.2.0/30")}
+				diff, err := r.x.Reload(among, "me")
+				require.NoError(t, err)
+				require.Len(t, diff.LeasesEnded, 3)
+				r.config = among
+				meanwhile(r)
+				r.pass(100)
+				alone.Now = r.config.Now
+				_, err = r.x.Reload(alone, "me")
+				require.NoError(t, err)
+				r.stopped(4, translate.PoolFull)
+				require.True(t, r.leases(2))
+				assert.Equal(t, []string{address + " 2001:db8::2 101-200"}, r.lent())
+				r.pass(138)
+				r.stopped(4, translate.PoolFull)
+				r.pass(10)
+				require.True(t, r.leases(4))
+			})
+		}
 	}
 }
 

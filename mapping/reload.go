@@ -24,7 +24,13 @@ type reload struct {
 	diff    Diff
 	adopted []netip.Prefix // maps added at runtime that the configuration has now
 	kept    []kept
-	strange []*pool // with addresses that no pool lent before
+	strange []strange
+}
+
+// strange is a part of a pool that no pool lent before.
+type strange struct {
+	pool *pool
+	part netip.Prefix
 }
 
 // kept is a lease that goes on, and its pool from now on.
@@ -170,41 +176,47 @@ func (r *reload) comparePolicy(old *snapshot, by string) {
 		around := slices.IndexFunc(old.pools, func(q *pool) bool {
 			return q.IPv4.Bits() <= p.IPv4.Bits() && q.IPv4.Contains(p.IPv4.Addr())
 		})
-		// A pool that has natless's own address does not lend it, but for one in
-		// which clients share it.
-		own := r.ownShared && !old.ownShared && p.IPv4 == netip.PrefixFrom(r.t.own4, 32)
-		if around < 0 || own {
-			r.strange = append(r.strange, p)
-		} else {
-			p.stranger = old.pools[around].stranger
+		if around < 0 {
+			r.strange = append(r.strange, strange{p, p.IPv4})
+			continue
+		}
+		q := old.pools[around]
+		p.stranger = q.stranger
+		// What looks like a network and natless's own address may be in a pool
+		// that does not lend them.
+		for _, a := range []netip.Addr{q.IPv4.Addr(), r.t.own4} {
+			one := netip.PrefixFrom(a, 32)
+			if p.IPv4.Contains(a) && q.lendable(old.v4, one) == 0 && p.lendable(r.v4, one) > 0 {
+				r.strange = append(r.strange, strange{p, one})
+			}
 		}
 	}
 }
 
-// formerOf is what the store knows of the addresses of pools that come anew,
-// perhaps again. If that cannot be known, whoever may have had them is
-// forgotten before they are lent.
-func (t *Table) formerOf(strange []*pool) (ended []SavedLease) {
-	if len(strange) == 0 || t.keeper == nil {
+// formerOf is what the store knows of addresses that come anew, perhaps again. If
+// that cannot be known, whoever may have had them is forgotten before they are
+// lent.
+func (t *Table) formerOf(list []strange) (ended []SavedLease) {
+	if len(list) == 0 || t.keeper == nil {
 		return nil
 	}
-	for _, p := range strange {
-		p.stranger = true
+	unknown := func() []SavedLease {
+		for _, s := range list {
+			s.pool.stranger = true
+		}
+		return nil
 	}
 	if t.keeper.Store == nil {
-		return nil
+		return unknown()
 	}
 	saved, err := t.keeper.read()
 	if err != nil {
-		return nil
+		return unknown()
 	}
 	for _, l := range saved.Leases {
-		if !l.Until.IsZero() && slices.ContainsFunc(strange, func(p *pool) bool { return p.IPv4.Contains(l.IPv4) }) {
+		if !l.Until.IsZero() && slices.ContainsFunc(list, func(s strange) bool { return s.part.Contains(l.IPv4) }) {
 			ended = append(ended, l)
 		}
-	}
-	for _, p := range strange {
-		p.stranger = false
 	}
 	return ended
 }
