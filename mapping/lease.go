@@ -52,10 +52,8 @@ type lease struct {
 
 // portion is what the lease is of.
 func (l *lease) portion() Portion {
-	if l.ports == nil {
-		return Portion{IPv4: l.v4}
-	}
-	return Portion{l.v4, l.ports.First, l.ports.Last}
+	first, last := l.bounds()
+	return Portion{l.v4, first, last}
 }
 
 // newLease is the lease of what a pool lends as its unit n. mu must be held.
