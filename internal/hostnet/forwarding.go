@@ -24,7 +24,8 @@ func (h *Host) forwarding(v *view) forwardingPlan {
 	for _, s := range device {
 		f.device = append(f.device, h.want(v, s)...)
 	}
-	links := slices.Concat(h.forwarding4(v, f.opened4), h.forwarding6(v, f.opened6), h.announcing(v))
+	clients := v.these(v.clientLinks(h.plan, h.device))
+	links := slices.Concat(h.forwarding4(v, f.opened4), h.forwarding6(v, clients, f.opened6), announcing(clients))
 	for _, s := range links {
 		f.links = append(f.links, h.want(v, s)...)
 	}
@@ -34,11 +35,7 @@ func (h *Host) forwarding(v *view) forwardingPlan {
 
 func (h *Host) forwarding4(v *view, opened map[int]bool) (list []setting) {
 	all, _ := readSysctl(sysctlPath("ipv4", allLinks, keyForwarding))
-	links := v.ipv4Links(h.device)
-	for _, l := range v.sorted() {
-		if !links[l.index] {
-			continue
-		}
+	for _, l := range v.these(v.ipv4Links(h.device)) {
 		s := setting{Family: "ipv4", Index: l.index, Key: keyForwarding, Set: yes}
 		list = append(list, s)
 		opened[l.index] = all != yes && h.opens(v, s)
@@ -46,7 +43,7 @@ func (h *Host) forwarding4(v *view, opened map[int]bool) (list []setting) {
 	return list
 }
 
-func (h *Host) forwarding6(v *view, opened map[int]bool) (list []setting) {
+func (h *Host) forwarding6(v *view, clients []link, opened map[int]bool) (list []setting) {
 	all, _ := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding))
 	if h.raises(all) {
 		return h.globalForwarding(v)
@@ -54,11 +51,7 @@ func (h *Host) forwarding6(v *view, opened map[int]bool) (list []setting) {
 	if all == yes {
 		return nil
 	}
-	links := v.clientLinks(h.plan, h.device)
-	for _, l := range v.sorted() {
-		if !links[l.index] {
-			continue
-		}
+	for _, l := range clients {
 		s := setting{Family: "ipv6", Index: l.index, Key: keyForceForwarding, Set: yes}
 		list = append(list, s)
 		opened[l.index] = h.opens(v, s)
@@ -70,10 +63,9 @@ func (h *Host) forwarding6(v *view, opened map[int]bool) (list []setting) {
 // given none has that of one of its ports, and so another when the port goes:
 // clients behind the others would send to the old one until their neighbour
 // entry is stale, for up to a minute (RFC 4861 7.2.6).
-func (h *Host) announcing(v *view) (list []setting) {
-	links := v.clientLinks(h.plan, h.device)
-	for _, l := range v.sorted() {
-		if links[l.index] && l.kind == kindBridge {
+func announcing(clients []link) (list []setting) {
+	for _, l := range clients {
+		if l.kind == kindBridge {
 			list = append(list, setting{Family: "ipv6", Index: l.index, Key: keyNDISCNotify, Set: yes})
 		}
 	}

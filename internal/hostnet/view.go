@@ -227,6 +227,11 @@ func (v *view) sorted() []link {
 	return slices.SortedFunc(maps.Values(v.links), func(a, b link) int { return cmp.Compare(a.index, b.index) })
 }
 
+// these are the links of a set, sorted by index.
+func (v *view) these(indexes map[int]bool) []link {
+	return slices.DeleteFunc(v.sorted(), func(l link) bool { return !indexes[l.index] })
+}
+
 // names lists the names of links in alphabetical order.
 func (v *view) names(indexes map[int]bool) []string {
 	var names []string
