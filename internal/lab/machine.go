@@ -32,17 +32,15 @@ func (n *Node) Machine() error {
 	if p, err := os.FindProcess(os.Getpid()); err == nil {
 		p.Release()
 	}
+	name := filepath.Base(n.lab.Dir)
+	for _, dir := range mounts {
+		if err := n.makeCgroup(dir, name); err != nil {
+			return fmt.Errorf("make control groups for %s: %w", n.Name, err)
+		}
+	}
 	made := make(chan error)
-	n.calls <- func() {
-		var err error
-		n.cgroup, err = isolate(filepath.Base(n.lab.Dir), mounts)
-		made <- err
-	}
-	err = <-made
-	if n.cgroup != nil {
-		n.lab.Cleanup(n.cgroup.Close)
-	}
-	if err != nil {
+	n.calls <- func() { made <- isolate(name, mounts) }
+	if err := <-made; err != nil {
 		return fmt.Errorf("give %s mounts of its own: %w", n.Name, err)
 	}
 	// The first process is the one that all others end with. Orphans become its
@@ -95,61 +93,72 @@ func endAll(first *Cmd) error {
 	}
 }
 
-// isolate puts the calling thread and the processes that it will start apart,
-// in control groups of the given name. Threads cannot join one of the new kind:
-// if there is that hierarchy, its group is returned, for processes to start in.
-func isolate(name string, hierarchies []string) (unified *os.File, err error) {
-	for _, dir := range hierarchies {
-		own, err := makeCgroup(dir, name)
-		if err != nil {
-			return unified, fmt.Errorf("make a control group: %w", err)
-		}
-		tasks := filepath.Join(own, "tasks")
-		if _, err := os.Stat(tasks); errors.Is(err, fs.ErrNotExist) {
-			if unified, err = os.Open(own); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if err := os.WriteFile(tasks, []byte("0"), 0); err != nil {
-			return unified, fmt.Errorf("join the control group: %w", err)
-		}
-	}
-	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
-		return unified, err
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return unified, err
-	}
-	for _, dir := range hierarchies {
-		if err := unix.Mount(filepath.Join(dir, name), dir, "", unix.MS_BIND, ""); err != nil {
-			return unified, fmt.Errorf("mount %s: %w", dir, err)
-		}
-	}
-	for _, dir := range private {
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
-			return unified, fmt.Errorf("mount %s: %w", dir, err)
-		}
-	}
-	return unified, nil
-}
-
-// makeCgroup makes a control group. A cpuset takes nobody until it is told where.
-func makeCgroup(hierarchy, name string) (dir string, err error) {
-	dir = filepath.Join(hierarchy, name)
+// makeCgroup makes a control group. Threads cannot join one of the new kind: it
+// is kept open, for processes to start in.
+func (n *Node) makeCgroup(hierarchy, name string) error {
+	dir := filepath.Join(hierarchy, name)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
+		return err
 	}
+	if _, err := os.Stat(filepath.Join(dir, "tasks")); errors.Is(err, fs.ErrNotExist) {
+		if n.cgroup, err = os.Open(dir); err == nil {
+			n.lab.Cleanup(n.cgroup.Close)
+		}
+		return err
+	}
+	// A cpuset takes nobody until it is told where.
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		all, err := os.ReadFile(filepath.Join(hierarchy, file))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err := errors.Join(err, os.WriteFile(filepath.Join(dir, file), all, 0)); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return dir, nil
+	return nil
+}
+
+// isolate puts the calling thread and the processes that it will start apart,
+// in control groups of the given name.
+func isolate(name string, hierarchies []string) error {
+	for _, dir := range hierarchies {
+		if err := joinCgroup(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("join the control group: %w", err)
+		}
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	for _, dir := range hierarchies {
+		if err := unix.Mount(filepath.Join(dir, name), dir, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
+	for _, dir := range private {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
+			return fmt.Errorf("mount %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// joinCgroup moves the calling thread to a control group, where threads have
+// groups of their own: in hierarchies of the old kind.
+func joinCgroup(dir string) error {
+	tasks, err := os.OpenFile(filepath.Join(dir, "tasks"), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer tasks.Close()
+	_, err = tasks.WriteString("0")
+	return err
 }
 
 // cgroupMounts lists where the hierarchies of control groups are mounted.
