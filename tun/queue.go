@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -16,19 +15,21 @@ import (
 // rawQueue reads and writes with one system call per packet, past the runtime's
 // poller: a worker has a thread of its own, and while packets are there it has
 // nothing to wait for. When the kernel has none it lingers a little if many come,
-// then it polls, on its rings and on an eventfd by which Close and Wake wake it.
+// then it waits, for its rings and for an eventfd by which Close and Wake wake it.
 type rawQueue struct {
 	rings  []int // descriptors; packets are written to the first
 	wake   int
+	epoll  int // of all these
 	shared *shared
 	state  atomic.Int64  // calls in progress, plus closing and dead
 	closed chan struct{} // closed with the descriptors
 
 	// The reader's own.
-	polled []unix.PollFd // the rings, then wake; with events where packets may be
-	at     int           // the ring whose turn it is
-	left   int           // of its turn
-	bulk   int           // reads until a bulk transfer counts as over
+	events []unix.EpollEvent // room for one of each ring and of wake
+	ready  []unix.EpollEvent // those whose turn is to come
+	fd     int               // the ring whose turn it is
+	left   int               // of its turn
+	bulk   int               // reads until a bulk transfer counts as over
 
 	_ [64]byte // another queue's state lies on another cache line
 }
@@ -45,15 +46,23 @@ const (
 	dead    = 1 << 33 // the descriptors are closed
 )
 
-func newRawQueue(name string, flags uint16, s *shared) (*rawQueue, error) {
-	wake, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
+func newRawQueue(name string, flags uint16, s *shared) (_ *rawQueue, err error) {
+	q := &rawQueue{wake: -1, epoll: -1, shared: s, closed: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			q.closeFiles()
+		}
+	}()
+	if q.wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	q := &rawQueue{wake: wake, shared: s, closed: make(chan struct{})}
-	q.polled = []unix.PollFd{{Fd: int32(wake), Events: unix.POLLIN}}
+	if q.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := q.watch(q.wake); err != nil {
+		return nil, err
+	}
 	if err := q.addRing(name, flags); err != nil {
-		unix.Close(wake)
 		return nil, err
 	}
 	s.open.Add(1)
@@ -67,8 +76,14 @@ func (q *rawQueue) addRing(name string, flags uint16) error {
 		return err
 	}
 	q.rings = append(q.rings, fd)
-	q.polled = slices.Insert(q.polled, len(q.polled)-1, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
-	return nil
+	return q.watch(fd)
+}
+
+// watch has look tell when there is something to read from the descriptor.
+func (q *rawQueue) watch(fd int) error {
+	err := unix.EpollCtl(q.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+	q.events = append(q.events, unix.EpollEvent{})
+	return os.NewSyscallError("epoll_ctl", err)
 }
 
 func attach(name string, flags uint16) (fd int, err error) {
@@ -112,11 +127,14 @@ func (q *rawQueue) destroy() {
 		_ = setOffload(q.rings[0])(0)
 		_ = unsteer(q.rings[0])
 	}
-	for _, fd := range q.rings {
+	q.closeFiles()
+	close(q.closed)
+}
+
+func (q *rawQueue) closeFiles() {
+	for _, fd := range append(q.rings, q.wake, q.epoll) {
 		unix.Close(fd)
 	}
-	unix.Close(q.wake)
-	close(q.closed)
 }
 
 // Close implements Queue.
@@ -159,11 +177,11 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 	defer q.leave()
 	b := buf[off-HeaderLen:]
 	for {
-		ring, err := q.next()
+		fd, err := q.next()
 		if err != nil {
 			return 0, Header{}, err
 		}
-		n, errno := transfer(unix.SYS_READ, q.rings[ring], b)
+		n, errno := transfer(unix.SYS_READ, fd, b)
 		switch {
 		case errno == 0 && n >= len(b):
 			return 0, Header{}, errTooBig // cut off by the kernel without a word
@@ -176,7 +194,6 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 			return n - HeaderLen, h, nil
 		case errno == unix.EAGAIN:
 			q.left = 0
-			q.polled[ring].Revents = 0
 		case errno != unix.EINTR:
 			return 0, Header{}, readError(errno)
 		}
@@ -189,23 +206,35 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 // and they are not what a flood is made of.
 const turn = 16
 
-// next is the ring to read from. Where none has packets it waits.
-func (q *rawQueue) next() (ring int, err error) {
-	if q.left > 0 {
-		return q.at, nil
-	}
-	for {
-		for q.at++; q.at < len(q.rings); q.at++ {
-			if q.polled[q.at].Revents != 0 {
-				q.left = turn
-				return q.at, nil
+// next is the descriptor to read from. Where none has packets it waits.
+func (q *rawQueue) next() (fd int, err error) {
+	for q.left == 0 {
+		if len(q.ready) == 0 {
+			if err := q.look(); err != nil {
+				return 0, err
 			}
+			continue
 		}
-		q.at = -1
-		if err := q.look(); err != nil {
+		q.fd, q.ready = int(q.ready[0].Fd), q.ready[1:]
+		if q.fd != q.wake {
+			q.left = turn
+		} else if err := q.woken(); err != nil {
 			return 0, err
 		}
 	}
+	return q.fd, nil
+}
+
+// woken is why the eventfd was set.
+func (q *rawQueue) woken() error {
+	set := q.unsignal()
+	if q.state.Load() >= closing {
+		return os.ErrClosed
+	}
+	if set {
+		return ErrWoken
+	}
+	return nil
 }
 
 // transfer is a read or a write on a descriptor that never blocks, of a buffer
@@ -239,20 +268,16 @@ func (q *rawQueue) observe(gsoType uint8) {
 	}
 }
 
-// look returns when a ring may have packets, or with os.ErrClosed or ErrWoken.
+// look waits until a ring may have packets, or the eventfd is set.
 func (q *rawQueue) look() error {
-	if !q.linger() {
-		if _, err := unix.Poll(q.polled, -1); err != nil && err != unix.EINTR {
-			return failed[readError](err)
-		}
+	if q.linger() {
+		return nil
 	}
-	woken := q.polled[len(q.rings)].Revents != 0 && q.unsignal()
-	if q.state.Load() >= closing {
-		return os.ErrClosed
+	n, err := unix.EpollWait(q.epoll, q.events, -1)
+	if err != nil && err != unix.EINTR {
+		return failed[readError](err)
 	}
-	if woken {
-		return ErrWoken
-	}
+	q.ready = q.events[:max(n, 0)]
 	return nil
 }
 
@@ -279,10 +304,13 @@ func (q *rawQueue) linger() bool {
 // any reports whether there is something new, without waiting and so, as
 // transfer, without telling the runtime.
 func (q *rawQueue) any() bool {
-	var now unix.Timespec
-	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(q.polled))), uintptr(len(q.polled)),
-		uintptr(unsafe.Pointer(&now)), 0, 0, 0)
-	return errno == 0 && n > 0
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(q.epoll), uintptr(unsafe.Pointer(unsafe.SliceData(q.events))),
+		uintptr(len(q.events)), 0, 0, 0)
+	if errno != 0 || n == 0 {
+		return false
+	}
+	q.ready = q.events[:n]
+	return true
 }
 
 // Write implements Queue.
