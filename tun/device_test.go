@@ -215,6 +215,85 @@ func TestRingsTakeTurns(t *testing.T) {
 	})
 }
 
+// ReadMore gives what is left of a turn, and then or where there is nothing says
+// so at once. What comes after is Read's.
+func TestReadMoreIsOfOneTurn(t *testing.T) {
+	inNamespace(t, func() {
+		d := open(t, Config{Name: "nl0", Queues: 1, Offload: true})
+		up(t, d, "192.0.2.1/24")
+		s, q, buf := connected(t), d.Queues()[0], make([]byte, off+MaxPacket)
+		_, _, ok := q.ReadMore(buf, off)
+		assert.False(t, ok, "no turn has begun")
+		for i := range turn + 3 {
+			_, err := unix.Write(s, []byte{byte(i)})
+			require.NoError(t, err)
+		}
+		q.Wake() // which is of the next turn
+		next := byte(0)
+		for _, left := range []int{turn, 3} {
+			_, _, err := q.Read(buf, off)
+			for errors.Is(err, ErrWoken) {
+				_, _, err = q.Read(buf, off)
+			}
+			require.NoError(t, err)
+			for ok, n := true, 1; ok; n++ {
+				assert.Equal(t, next, buf[off+28])
+				next++
+				if _, _, ok = q.ReadMore(buf, off); !ok {
+					assert.Equal(t, left, n)
+				}
+			}
+		}
+		require.NoError(t, d.Close())
+		_, _, ok = q.ReadMore(buf, off)
+		assert.False(t, ok)
+	})
+}
+
+// A queue that is to let packets gather does so once, loses none, and hears that
+// it is woken or closed.
+func TestGather(t *testing.T) {
+	inNamespace(t, func() {
+		d := open(t, Config{Name: "nl0", Queues: 1, Offload: true})
+		up(t, d, "192.0.2.1/24")
+		s, q, buf := connected(t), d.Queues()[0], make([]byte, off+MaxPacket)
+		var longest time.Duration // signals cut some short
+		for range 20 {
+			_, _, ok := q.ReadMore(buf, off)
+			require.False(t, ok, "the turn is over")
+			_, err := unix.Write(s, []byte("there"))
+			require.NoError(t, err)
+			q.Gather()
+			start := time.Now()
+			_, _, err = q.Read(buf, off)
+			longest = max(longest, time.Since(start))
+			require.NoError(t, err)
+			assert.False(t, q.(*rawQueue).gather)
+		}
+		assert.GreaterOrEqual(t, longest, gatherFor)
+		q.Gather()
+		q.Wake()
+		_, _, err := q.Read(buf, off)
+		assert.Equal(t, ErrWoken, err)
+		// Where a ring has more than its turn, nobody sleeps.
+		for range 2 * turn {
+			_, err := unix.Write(s, []byte("there"))
+			require.NoError(t, err)
+		}
+		for range turn + 1 {
+			_, _, err := q.Read(buf, off)
+			require.NoError(t, err)
+			q.Gather()
+		}
+		assert.True(t, q.(*rawQueue).gather)
+		go d.Close()
+		for err == nil || errors.Is(err, ErrWoken) {
+			_, _, err = q.Read(buf, off)
+		}
+		assert.Equal(t, os.ErrClosed, err)
+	})
+}
+
 // A UDP socket that sends with UDP_SEGMENT: what leaves it in one piece arrives
 // in one piece.
 func TestReadsUDPSuperPacket(t *testing.T) {
@@ -672,6 +751,14 @@ func TestNoAllocations(t *testing.T) {
 			n, h, err := q.Read(buf, off)
 			if err != nil || q.Write(buf, off, n, h) != nil {
 				t.Fatal(err)
+			}
+		}))
+		assert.Zero(t, testing.AllocsPerRun(100, func() {
+			_, _ = unix.Write(s, out)
+			q.Gather()
+			_, _, err := q.Read(buf, off)
+			if _, _, ok := q.ReadMore(buf, off); err != nil || ok {
+				t.Fatal("there is one")
 			}
 		}))
 		packet := append(make([]byte, off), tcpPacket(10)...)

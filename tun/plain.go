@@ -105,6 +105,12 @@ func (q *plainQueue) Read(buf []byte, off int) (int, Header, error) {
 	return n, Header{}, nil
 }
 
+// ReadMore implements Queue. There may be more, but no super-packet to make of it.
+func (q *plainQueue) ReadMore([]byte, int) (n int, h Header, ok bool) { return 0, Header{}, false }
+
+// Gather implements Queue: it does nothing.
+func (q *plainQueue) Gather() {}
+
 // Write implements Queue. The header is not looked at: the packet must be
 // finished and no larger than the links can take.
 func (q *plainQueue) Write(buf []byte, off, n int, _ Header) error {

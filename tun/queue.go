@@ -29,7 +29,9 @@ type rawQueue struct {
 	ready  []unix.EpollEvent // those whose turn is to come
 	fd     int               // the ring whose turn it is
 	left   int               // of its turn
+	more   bool              // a ring may have more than its last turn
 	bulk   int               // reads until a bulk transfer counts as over
+	gather bool              // as Gather asks
 
 	_ [64]byte // another queue's state lies on another cache line
 }
@@ -171,12 +173,26 @@ func (q *rawQueue) unsignal() bool {
 
 // Read implements Queue.
 func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
+	return q.read(buf, off, true)
+}
+
+// ReadMore implements Queue.
+func (q *rawQueue) ReadMore(buf []byte, off int) (n int, h Header, ok bool) {
+	n, h, err := q.read(buf, off, false)
+	return n, h, err == nil
+}
+
+// read reads a packet of this turn, or if there is none and it may, of the next.
+func (q *rawQueue) read(buf []byte, off int, next bool) (int, Header, error) {
 	if !q.enter() {
 		return 0, Header{}, os.ErrClosed
 	}
 	defer q.leave()
 	b := buf[off-HeaderLen:]
 	for {
+		if q.left == 0 && !next {
+			return 0, Header{}, readError(unix.EAGAIN)
+		}
 		fd, err := q.next()
 		if err != nil {
 			return 0, Header{}, err
@@ -189,7 +205,9 @@ func (q *rawQueue) Read(buf []byte, off int) (int, Header, error) {
 			return 0, Header{}, readError(unix.EBADMSG)
 		case errno == 0:
 			h := decode((*[HeaderLen]byte)(b))
-			q.left--
+			if q.left--; q.left == 0 {
+				q.more = true
+			}
 			q.observe(h.GSOType)
 			return n - HeaderLen, h, nil
 		case errno == unix.EAGAIN:
@@ -213,6 +231,7 @@ func (q *rawQueue) next() (fd int, err error) {
 			if err := q.look(); err != nil {
 				return 0, err
 			}
+			q.more = false
 			continue
 		}
 		q.fd, q.ready = int(q.ready[0].Fd), q.ready[1:]
@@ -273,6 +292,7 @@ func (q *rawQueue) look() error {
 	if q.linger() {
 		return nil
 	}
+	q.rest()
 	n, err := unix.EpollWait(q.epoll, q.events, -1)
 	if err != nil && err != unix.EINTR {
 		return failed[readError](err)
@@ -299,6 +319,25 @@ func (q *rawQueue) linger() bool {
 		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 	}
 	return true
+}
+
+// gatherFor is how long packets gather: as short as is worth the sleep and the
+// waking, and long enough for a dozen of a flow that calls for it.
+const gatherFor = 30 * time.Microsecond
+
+// Gather implements Queue.
+func (q *rawQueue) Gather() { q.gather = true }
+
+// rest lets packets gather, unless some are known to be there or a bulk transfer
+// runs. It is a sleep and not a wait for packets, so that those which come wake
+// nobody, which is what it saves their sender.
+func (q *rawQueue) rest() {
+	if !q.gather || q.more || q.bulk > 0 {
+		return
+	}
+	q.gather = false
+	t := unix.NsecToTimespec(int64(gatherFor))
+	_ = unix.Nanosleep(&t, nil) // a signal may end it early
 }
 
 // any reports whether there is something new, without waiting and so, as

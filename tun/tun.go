@@ -66,6 +66,16 @@ type Queue interface {
 	// ErrWoken after Wake, and the kernel's (EBADFD when the device was deleted).
 	Read(buf []byte, off int) (n int, h Header, err error)
 
+	// ReadMore is Read as long as the packets that come without a wait and from
+	// the same ring are of one turn. Not ok is that the turn is over, or an
+	// error, which Read then has too.
+	ReadMore(buf []byte, off int) (n int, h Header, ok bool)
+
+	// Gather is called by the reader where more packets at once would serve it
+	// better than the next one soon: the next Read that would wait lets some
+	// microseconds pass first.
+	Gather()
+
 	// Write hands the packet at buf[off:off+n] to the kernel, which takes it as
 	// received on the device. The HeaderLen bytes before off are overwritten.
 	// It does not wait. The kernel's errors can be told with errors.Is: EINVAL

@@ -98,7 +98,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	defer device.Close()
 
 	plane = dataplane.New(dataplane.Config{
-		Queues: device.Queues(), Resolver: table, Sharing: sharing, Options: c.Options(host.MTU()),
+		Queues: device.Queues(), Resolver: table, Sharing: sharing, Options: c.Options(host.MTU()), Join: device.Features().USO,
 		IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6(),
 	})
 	server, err := control.Listen(c.Control.Socket, c.Control.Group, log)

@@ -20,8 +20,8 @@ type counters struct {
 
 type traffic struct{ packets, bytes atomic.Uint64 }
 
-func (t *traffic) add(bytes int) {
-	t.packets.Add(1)
+func (t *traffic) add(packets, bytes int) {
+	t.packets.Add(uint64(packets))
 	t.bytes.Add(uint64(bytes))
 }
 
@@ -34,11 +34,13 @@ func family(firstByte byte) int {
 
 func (c *counters) countIn(packet []byte) {
 	if len(packet) > 0 {
-		c.in[family(packet[0])].add(len(packet))
+		c.in[family(packet[0])].add(1, len(packet))
 	}
 }
 
-func (c *counters) countOut(firstByte byte, bytes int) { c.out[family(firstByte)].add(bytes) }
+func (c *counters) countOut(firstByte byte, packets, bytes int) {
+	c.out[family(firstByte)].add(packets, bytes)
+}
 
 func (c *counters) count(o Outcome) {
 	if o.Held { // and counted when it comes again, or is lost
@@ -54,7 +56,7 @@ func (c *counters) count(o Outcome) {
 }
 
 // Traffic counts packets as the device gave or took them: a super-packet
-// counts once.
+// counts once, or if natless made it, as those it was made of.
 type Traffic struct {
 	Packets uint64 `json:"packets"`
 	Bytes   uint64 `json:"bytes"`

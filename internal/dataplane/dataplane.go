@@ -36,6 +36,7 @@ type Config struct {
 		Expire(tick uint32)
 	}
 	Sharing Sharing
+	Join    bool // datagrams of one flow may be written as one super-packet (tun.Features.USO)
 
 	// IPv4 and IPv6 are the sources of the ICMP errors natless originates.
 	// Without a valid one, no errors of that family are sent.
@@ -72,6 +73,7 @@ func (p *Plane) Run(ctx context.Context) error {
 			// The thread spends its life in the queue's system calls.
 			runtime.LockOSThread()
 			pin(i)
+			sleepExactly()
 			failures[i] = w.run()
 			cancel()
 		})
@@ -113,11 +115,15 @@ type worker struct {
 	tick       *atomic.Uint32
 	wakes      *atomic.Uint32
 	holding    holding
+	train      translate.Train // without a buffer, nothing is joined
 	counters
 }
 
 func newWorker(q tun.Queue, c *Config, p *Plane) *worker {
 	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Sharing, c.Options, c.IPv4, c.IPv6), tick: &p.tick, wakes: &p.wakes}
+	if c.Join {
+		w.train = translate.Train{Buf: make([]byte, bufferSize), Off: headroom}
+	}
 	w.holding.bytes = make([]byte, heldBytes)
 	w.translator.packet.ID = rand.Uint32()
 	return w
@@ -128,7 +134,7 @@ func newWorker(q tun.Queue, c *Config, p *Plane) *worker {
 func (w *worker) run() error {
 	for {
 		w.retryIfDue()
-		n, h, err := w.queue.Read(w.translator.packet.Buf, headroom)
+		n, h, err := w.read()
 		switch {
 		case err == nil:
 			w.handle(n, &h)
@@ -168,11 +174,19 @@ func (w *worker) done(o Outcome, tick uint32) {
 	}
 }
 
-// Put writes a packet that the translator gives. It implements Sink.
+// Put writes a packet that the translator gives, or keeps it for a moment to join
+// others. It implements Sink.
 func (w *worker) Put(buf []byte, off, n int, h tun.Header) {
+	if !w.join(buf[off:off+n], h) {
+		w.write(buf, off, n, h, 1)
+	}
+}
+
+// write writes what was that many packets when they were read.
+func (w *worker) write(buf []byte, off, n int, h tun.Header, packets int) {
 	if err := w.queue.Write(buf, off, n, h); err != nil {
-		w.writeErrors.Add(1)
+		w.writeErrors.Add(uint64(packets))
 		return
 	}
-	w.countOut(buf[off], n)
+	w.countOut(buf[off], packets, n+(packets-1)*int(h.HdrLen))
 }

@@ -116,6 +116,8 @@ type queue struct {
 	fault  error // of Read, when in is closed
 	refuse error // of Write
 
+	gathers atomic.Int32
+
 	mu      sync.Mutex
 	out     [][]byte
 	headers []tun.Header // of out
@@ -141,6 +143,17 @@ func (q *queue) Read(buf []byte, off int) (int, tun.Header, error) {
 		return 0, tun.Header{}, os.ErrClosed
 	}
 }
+
+func (q *queue) ReadMore(buf []byte, off int) (int, tun.Header, bool) {
+	select {
+	case b, ok := <-q.in:
+		return copy(buf[off:], b), tun.Header{}, ok
+	default:
+		return 0, tun.Header{}, false
+	}
+}
+
+func (q *queue) Gather() { q.gathers.Add(1) }
 
 func (q *queue) Write(buf []byte, off, n int, h tun.Header) error {
 	if q.refuse != nil {
@@ -181,12 +194,16 @@ type bench struct {
 	*resolver
 }
 
-func newBench() *bench {
+func newBench(set ...func(*Config)) *bench {
 	b := &bench{q: newQueue(), resolver: &resolver{}}
-	b.Plane = New(Config{
+	c := Config{
 		Queues: []tun.Queue{b.q}, Resolver: b.resolver, IPv4: addr(own4), IPv6: addr(own6),
 		Options: translate.Options{IPv4MTU: 1500, IPv6MTU: 1500, LowestIPv6MTU: 1280},
-	})
+	}
+	for _, f := range set {
+		f(&c)
+	}
+	b.Plane = New(c)
 	return b
 }
 

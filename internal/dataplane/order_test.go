@@ -23,6 +23,15 @@ import (
 // What one flow sends through a device of several queues comes out in the order
 // it went in, in both directions, while answers go back at the same time.
 func TestFlowsKeepTheirOrder(t *testing.T) {
+	inNamespace(t, func() {
+		for _, offload := range []bool{true, false} {
+			flowsKeepTheirOrder(t, offload)
+		}
+	})
+}
+
+// inNamespace runs f as root in a new network namespace, or skips.
+func inNamespace(t *testing.T, f func()) {
 	if os.Geteuid() != 0 {
 		testenv.Skip(t, "network namespaces need root")
 	}
@@ -35,9 +44,7 @@ func TestFlowsKeepTheirOrder(t *testing.T) {
 			testenv.Skip(t, "no network namespace to be had: "+err.Error())
 		}
 		defer ns.Close()
-		for _, offload := range []bool{true, false} {
-			flowsKeepTheirOrder(t, offload)
-		}
+		f()
 	}()
 	<-done
 }
@@ -57,7 +64,7 @@ func flowsKeepTheirOrder(t *testing.T, offload bool) {
 	around(t, "nl0")
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1+flows)
-	plane := New(Config{Queues: d.Queues(), Resolver: &resolver{}})
+	plane := New(Config{Queues: d.Queues(), Resolver: &resolver{}, Join: d.Features().USO})
 	go func() { ended <- plane.Run(ctx) }()
 
 	server := listen(t, server4, 53)
@@ -90,6 +97,11 @@ func flowsKeepTheirOrder(t *testing.T, offload bool) {
 	for range flows {
 		assert.NoError(t, <-ended, "offload %v, at a client", offload)
 	}
+	c := plane.Counters()
+	link, err := netlink.LinkByName("nl0")
+	require.NoError(t, err)
+	writes, joined := link.Attrs().Statistics.RxPackets, d.Features().USO
+	assert.Equal(t, joined, writes < c.IPv4Out.Packets+c.IPv6Out.Packets, "%d writes for %+v", writes, c)
 	cancel()
 	require.NoError(t, <-ended)
 }

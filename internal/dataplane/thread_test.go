@@ -11,22 +11,28 @@ import (
 	"github.com/natless/natless/tun"
 )
 
-// askingQueue notes on which CPUs its reader may run.
+// askingQueue notes on which CPUs its reader may run, and by how many
+// nanoseconds its sleeps may be longer than it asks.
 type askingQueue struct {
 	*queue
-	cpus unix.CPUSet
+	cpus  unix.CPUSet
+	slack int
 }
 
 func (q *askingQueue) Read([]byte, int) (int, tun.Header, error) {
+	var err error
+	if q.slack, err = unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err != nil {
+		return 0, tun.Header{}, err
+	}
 	if err := unix.SchedGetaffinity(0, &q.cpus); err != nil {
 		return 0, tun.Header{}, err
 	}
 	return 0, tun.Header{}, os.ErrClosed
 }
 
-// Every worker has one CPU, dealt out in turns, and the rest of the process
-// keeps all of its own.
-func TestWorkersArePinned(t *testing.T) {
+// Every worker has one CPU, dealt out in turns, and sleeps exactly, and the rest of
+// the process keeps all of its own.
+func TestWorkersHaveTheirThreads(t *testing.T) {
 	var before, after unix.CPUSet
 	require.NoError(t, unix.SchedGetaffinity(0, &before))
 	queues := make([]tun.Queue, 2*before.Count())
@@ -38,6 +44,7 @@ func TestWorkersArePinned(t *testing.T) {
 	workers := map[unix.CPUSet]int{}
 	for _, q := range queues {
 		cpus := q.(*askingQueue).cpus
+		require.Equal(t, 1, q.(*askingQueue).slack)
 		require.Equal(t, 1, cpus.Count())
 		workers[cpus]++
 	}
