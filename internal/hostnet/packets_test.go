@@ -186,6 +186,33 @@ func TestPacketsReachTheDevice(t *testing.T) {
 	require.NotNil(t, p.device(), "it was the table that kept it out")
 }
 
+func TestSourcesAreRemembered(t *testing.T) {
+	p := newPacketHost(t)
+	addLink(t, "other", "2001:db8:2::1/64")
+	other := openWire(t, "other")
+	require.NoError(t, p.h.settle())
+	client := udp(t, "[2001:db8:1::5]:4000", "[64:ff9b::c633:6401]:53")
+	p.clients.send(client)
+	require.NotNil(t, p.device(), "a client's")
+	require.Contains(t, nft(t, "list set ip6 natless reachable"), `2001:db8:1::5 . "clients"`)
+	other.send(client)
+	require.Nil(t, p.device(), "the same from another link")
+	other.send(udp(t, "[2001:db8:2::5]:4000", "[64:ff9b::c633:6401]:53"))
+	require.NotNil(t, p.device(), "that link's own")
+
+	addRoute(t, "2001:db8:1::5/128", "other", "2001:db8:2::5")
+	other.send(client)
+	require.NotNil(t, p.device(), "the same, where the client is now")
+	require.Eventually(t, func() bool {
+		p.clients.send(client)
+		return p.device() == nil
+	}, 5*time.Second, 10*time.Millisecond, "the same from where it was")
+	other.send(client)
+	print, _, err := tablePrint()
+	require.NoError(t, err)
+	require.Equal(t, p.h.tablePrint, print, "what is remembered is no change of the tables")
+}
+
 func TestTheHostBecomesNoRouter(t *testing.T) {
 	p := newPacketHost(t)
 	p.clients.send(udp(t, "[2001:db8:1::5]:4000", "[2001:db8:dead::1]:53"))

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -56,14 +57,23 @@ type setSpec struct {
 	interval bool
 	items    string
 	elements []nftables.SetElement
+	memory   bool // the rules add to it, and the kernel forgets
 }
 
+// A set of memory holds this much for this long. What is beyond that is looked
+// up packet by packet.
 const (
-	setUplinks = "uplinks"
-	setOpened  = "opened"
-	setWithin  = "within"
-	setInbound = "inbound"
-	setPools   = "masqueraded"
+	remembered  = 1 << 16
+	rememberFor = time.Second
+)
+
+const (
+	setUplinks   = "uplinks"
+	setOpened    = "opened"
+	setWithin    = "within"
+	setReachable = "reachable"
+	setInbound   = "inbound"
+	setPools     = "masqueraded"
 )
 
 func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
@@ -116,11 +126,11 @@ func (s tableSpec) ipv4() familyTable {
 func (s tableSpec) ipv6() familyTable {
 	t := familyTable{family: nftables.TableFamilyIPv6}
 	t.guard(s.Opened6, s.Device)
-	t.addForward("fib saddr . iif oif missing drop", noWayBack(), verdict(expr.VerdictDrop))
 	if len(s.Uplinks) > 0 {
 		t.addLinks(setUplinks, s.Uplinks)
 		t.addForward("iifname @uplinks drop", in(setUplinks), verdict(expr.VerdictDrop))
 	}
+	t.addReversePath()
 	if s.Foreign6 {
 		// A client is known by its address. Podman and Docker would have all
 		// their containers share one of the host's; what has been translated,
@@ -190,6 +200,18 @@ func (t *familyTable) addPairs(name string, links []string) {
 	t.sets = append(t.sets, set)
 }
 
+// addReversePath drops what pretends to be from elsewhere. To look up the route
+// back costs more than all of natless's own work on a small packet, so a source is
+// looked up once in a while: a change of the host's routes tells that much later.
+func (t *familyTable) addReversePath() {
+	t.sets = append(t.sets, setSpec{
+		name: setReachable, typ: nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeIFIndex), memory: true,
+	})
+	t.addForward("ip6 saddr . iif @reachable accept", sourceAndLink(), known(setReachable), verdict(expr.VerdictAccept))
+	t.addForward("fib saddr . iif oif missing drop", noWayBack(), verdict(expr.VerdictDrop))
+	t.addForward("add @reachable { ip6 saddr . iif }", sourceAndLink(), remember(setReachable))
+}
+
 func (t *familyTable) addPrefixes(name string, prefixes []netip.Prefix) {
 	t.sets = append(t.sets, setSpec{
 		name: name, typ: nftables.TypeIPAddr, interval: true,
@@ -210,11 +232,7 @@ func (t familyTable) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table %s %s {\n", familyNames[t.family], ownTable)
 	for _, set := range t.sets {
-		flags := ""
-		if set.interval {
-			flags = "flags constant, interval; "
-		}
-		fmt.Fprintf(&b, "\tset %s { type %s; %selements = { %s }; }\n", set.name, strings.ReplaceAll(set.typ.Name, "_ifname", " . ifname"), flags, set.items)
+		fmt.Fprintf(&b, "\tset %s { %s }\n", set.name, set)
 	}
 	chain := func(head string, rules []ruleSpec) {
 		if len(rules) == 0 {
@@ -234,6 +252,18 @@ func (t familyTable) String() string {
 	chain("postrouting {\n\t\ttype nat hook postrouting priority "+priority+"; policy accept;", t.postrouting)
 	b.WriteString("}")
 	return b.String()
+}
+
+// String is what the braces of a set are around, as nft would read it.
+func (s setSpec) String() string {
+	head := "type " + s.typ.Name + "; "
+	switch {
+	case s.memory:
+		return head + fmt.Sprintf("size %d; flags dynamic, timeout; timeout %s;", remembered, rememberFor)
+	case s.interval:
+		head += "flags constant, interval; "
+	}
+	return head + fmt.Sprintf("elements = { %s };", s.items)
 }
 
 // tableChanges replaces the tables when they should differ from those that were
@@ -322,8 +352,8 @@ func printFamily(b *strings.Builder, conn *nftables.Conn, f nftables.TableFamily
 		return 0, err
 	}
 	for _, s := range sets {
-		if s.Constant {
-			continue // nobody can change it
+		if s.Constant || s.Dynamic {
+			continue // nobody can change it, or the kernel does
 		}
 		elements, err := conn.GetSetElements(s)
 		if err != nil {
@@ -445,7 +475,10 @@ const elementsPerMessage = 1000
 func addSet(conn *nftables.Conn, table *nftables.Table, spec setSpec) error {
 	s := &nftables.Set{
 		Table: table, Name: spec.name, KeyType: spec.typ, Interval: spec.interval, Constant: spec.interval,
-		Concatenation: spec.name == setWithin,
+		Concatenation: len(nftables.ConcatSetTypeElements(spec.typ)) > 1,
+	}
+	if spec.memory {
+		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, rememberFor, remembered
 	}
 	if !spec.interval {
 		s.KeyByteOrder = binaryutil.NativeEndian // for nft, to print names as such; makes Constant impossible
@@ -508,6 +541,23 @@ func noWayBack() []expr.Any {
 		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true, FlagPRESENT: true},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},
 	}
+}
+
+// sourceAndLink is an IPv6 packet's source and the link it came in by. In the
+// header the source is at offset 8 (RFC 8200 section 3).
+func sourceAndLink() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: unix.NFT_REG32_00, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16},
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: unix.NFT_REG32_04},
+	}
+}
+
+func known(set string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: set}}
+}
+
+func remember(set string) []expr.Any {
+	return []expr.Any{&expr.Dynset{SrcRegKey: unix.NFT_REG32_00, SetName: set, Operation: unix.NFT_DYNSET_OP_ADD}}
 }
 
 func established() []expr.Any {

@@ -155,6 +155,10 @@ func snapshotTable(s Snapshot, c *nftables.Conn, t *nftables.Table, at string) e
 		return err
 	}
 	for _, set := range sets {
+		s[at+" set "+set.Name] = fmt.Sprintf("%s flags %v %v %v %v", set.KeyType.Name, set.Interval, set.IsMap, set.Dynamic, set.HasTimeout)
+		if set.Dynamic && set.HasTimeout {
+			continue // packets put into it what time takes out, as they count
+		}
 		elements, err := c.GetSetElements(set)
 		if err != nil {
 			return err
@@ -162,7 +166,6 @@ func snapshotTable(s Snapshot, c *nftables.Conn, t *nftables.Table, at string) e
 		for _, e := range elements {
 			s.add(fmt.Sprintf("%s set %s element %x %x %x", at, set.Name, e.Key, e.KeyEnd, e.Val))
 		}
-		s[at+" set "+set.Name] = fmt.Sprintf("%s flags %v %v %v", set.KeyType.Name, set.Interval, set.IsMap, set.Dynamic)
 	}
 	return nil
 }
