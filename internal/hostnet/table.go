@@ -201,15 +201,17 @@ func (t *familyTable) addPairs(name string, links []string) {
 }
 
 // addReversePath drops what pretends to be from elsewhere. To look up the route
-// back costs more than all of natless's own work on a small packet, so a source is
-// looked up once in a while: a change of the host's routes tells that much later.
+// back costs more than all of natless's own work on a small packet, so who was
+// looked up is remembered: a change of the host's routes tells that much later.
 func (t *familyTable) addReversePath() {
 	t.sets = append(t.sets, setSpec{
 		name: setReachable, typ: nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeIFIndex), memory: true,
 	})
-	t.addForward("ip6 saddr . iif @reachable accept", sourceAndLink(), known(setReachable), verdict(expr.VerdictAccept))
+	known := &expr.Lookup{SourceRegister: 1, SetName: setReachable}
+	remember := &expr.Dynset{SrcRegKey: 1, SetName: setReachable, Operation: unix.NFT_DYNSET_OP_ADD}
+	t.addForward("ip6 saddr . iif @reachable accept", sourceAndLink(known), verdict(expr.VerdictAccept))
 	t.addForward("fib saddr . iif oif missing drop", noWayBack(), verdict(expr.VerdictDrop))
-	t.addForward("add @reachable { ip6 saddr . iif }", sourceAndLink(), remember(setReachable))
+	t.addForward("add @reachable { ip6 saddr . iif }", sourceAndLink(remember))
 }
 
 func (t *familyTable) addPrefixes(name string, prefixes []netip.Prefix) {
@@ -508,11 +510,16 @@ func out(device string) []expr.Any {
 	}
 }
 
-// toOwnSource translates the source of an IPv6 packet to itself. In the header
-// it is at offset 8 (RFC 8200 section 3).
+// source6 puts the source of an IPv6 packet, which is at offset 8 of its header
+// (RFC 8200 section 3), into register 1: the four that nft counts from NFT_REG32_00.
+func source6() expr.Any {
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16}
+}
+
+// toOwnSource translates the source of an IPv6 packet to itself.
 func toOwnSource() []expr.Any {
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16},
+		source6(),
 		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: 1},
 	}
 }
@@ -543,21 +550,10 @@ func noWayBack() []expr.Any {
 	}
 }
 
-// sourceAndLink is an IPv6 packet's source and the link it came in by. In the
-// header the source is at offset 8 (RFC 8200 section 3).
-func sourceAndLink() []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: unix.NFT_REG32_00, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16},
-		&expr.Meta{Key: expr.MetaKeyIIF, Register: unix.NFT_REG32_04},
-	}
-}
-
-func known(set string) []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: set}}
-}
-
-func remember(set string) []expr.Any {
-	return []expr.Any{&expr.Dynset{SrcRegKey: unix.NFT_REG32_00, SetName: set, Operation: unix.NFT_DYNSET_OP_ADD}}
+// sourceAndLink has then do with an IPv6 packet's source and the link it came in
+// by, which begin at register 1.
+func sourceAndLink(then expr.Any) []expr.Any {
+	return []expr.Any{source6(), &expr.Meta{Key: expr.MetaKeyIIF, Register: unix.NFT_REG32_04}, then}
 }
 
 func established() []expr.Any {
