@@ -63,8 +63,8 @@ package conntrack
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/maphash"
 	"math/bits"
-	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
 
@@ -140,8 +140,8 @@ type Table struct {
 	limit    int // flows of one client
 	incoming int // of these, made from outside and not answered yet
 	lifetime [lifetimes]uint32
-	seed     [3]uint64 // secret, so that nobody can choose what collides
-	mask     uint64    // of the buckets of a shard
+	seed     maphash.Seed // secret, so that nobody can choose what collides
+	mask     uint64       // of the buckets of a shard
 	slots    slots
 	shards   [shardCount]shard
 }
@@ -160,7 +160,7 @@ func New(c Config, now uint32) (*Table, error) {
 			established: c.Timeouts.TCPEstablished, transitory: c.Timeouts.TCPTransitory, incomingSYN: c.Timeouts.TCPIncomingSYN,
 			udp: c.Timeouts.UDP, icmp: c.Timeouts.ICMP, dccp: c.Timeouts.DCCP,
 		},
-		seed:  [3]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64() | 1},
+		seed:  maphash.MakeSeed(),
 		slots: newSlots(c.Sessions),
 	}
 	buckets := max(64, 2<<bits.Len(uint(c.Sessions-1)/shardCount))
@@ -368,14 +368,7 @@ func (t *Table) key(r *mapping.Range) key {
 
 func (t *Table) shard(hash uint64) *shard { return &t.shards[hash>>(64-shardBits)] }
 
-func (t *Table) hash(c address) uint64 { return mix(c[0]^t.seed[0], c[1]^t.seed[1]) }
-
-// mix multiplies and folds: with a secret factor, every bit of the result
-// depends on all bits of the other in a way that cannot be foreseen.
-func mix(a, b uint64) uint64 {
-	hi, lo := bits.Mul64(a, b)
-	return hi ^ lo
-}
+func (t *Table) hash(c address) uint64 { return maphash.Comparable(t.seed, c) }
 
 func addressOf(a netip.Addr) address {
 	b := a.As16()

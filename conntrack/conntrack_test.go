@@ -2,6 +2,8 @@ package conntrack
 
 import (
 	"fmt"
+	"hash/maphash"
+	"maps"
 	"math"
 	"net/netip"
 	"runtime"
@@ -19,6 +21,7 @@ import (
 var (
 	clientA = netip.MustParseAddr("2001:db8::a")
 	clientB = netip.MustParseAddr("2001:db8::b")
+	clientC = netip.MustParseAddr("2001:db8::c")
 	shared  = netip.MustParseAddr("198.51.100.1")
 	server  = netip.MustParseAddr("203.0.113.5")
 	other   = netip.MustParseAddr("203.0.113.6")
@@ -352,11 +355,21 @@ func TestExpiredConnection(t *testing.T) {
 	assert.Equal(t, OK, reason)
 }
 
+// collide has the sessions of the three clients of these tests meet in one bucket
+// of one shard: a table of one bucket, and a seed that gives them one shard.
+func collide(table *Table) {
+	clients := []address{addressOf(clientA), addressOf(clientB), addressOf(clientC)}
+	apart := func(c address) bool { return table.shard(table.hash(c)) != table.shard(table.hash(clients[0])) }
+	for table.mask = 0; slices.ContainsFunc(clients, apart); {
+		table.seed = maphash.MakeSeed() // one in shardCount squared will do
+	}
+}
+
 // TestSamePart: even if a range is given to another client before the first
 // one's sessions have been ended, nobody meets another's.
 func TestSamePart(t *testing.T) {
 	table := newTable(t, nil)
-	table.mask, table.seed = 0, [3]uint64{addressOf(clientA)[0]} // all meet in one bucket
+	collide(table)
 	mustOut(t, table, rangeB, numUDP, 1, 0, 0)
 	external := mustOut(t, table, rangeA, numUDP, 7, 0, 0)
 	_, reason := in(table, sessions(clientB, shared, rangeA.Session, rangeA.Last), numUDP, external, server, 80, 0, 0)
@@ -644,4 +657,24 @@ func TestChanges(t *testing.T) {
 	moved(true, "to another", func() { out(table, rangeA, numUDP, 80, other, 80, 0, 0) })
 	moved(true, "a session expires", func() { table.Expire(400) })
 	moved(true, "a lease ends", func() { table.End(clientA) })
+}
+
+// TestChainsStayShort: whatever the seed, sessions of neighbouring clients and
+// ports spread over the buckets as by chance. With as many buckets as sessions a
+// chain of more than a dozen is less likely than one in a million.
+func TestChainsStayShort(t *testing.T) {
+	for range 100 {
+		table := newTable(t, nil)
+		table.mask = 1<<12 - 1
+		s := &table.shards[0]
+		out, flows := map[uint64]int{}, map[uint64]int{}
+		for i := range uint64(1 << 12) {
+			client := table.hash(address{0x2001_0db8 << 32, i >> 4})
+			out[s.bucket(client, i&15)]++
+			flows[s.bucket(i, uint64(0xcb00_7105)<<16|443)]++
+		}
+		for _, chains := range []map[uint64]int{out, flows} {
+			assert.Less(t, slices.Max(slices.Collect(maps.Values(chains))), 16)
+		}
+	}
 }

@@ -244,14 +244,14 @@ func TestModel(t *testing.T) {
 		table, err := New(c, start)
 		require.NoError(t, err)
 		if rapid.Bool().Draw(t, "collide") {
-			table.mask, table.seed = 0, [3]uint64{addressOf(clientA)[0]} // which all have
+			collide(table)
 		}
 		m := &model{limit: c.ClientSessions, total: c.Sessions}
 		tick := func() uint32 { return start + uint32(m.now) }
 
 		ranges := []mapping.Range{
 			sessions(clientA, shared, 1920, 1923), sessions(clientB, shared, 2944, 2947),
-			sessions(netip.MustParseAddr("2001:db8::c"), other, 1920, 1989),
+			sessions(clientC, other, 1920, 1989),
 			sessions(clientA, shared, 1922, 1925), sessions(clientA, other, 1920, 1923), // after a move
 		}
 		drawRange := func(t *rapid.T) mapping.Range {

@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"hash/maphash"
 	"sync"
 	"sync/atomic"
 )
@@ -372,13 +373,18 @@ func (s *shard) end(client address, o *owner) {
 }
 
 func (s *shard) bucketOut(hash uint64, p protocol, internal uint16) *uint32 {
-	return &s.out[mix(hash^uint64(p)<<16^uint64(internal), s.t.seed[2])&s.t.mask]
+	return &s.out[s.bucket(hash, uint64(p)<<16|uint64(internal))]
 }
 
 func (s *shard) bucketIn(hash uint64, p protocol, external uint16) *uint32 {
-	return &s.in[mix(hash^uint64(p)<<16^uint64(external), s.t.seed[2])&s.t.mask]
+	return &s.in[s.bucket(hash, uint64(p)<<16|uint64(external))]
 }
 
 func (s *shard) bucketFlow(m uint32, p peer) *uint32 {
-	return &s.flows[mix(uint64(p.v4)<<16^uint64(p.port)^s.t.seed[0], uint64(m)<<20^s.t.seed[1])&s.t.mask]
+	return &s.flows[s.bucket(uint64(m), uint64(p.v4)<<16|uint64(p.port))]
+}
+
+// bucket is the index of a key of two words in any of the shard's three tables.
+func (s *shard) bucket(a, b uint64) uint64 {
+	return maphash.Comparable(s.t.seed, [2]uint64{a, b}) & s.t.mask
 }

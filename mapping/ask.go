@@ -1,8 +1,7 @@
 package mapping
 
 import (
-	"math/bits"
-	"math/rand/v2"
+	"hash/maphash"
 	"net/netip"
 	"sync/atomic"
 
@@ -28,8 +27,8 @@ type counter struct {
 	// asked has a mark for each client whose request is on its way, so that the
 	// many packets of one client leave one request. Marks of different clients
 	// in one place cost a request too many and nothing else.
-	asked        [asking]atomic.Uint64
-	seed1, seed2 uint64
+	asked [asking]atomic.Uint64
+	seed  maphash.Seed // secret, so that nobody can choose whose mark is overwritten
 }
 
 // denial is what a client without a lease is told for a moment, instead of
@@ -47,7 +46,7 @@ func (c *counter) init() {
 	c.proofs = make(chan *entry, proofs)
 	c.nudge = make(chan struct{}, 1)
 	c.denied.Store(&map[netip.Addr]denial{})
-	c.seed1, c.seed2 = rand.Uint64(), rand.Uint64()
+	c.seed = maphash.MakeSeed()
 }
 
 // ask leaves a request for a lease, and says what becomes of the packet.
@@ -72,8 +71,7 @@ func (c *counter) ask(client netip.Addr, tick uint32) translate.Verdict {
 // mark is the mark of a client and its place.
 func (c *counter) mark(client netip.Addr) (*atomic.Uint64, uint64) {
 	hi, lo := halves(client)
-	a, b := bits.Mul64(hi^c.seed1, lo^c.seed2)
-	h := a ^ b ^ hi ^ bits.RotateLeft64(lo, 32)
+	h := maphash.Comparable(c.seed, [2]uint64{hi, lo})
 	return &c.asked[h%asking], h | 1
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -509,4 +510,19 @@ func TestHistory(t *testing.T) {
 	r.pass(3)
 	require.Empty(t, r.x.keeper.unsaved.leases)
 	assert.Empty(t, at(r.now))
+}
+
+// TestMarksSpread: whatever the seed, neighbouring clients have marks in places of
+// their own, but for the few that meet by chance: of a hundred about one.
+func TestMarksSpread(t *testing.T) {
+	for range 1000 {
+		var c counter
+		c.init()
+		places := map[*atomic.Uint64]bool{}
+		for i := range 100 {
+			place, _ := c.mark(lessee(i))
+			places[place] = true
+		}
+		require.Greater(t, len(places), 85)
+	}
 }
