@@ -37,11 +37,11 @@ func DefaultFragments() FragmentConfig {
 const blockSize = 512
 
 func (c *FragmentConfig) check() error {
-	const most = 1 << 24
-	if c.Datagrams < 1 || c.Datagrams > most || c.SourceDatagrams < 1 {
+	const most int64 = 1 << 24
+	if c.Datagrams < 1 || int64(c.Datagrams) > most || c.SourceDatagrams < 1 {
 		return fmt.Errorf("conntrack: fragments of %d datagrams, %d from one source: expected 1 to %d", c.Datagrams, c.SourceDatagrams, most)
 	}
-	if c.Bytes < blockSize || c.Bytes > most*blockSize || c.SourceBytes < blockSize {
+	if c.Bytes < blockSize || int64(c.Bytes) > most*blockSize || c.SourceBytes < blockSize {
 		return fmt.Errorf("conntrack: %d bytes of fragments, %d from one source: expected %d to %d", c.Bytes, c.SourceBytes, blockSize, most*blockSize)
 	}
 	if c.Timeout < 2 || c.Timeout > maxTimeout {

@@ -312,7 +312,7 @@ func TestFormerClientsAreForgotten(t *testing.T) {
 	}
 	next := pool.next
 	for i := range 20 {
-		_, v := send(x, lessee(1<<32+i), 10)
+		_, v := send(x, lessee(1<<30+i), 10)
 		require.Equal(t, translate.OK, v)
 	}
 	assert.Less(t, pool.rested.len, remembered)

@@ -199,7 +199,7 @@ func (r *rig) address(t *testing.T, cidr string, flags int) {
 	require.NoError(t, err)
 	a.Flags = flags
 	if flags&unix.IFA_F_DEPRECATED != 0 {
-		a.ValidLft, a.PreferedLft = math.MaxUint32, 0 // for ever, and not to be used
+		a.ValidLft, a.PreferedLft = math.MaxInt32, 0 // for 68 years, and not to be used
 	}
 	require.NoError(t, r.client.Netlink.AddrAdd(link, a))
 }
