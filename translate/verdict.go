@@ -52,6 +52,8 @@ const (
 	FragmentPending
 	SCTPFragment
 
+	Unguarded
+
 	verdictCount
 )
 
@@ -111,6 +113,8 @@ var verdicts = [Verdicts]Info{
 	SessionsFull:       {"sessions_full", "RFC 6146 3.5", "destination unreachable: address", "All clients together have as many sessions as there may be."},
 	FragmentPending:    {"fragment_pending", "RFC 6146 3.4", "", "Later fragments to an address that clients share, whose first, which has the ports, did not come within two seconds, or for which there was no room to wait."},
 	SCTPFragment:       {"sctp_fragment", "RFC 9260 6.8", "", "A fragment of SCTP whose port takes a session: the CRC over the whole datagram cannot be adjusted. Use a smaller path MTU."},
+
+	Unguarded: {"unguarded", "RFC 2827", "", "natless's own nftables tables were not in place, as right after nft flush ruleset. Without them strangers would get in, so that nothing passes until they are back; natless status says why they are not."},
 }
 
 // Info is the verdict's row in the table.

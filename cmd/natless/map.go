@@ -161,7 +161,7 @@ func offline(c *config.Config) (*mapping.Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	local, err := hostnet.Local(c.Device.Name)
+	local, err := hostnet.Local(daemon.Plan(c))
 	if err != nil {
 		return nil, err
 	}

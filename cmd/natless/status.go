@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/translate"
 )
 
@@ -117,10 +118,42 @@ func tabulateStatus(r *rows, s control.Status) {
 			r.add("upstream", u.Address.String()+state)
 		}
 	}
+	for _, role := range []hostnet.Role{hostnet.RoleUplink, hostnet.RoleClient, hostnet.RoleUnknown} {
+		for _, l := range shownLinks(s.Links, role) {
+			r.add(linkTitles[role], l)
+		}
+	}
 	r.add("refused", strings.Join(s.Refused, "; "))
 	for _, w := range s.Warnings {
 		r.add("warning", w)
 	}
+}
+
+var linkTitles = map[hostnet.Role]string{
+	hostnet.RoleUplink: "uplink", hostnet.RoleClient: "links to clients", hostnet.RoleUnknown: "other link",
+}
+
+// mostLinks is how many links to clients are named: containers have one each.
+const mostLinks = 8
+
+// shownLinks are the links of a role in words: those to clients in one line, the
+// others each with the reason.
+func shownLinks(links []hostnet.LinkRole, role hostnet.Role) (lines []string) {
+	var names []string
+	for _, l := range links {
+		if l.Role == role {
+			names = append(names, l.Link)
+			lines = append(lines, l.Link+" ("+l.Why+")")
+		}
+	}
+	if role != hostnet.RoleClient || len(names) == 0 {
+		return lines
+	}
+	more := ""
+	if n := len(names) - mostLinks; n > 0 {
+		names, more = names[:mostLinks], fmt.Sprintf(" and %d more", n)
+	}
+	return []string{strings.Join(names, ", ") + more}
 }
 
 // advertising is how it goes with router advertisements on an interface.

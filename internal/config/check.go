@@ -44,6 +44,7 @@ func (c *Config) check(r *report) {
 	c.checkNotYet(r)
 	c.checkDevice(r)
 	c.checkFirewall(r)
+	c.checkLinks(r)
 	c.checkMTUs(r)
 	c.checkPref64(r)
 	c.checkOwn(r)
@@ -84,6 +85,28 @@ func (c *Config) checkFirewall(r *report) {
 	}
 	if strings.HasSuffix(c.Device.Name, "+") {
 		r.add("device.name", `%s: iptables takes it for all names that begin so: expected another where network.firewall is "open"`, given(c.Device.Name))
+	}
+}
+
+// checkLinks looks at the links that are named as uplinks and as leading to
+// clients.
+func (c *Config) checkLinks(r *report) {
+	named := map[string]string{}
+	for _, list := range []struct {
+		key   string
+		links []string
+	}{{"network.uplinks", c.Network.Uplinks}, {"network.client_links", c.Network.ClientLinks}} {
+		for i, name := range list.links {
+			path := element(list.key, i)
+			if why := badName(name); why != "" {
+				r.add(path, "%s: %s", given(name), why)
+			} else if name == c.Device.Name {
+				r.add(path, "%s: natless's own device: expected another link", given(name))
+			} else if before, ok := named[name]; ok {
+				r.add(path, "%s: named before, in %s: expected each link once, as an uplink or as one to clients", given(name), before)
+			}
+			named[name] = list.key
+		}
 	}
 }
 

@@ -61,6 +61,9 @@ type Network struct {
 	Masquerade string `toml:"masquerade" enum:"auto on off"`
 	Firewall   string `toml:"firewall" enum:"name open"`
 	OnExit     string `toml:"on_exit" enum:"remove keep"`
+
+	Uplinks     []string `toml:"uplinks"`      // besides those that carry or carried a default route
+	ClientLinks []string `toml:"client_links"` // whatever routes they carry
 }
 
 // Translation is how packets and addresses are translated.

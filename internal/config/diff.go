@@ -13,7 +13,7 @@ import (
 // live are the keys, and the tables with all of their keys, that a running
 // natless takes up when it reads its configuration again.
 var live = []string{
-	"map", "pool", "network.masquerade", "network.firewall",
+	"map", "pool", "network.masquerade", "network.firewall", "network.uplinks", "network.client_links",
 	"translation.rfc6791_ipv4", "translation.hairpin", "translation.private_ipv4",
 	"state.history", "log.level", "ra", "dns64.upstreams", "dns64.exclude",
 }

@@ -14,7 +14,7 @@ import (
 // it. A new key has to be entered here, and thought about.
 var restarts = map[string]bool{
 	"device.name": true, "device.mtu": true, "device.queues": true, "device.offload": true,
-	"network.manage": true, "network.masquerade": false, "network.firewall": false, "network.on_exit": true,
+	"network.manage": true, "network.masquerade": false, "network.firewall": false, "network.on_exit": true, "network.uplinks": false, "network.client_links": false,
 	"translation.pref64": true, "translation.ipv4": true, "translation.ipv6": true, "translation.rfc6791_ipv4": false,
 	"translation.lowest_ipv6_mtu": true, "translation.ipv6_mtu": true, "translation.ipv4_mtu": true,
 	"translation.udp_zero_checksum": true, "translation.traffic_class": true,

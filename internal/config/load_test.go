@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,11 +32,13 @@ func TestExample(t *testing.T) {
 	want.DNS64.Listen, want.DNS64.Upstreams = c.DNS64.Listen, c.DNS64.Upstreams
 	want.RA.Interfaces = c.RA.Interfaces
 	assert.Empty(t, c.RA.Interfaces)
+	want.Network.Uplinks, want.Network.ClientLinks = c.Network.Uplinks, c.Network.ClientLinks
+	assert.Empty(t, slices.Concat(c.Network.Uplinks, c.Network.ClientLinks))
 	assert.Equal(t, want, c)
 
 	for _, key := range []string{
 		"device.name", "device.mtu", "device.queues", "device.offload",
-		"network.manage", "network.masquerade", "network.on_exit",
+		"network.manage", "network.masquerade", "network.on_exit", "network.uplinks", "network.client_links",
 		"translation.pref64", "translation.ipv4", "translation.ipv6", "translation.rfc6791_ipv4",
 		"translation.lowest_ipv6_mtu", "translation.ipv6_mtu", "translation.ipv4_mtu",
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
@@ -269,6 +272,10 @@ func TestBad(t *testing.T) {
 
 		"firewall": {"[network]\nmanage = false\nfirewall = \"open\"",
 			`f:3: network.firewall: open: network.manage is false, which leaves the host to you: expected "name"`},
+		"links": {"[network]\nuplinks = [\"wan\", \"a b\"]\nclient_links = [\"wan\", \"natless0\"]",
+			"f:2: network.uplinks: \"a b\": expected a name without /, :, %, spaces and control characters\n" +
+				"f:3: network.client_links: wan: named before, in network.uplinks: expected each link once, as an uplink or as one to clients\n" +
+				"f:3: network.client_links: natless0: natless's own device: expected another link"},
 		"firewall of many": {"[device]\nname = \"nat+\"\n[network]\nfirewall = \"open\"",
 			`f:2: device.name: nat+: iptables takes it for all names that begin so: expected another where network.firewall is "open"`},
 		"several": {"[network]\nmasquerade = 1\n[device]\nmtu = 5\n[translation]\npref64 = \"::1\"",

@@ -34,6 +34,7 @@ import (
 	"time"
 
 	"github.com/natless/natless/internal/dns64"
+	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
 )
 
@@ -141,6 +142,7 @@ type Status struct {
 	Revision uint64             `json:"revision"`        // of the mapping table
 	RA       []Advertising      `json:"ra"`              // where router advertisements are sent
 	DNS64    *dns64.Status      `json:"dns64,omitempty"` // absent when it is off
+	Links    []hostnet.LinkRole `json:"links"`           // of the host, and what they count as
 	Refused  []string           `json:"refused"`         // what natless does not translate, in words
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work

@@ -89,7 +89,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	if err != nil {
 		return fmt.Errorf("preparing the host: %w", err)
 	}
-	defer func() { err = errors.Join(err, leave(host, log)) }()
+	defer func() { err = errors.Join(err, leave(host)) }()
 
 	device, err := tun.Open(tun.Config{Name: c.Device.Name, Queues: queues(c), Rings: rings, Offload: c.Device.Offload == "auto"})
 	if err != nil {
@@ -99,7 +99,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 
 	plane = dataplane.New(dataplane.Config{
 		Queues: device.Queues(), Resolver: table, Sharing: sharing, Options: c.Options(host.MTU()), Join: device.Features().USO,
-		IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6(),
+		IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6(), Open: host.Guarded(),
 	})
 	server, err := control.Listen(c.Control.Socket, c.Control.Group, log)
 	if err != nil {
@@ -107,7 +107,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	}
 	defer server.Close()
 
-	local, err := hostnet.Local(c.Device.Name)
+	local, err := host.Local()
 	if err != nil {
 		return err
 	}
@@ -138,13 +138,9 @@ func setLevel(level *slog.LevelVar, c config.Log) {
 	_ = level.UnmarshalText([]byte(c.Level)) // the configuration admits slog's own names only
 }
 
-// leave takes down what was made on the host and says what stays.
-func leave(host *hostnet.Host, log *slog.Logger) error {
-	stays, err := host.Close()
-	for _, line := range stays {
-		log.Warn(line)
-	}
-	if err != nil {
+// leave takes down what was made on the host.
+func leave(host *hostnet.Host) error {
+	if err := host.Close(); err != nil {
 		return fmt.Errorf("cleaning up the host (natless down tries again): %w", err)
 	}
 	return nil
@@ -279,6 +275,9 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	}
 	d.mu.Unlock()
 	slices.Sort(warnings)
+	if problem := d.host.Unguarded(); problem != "" {
+		warnings = append(warnings, problem)
+	}
 	firewalls, err := d.host.Firewalls()
 	if err != nil {
 		warnings = append(warnings, err.Error())
@@ -299,7 +298,7 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	silent, others := raProblems(d.ra.Status())
 	warnings = append(warnings, silent...)
 	degraded = len(warnings) > 0 || d.stateProblem() != ""
-	return degraded, slices.Concat(warnings, others, d.saved.problems(), d.config().Warnings())
+	return degraded, slices.Concat(warnings, others, d.host.Doubtful(), d.saved.problems(), d.config().Warnings())
 }
 
 func (d *daemon) onEvent(e hostnet.Event) {

@@ -21,6 +21,9 @@ func Plan(c *config.Config) hostnet.Plan {
 		Open:       c.Network.Firewall == "open",
 		Keep:       c.Network.OnExit == "keep",
 		Masquerade: c.Masquerade(),
+
+		Uplinks:     c.Network.Uplinks,
+		ClientLinks: c.Network.ClientLinks,
 	}
 	permitted, local := c.Permitted()
 	p.Clients, p.Local = hostnet.Merge(permitted), local

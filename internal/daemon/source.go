@@ -35,6 +35,7 @@ func (d *daemon) Status() control.Status {
 		Revision: d.table.Revision(),
 		DNS64:    d.nameStatus(),
 		RA:       advertising(d.ra.Status()),
+		Links:    d.host.Links(),
 		Refused:  d.refused(),
 		Warnings: warnings,
 		Degraded: degraded,

@@ -38,6 +38,10 @@ type Config struct {
 	Sharing Sharing
 	Join    bool // datagrams of one flow may be written as one super-packet (tun.Features.USO)
 
+	// Open is true while packets may pass; nil: always. Those that come while it
+	// is false are dropped as translate.Unguarded.
+	Open *atomic.Bool
+
 	// IPv4 and IPv6 are the sources of the ICMP errors natless originates.
 	// Without a valid one, no errors of that family are sent.
 	IPv4, IPv6 netip.Addr
@@ -55,6 +59,10 @@ type Plane struct {
 // New makes a dataplane and allocates all it will ever need.
 func New(c Config) *Plane {
 	p := &Plane{expire: c.Resolver.Expire, sharing: c.Sharing}
+	if c.Open == nil {
+		c.Open = new(atomic.Bool)
+		c.Open.Store(true)
+	}
 	for _, q := range c.Queues {
 		p.workers = append(p.workers, newWorker(q, &c, p))
 	}
@@ -114,13 +122,14 @@ type worker struct {
 	translator *Translator
 	tick       *atomic.Uint32
 	wakes      *atomic.Uint32
+	open       *atomic.Bool // written when the guard of the host opens or closes
 	holding    holding
 	train      translate.Train // without a buffer, nothing is joined
 	counters
 }
 
 func newWorker(q tun.Queue, c *Config, p *Plane) *worker {
-	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Sharing, c.Options, c.IPv4, c.IPv6), tick: &p.tick, wakes: &p.wakes}
+	w := &worker{queue: q, translator: NewTranslator(c.Resolver, c.Sharing, c.Options, c.IPv4, c.IPv6), tick: &p.tick, wakes: &p.wakes, open: c.Open}
 	if c.Join {
 		w.train = translate.Train{Buf: make([]byte, bufferSize), Off: headroom}
 	}
@@ -153,6 +162,10 @@ func (w *worker) run() error {
 func (w *worker) handle(n int, h *tun.Header) {
 	packet := w.translator.packet.Buf[headroom : headroom+n]
 	w.countIn(packet)
+	if !w.open.Load() {
+		w.verdicts[translate.Unguarded].Add(1)
+		return
+	}
 	if w.holding.holds(packet) {
 		w.hold(packet, h)
 		return

@@ -164,6 +164,10 @@ func (w *worker) retry() {
 
 // release takes a held packet through all its steps, unless it has to stay.
 func (w *worker) release(p *held, packet []byte, tick uint32) bool {
+	if !w.open.Load() {
+		w.verdicts[translate.Unguarded].Add(1)
+		return true
+	}
 	n := copy(w.translator.packet.Buf[headroom:], packet)
 	o := w.translator.handle(n, &p.header, tick, w)
 	// LeaseLimited says nothing here: its lease was asked for before.

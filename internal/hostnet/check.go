@@ -18,6 +18,7 @@ type Report struct {
 	Conflicts []string   `json:"conflicts"` // why it would be refused
 	Warnings  []string   `json:"warnings"`
 	Firewalls []Firewall `json:"firewalls"` // of others, that stand in the way
+	Links     []LinkRole `json:"links"`     // and what they count as
 }
 
 // String is the report for people, one line for each of its points but for the
@@ -33,8 +34,13 @@ func (r Report) String() string {
 			b.WriteString("  " + strings.ReplaceAll(l, "\n", "\n  ") + "\n")
 		}
 	}
+	var links []string
+	for _, l := range r.Links {
+		links = append(links, fmt.Sprintf("%s: %s: %s", l.Link, l.Role, l.Why))
+	}
 	section("would do", r.Actions)
 	section("stands in the way", r.Conflicts)
+	section("links", links)
 	section("to know", r.Warnings)
 	return b.String()
 }
@@ -58,9 +64,10 @@ func Check(p Plan) (Report, error) {
 	running := Running()
 	h := &Host{mtu: resolveMTU(p, v), rec: rec, device: v.device(p.Device)}
 	h.aim(p)
+	v.assign(h.plan, h.device, rec.Uplinks)
 	r := Report{
 		Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device},
-		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, // [] in JSON
+		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, Links: v.roles, // [] in JSON
 	}
 	if h.device != missing {
 		r.Actions[0] = "use the existing TUN device " + p.Device
@@ -78,7 +85,7 @@ func Check(p Plan) (Report, error) {
 	if p.Manage {
 		r.Conflicts = append(r.Conflicts, h.basis.excess()...)
 		r.Conflicts = append(r.Conflicts, clashes...)
-		r.Warnings = append(r.Warnings, h.warnings(v, p.Clients)...)
+		r.Warnings = append(r.Warnings, h.warnings(v)...)
 	} else {
 		r.Warnings = append(r.Warnings, clashes...)
 	}
@@ -97,19 +104,19 @@ func Check(p Plan) (Report, error) {
 }
 
 // warnings are what is worth knowing before natless manages this host.
-func (h *Host) warnings(v *view, clients []netip.Prefix) []string {
+func (h *Host) warnings(v *view) []string {
 	var list []string
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	spec := h.tableSpec(v, forwardingPlan{})
 	switch {
 	case len(spec.Masquerade) > 0:
 		warn("masquerading %s switches connection tracking on in this network namespace", joined(spec.Masquerade))
-	case spec.Stateful && len(spec.Uplinks) > 0:
+	case spec.Stateful:
 		warn("telling answers from new connections switches connection tracking on in this network namespace")
 	}
 	if all, _ := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding)); all != yes && !hasForceForwarding() {
 		warn("this kernel forwards IPv6 on all links or none (per link from Linux 6.17): " +
-			"it would be raised for all, and stay so on exit")
+			"it would be raised for all, pass nothing but natless's packets, and be lowered on exit")
 	}
 	if _, ok := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding)); !ok {
 		warn("this kernel has no IPv6")
@@ -122,36 +129,52 @@ func (h *Host) warnings(v *view, clients []netip.Prefix) []string {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		warn("no TUN device can be opened: %v", err)
 	}
-	return append(list, v.shutOut(clients)...)
+	return append(list, v.doubts(h.plan)...)
 }
 
-// shutOut names the clients that will not get in because they are beyond an
-// uplink.
-func (v *view) shutOut(clients []netip.Prefix) []string {
-	var list []string
-	for _, c := range covering(clients) {
-		over, inside := map[int]bool{}, false
-		for _, r := range v.towards([]netip.Prefix{c}) {
-			for _, i := range r.links {
-				over[i] = over[i] || v.uplinks[i]
-				inside = inside || !v.uplinks[i]
-			}
+// Doubtful says of which links natless does not know what they lead to.
+func (h *Host) Doubtful() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.doubtful
+}
+
+// doubts are what is not known of the links and keeps clients out, and the
+// links named that are not there.
+func (v *view) doubts(p Plan) (list []string) {
+	var closed []string
+	for _, r := range v.roles {
+		if r.Why == noUplinkKnown {
+			closed = append(closed, r.Link)
 		}
-		if names := v.names(over); !inside && len(names) > 0 {
-			list = append(list, fmt.Sprintf("clients %s are reached over %s, which carries a default route: "+
-				"no IPv6 is let in from there", c, strings.Join(names, ", ")))
+	}
+	if len(closed) > 0 {
+		list = append(list, fmt.Sprintf("no uplink is known, so that no client is let in over %s: they do not count as leading to clients "+
+			"until some link carries a default route; or name links in network.uplinks or network.client_links", strings.Join(closed, ", ")))
+	}
+	for _, name := range slices.Concat(p.Uplinks, p.ClientLinks) {
+		if v.byName(name).index == 0 {
+			list = append(list, fmt.Sprintf("link %s, which the configuration names, is not there", name))
 		}
 	}
 	return list
 }
 
-// Local lists the IPv6 prefixes that count as "local" at this moment: the
-// host's own addresses and what it reaches over links, other than the device
-// of that name, that carry no default route of either family in any table.
-func Local(device string) ([]netip.Prefix, error) {
+// Local lists the IPv6 prefixes that count as "local" at this moment under a
+// plan: the host's own addresses and what it reaches over links to clients.
+func Local(p Plan) ([]netip.Prefix, error) {
+	key, err := namespaceKey()
+	if err != nil {
+		return nil, err
+	}
+	rec, err := readRecord(key)
+	if err != nil {
+		return nil, err
+	}
 	v, err := look()
 	if err != nil {
 		return nil, err
 	}
-	return slices.Clip(v.local(v.device(device))), nil
+	v.assign(p, v.device(p.Device), rec.Uplinks)
+	return slices.Clip(v.local()), nil
 }

@@ -29,7 +29,7 @@ func TestCheckSaysWhatIsDoneThen(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, again.Conflicts)
 	require.Contains(t, again.Warnings[len(again.Warnings)-1], "a second would be refused")
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 
 	text, err := json.Marshal(r)

@@ -44,8 +44,9 @@ func resolveMTU(p Plan, v *view) int {
 	return max(p.MTU, smallestMTU)
 }
 
-// deviceChanges keeps the kernel from giving the device a link-local address,
-// sets its MTU and brings it up.
+// deviceChanges gives the device its name back, sets its MTU, which below that
+// of IPv6 leaves it without any setting of IPv6, keeps the kernel from giving it
+// a link-local address, and brings it up.
 func (h *Host) deviceChanges(v *view) []change {
 	dev := h.deviceLink(v)
 	var list []change
@@ -55,13 +56,16 @@ func (h *Host) deviceChanges(v *view) []change {
 			do: func() error { return h.setDevice(v, dev, do) },
 		})
 	}
+	if dev.name != h.plan.Device {
+		add("name "+h.plan.Device, func(l netlink.Link) error { return netlink.LinkSetName(l, h.plan.Device) })
+	}
+	if dev.mtu != h.mtu {
+		add(fmt.Sprintf("mtu %d", h.mtu), func(l netlink.Link) error { return netlink.LinkSetMTU(l, h.mtu) })
+	}
 	if mode, ok := h.addrGenMode(v); !ok || mode != strconv.Itoa(addrGenModeNone) {
 		add("addrgenmode none", func(l netlink.Link) error {
 			return netlink.LinkSetIP6AddrGenMode(l, addrGenModeNone)
 		})
-	}
-	if dev.mtu != h.mtu {
-		add(fmt.Sprintf("mtu %d", h.mtu), func(l netlink.Link) error { return netlink.LinkSetMTU(l, h.mtu) })
 	}
 	if !dev.up {
 		add("up", netlink.LinkSetUp)

@@ -39,11 +39,12 @@ const dockerUser = "DOCKER-USER"
 // Firewalls finds what drops packets on their way from or to the device of that
 // name, whether there is one already or not. It opens nothing.
 func Firewalls(device string) ([]Firewall, error) {
-	v, err := look()
+	p := Plan{Device: device, Local: true}
+	v, err := lookAs(p, missing, nil)
 	if err != nil {
 		return nil, err
 	}
-	return firewalls(v, Plan{Device: device, Local: true}), nil
+	return firewalls(v, p), nil
 }
 
 // Firewalls finds what drops packets on their way from or to the device. It
@@ -51,8 +52,8 @@ func Firewalls(device string) ([]Firewall, error) {
 func (h *Host) Firewalls() ([]Firewall, error) {
 	h.mu.Lock()
 	p := h.plan
+	v, err := lookAs(p, h.device, h.rec)
 	h.mu.Unlock()
-	v, err := look()
 	if err != nil {
 		return nil, err
 	}

@@ -117,7 +117,7 @@ func TestIptablesAreOpenedAndClosed(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, again.Firewalls)
 
-			_, err = h.Close()
+			err = h.Close()
 			require.NoError(t, err)
 			shut()
 			require.Equal(t, before, saved(t, c.suffix))
@@ -146,7 +146,7 @@ func TestOpenFirewallsAreLeftAlone(t *testing.T) {
 	require.Empty(t, mustFirewalls(t))
 	h, shut := start(t, openPlan())
 	require.Equal(t, before, saved(t, "-nft"))
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 	require.Equal(t, before, saved(t, "-nft"))
@@ -180,7 +180,7 @@ func TestWatchOpensWhatComesLater(t *testing.T) {
 	require.NotContains(t, strings.Join(saved(t, "-nft"), "\n"), "natless")
 	require.NoError(t, open.Update(openPlan()))
 	require.Empty(t, mustFirewalls(t))
-	_, err := open.Close()
+	err := open.Close()
 	require.NoError(t, err)
 }
 
@@ -191,7 +191,7 @@ func TestWatchTellsOfFirewalls(t *testing.T) {
 	w := watch(t, h)
 	nft(t, `table inet mine { chain fw { type filter hook forward priority 0; policy drop; }; }`)
 	w.says(t, Blocked, "a firewall drops forwarded packets (inet mine fw)")
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 }
 
@@ -204,7 +204,7 @@ func TestFirewallsThatAreGone(t *testing.T) {
 	shell(t, "I=iptables-nft\n"+dockerRules)
 	h, shut := start(t, openPlan())
 	nft(t, "delete table ip filter")
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 	require.Empty(t, difference(before, snapshot(t)))
@@ -221,7 +221,7 @@ func TestNextRunClosesWhatAKilledRunOpened(t *testing.T) {
 	h, shut = start(t, testPlan())
 	defer shut()
 	require.Equal(t, before, saved(t, "-nft"))
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 }
 
@@ -236,7 +236,7 @@ func TestOwnRulesetsAreOnlyNamed(t *testing.T) {
 	require.Len(t, mustFirewalls(t), 1)
 	nft(t, strings.TrimSuffix(strings.TrimPrefix(mustFirewalls(t)[0].Opens, "nft '"), "'"))
 	require.Empty(t, mustFirewalls(t))
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 }
 
@@ -254,7 +254,7 @@ func TestFirewallsThatCannotBeOpened(t *testing.T) {
 	index, shut := openTUN(t, "natless0", false)
 	require.ErrorContains(t, h.Attach(index), "open iptables DOCKER-USER: iptables -I DOCKER-USER -i natless0 -j ACCEPT && "+
 		"iptables -I DOCKER-USER -o natless0 -j ACCEPT: the rules are in place, and packets are still dropped before them")
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 	shut()
 	shell(t, "iptables-nft -D FORWARD -j DROP")
@@ -268,7 +268,7 @@ func TestFirewallsThatCannotBeOpened(t *testing.T) {
 	require.NoError(t, err)
 	index, shut = openTUN(t, "natless0", false)
 	require.ErrorContains(t, h.Attach(index), "exit status 4: not today")
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 	shut()
 	t.Setenv("PATH", strings.TrimPrefix(os.Getenv("PATH"), bin+":"))
@@ -318,7 +318,7 @@ func TestUFWIsOpenedAndClosed(t *testing.T) {
 	require.Contains(t, shell(t, "ufw show added"), "ufw route allow out on natless0\n", "the administrator's own rule")
 	shell(t, "ufw reload; ufw status")
 	require.Empty(t, mustFirewalls(t))
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 	require.Equal(t, before, saved(t, ""))
@@ -358,7 +358,7 @@ func TestFirewalldIsOpenedAndClosed(t *testing.T) {
 	h, shut := start(t, openPlan())
 	require.Empty(t, mustFirewalls(t))
 	require.Equal(t, "trusted\n", shell(t, "firewall-cmd --get-zone-of-interface=natless0"))
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 	require.ElementsMatch(t, strings.Split(before, "\n"), strings.Split(nft(t, "list table inet firewalld"), "\n"))

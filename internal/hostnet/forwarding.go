@@ -4,6 +4,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // forwardingPlan is how packets get from link to link.
@@ -13,6 +15,7 @@ type forwardingPlan struct {
 	// Links that forward only because natless made them: the table keeps them
 	// from forwarding what is not natless's.
 	opened4, opened6 map[int]bool
+	raised6          bool // all links forward IPv6 only because natless made them
 }
 
 // forwarding switches forwarding on where packets come in that natless has to
@@ -25,7 +28,10 @@ func (h *Host) forwarding(v *view) forwardingPlan {
 		f.device = append(f.device, h.want(v, s)...)
 	}
 	clients := v.these(v.clientLinks(h.plan, h.device))
-	links := slices.Concat(h.forwarding4(v, f.opened4), h.forwarding6(v, clients, f.opened6), announcing(clients))
+	links := append(deaf(v.deafLinks(h.plan, clients)), announcing(clients)...)
+	if !h.resting {
+		links = slices.Concat(links, h.forwarding4(v, f.opened4), h.forwarding6(v, clients, &f))
+	}
 	for _, s := range links {
 		f.links = append(f.links, h.want(v, s)...)
 	}
@@ -43,9 +49,10 @@ func (h *Host) forwarding4(v *view, opened map[int]bool) (list []setting) {
 	return list
 }
 
-func (h *Host) forwarding6(v *view, clients []link, opened map[int]bool) (list []setting) {
+func (h *Host) forwarding6(v *view, clients []link, f *forwardingPlan) (list []setting) {
 	all, _ := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding))
 	if h.raises(all) {
+		f.raised6 = true
 		return h.globalForwarding(v)
 	}
 	if all == yes {
@@ -54,9 +61,30 @@ func (h *Host) forwarding6(v *view, clients []link, opened map[int]bool) (list [
 	for _, l := range clients {
 		s := setting{Family: "ipv6", Index: l.index, Key: keyForceForwarding, Set: yes}
 		list = append(list, s)
-		opened[l.index] = h.opens(v, s)
+		f.opened6[l.index] = h.opens(v, s)
 	}
 	return append(list, setting{Family: "ipv6", Index: h.device, Key: keyForceForwarding, Set: yes})
+}
+
+// deafLinks are the links to clients that need not hear a router: none is there,
+// and a container that says it is one would become that of the host
+// (CVE-2020-13401).
+func (v *view) deafLinks(p Plan, clients []link) []link {
+	if p.Local {
+		return v.these(v.clients)
+	}
+	return slices.DeleteFunc(slices.Clone(clients), func(l link) bool { return !v.clients[l.index] })
+}
+
+// deaf has links hear neither router advertisements nor redirects.
+func deaf(links []link) (list []setting) {
+	for _, l := range links {
+		for _, key := range []string{keyAcceptRA, keyAutoconf, keyAcceptRedirects} {
+			list = append(list, setting{Family: "ipv6", Index: l.index, Key: key, Set: no})
+		}
+		list = append(list, setting{Family: "ipv4", Index: l.index, Key: keyAcceptRedirects, Set: no})
+	}
+	return list
 }
 
 // announcing has bridges of clients tell of a new MAC address. A bridge that was
@@ -85,16 +113,16 @@ func (v *view) ipv4Links(device int) map[int]bool {
 	return v.linksOf(v.routes, device, func(r route) bool { return r.leadsTo() && r.dst.Addr().Is4() })
 }
 
-// clientLinks are those that clients may be behind: with Local any that leads
-// somewhere, else those that lead to clients. Uplinks are not among them; no
-// client is let in from there.
+// clientLinks are those that clients may be behind: with Local links to clients
+// that lead somewhere, and those that lead to the clients that are named, which
+// may be uplinks too.
 func (v *view) clientLinks(p Plan, device int) map[int]bool {
-	routes := v.routes
-	if !p.Local {
-		routes = v.towards(p.Clients)
+	links := v.linksOf(v.towards(p.Clients), device, route.leadsTo6)
+	if p.Local {
+		maps.Copy(links, v.linksOf(v.routes, device, func(r route) bool {
+			return r.leadsTo6() && !slices.ContainsFunc(r.links, func(i int) bool { return !v.clients[i] })
+		}))
 	}
-	links := v.linksOf(routes, device, route.leadsTo6)
-	maps.DeleteFunc(links, func(i int, _ bool) bool { return v.uplinks[i] })
 	return links
 }
 
@@ -115,22 +143,33 @@ func (v *view) linksOf(routes []route, device int, such func(route) bool) map[in
 	return links
 }
 
-// towards lists the routes that packets to any part of the prefixes may take:
-// those inside a prefix, and the longest around it in each table.
-func (v *view) towards(prefixes []netip.Prefix) []route {
-	var list []route
-	for _, p := range prefixes {
-		around := map[int]int{}
-		for _, r := range v.routes {
-			if r.leadsTo() && covers(r.dst, p) {
-				around[r.table] = max(around[r.table], r.dst.Bits())
+// towards lists the routes that packets to any part of the prefixes, which are
+// sorted and apart, may take: those inside a prefix, and the longest around it
+// in each table.
+func (v *view) towards(prefixes []netip.Prefix) (list []route) {
+	type place struct{ prefix, table int }
+	around := map[place][]route{}
+	for _, r := range v.routes {
+		from, to := overlapping(prefixes, r.dst)
+		if !r.leadsTo() || from == to {
+			continue
+		}
+		if covers(prefixes[from], r.dst) {
+			list = append(list, r)
+			continue
+		}
+		for i := from; i < to; i++ {
+			at := place{i, r.table}
+			switch longest := around[at]; {
+			case len(longest) == 0 || r.dst.Bits() > longest[0].dst.Bits():
+				around[at] = []route{r}
+			case r.dst.Bits() == longest[0].dst.Bits():
+				around[at] = append(longest, r)
 			}
 		}
-		for _, r := range v.routes {
-			if r.leadsTo() && r.dst.Overlaps(p) && (r.dst.Bits() >= p.Bits() || r.dst.Bits() == around[r.table]) {
-				list = append(list, r)
-			}
-		}
+	}
+	for _, longest := range around {
+		list = append(list, longest...)
 	}
 	return list
 }
@@ -167,17 +206,29 @@ func hasForceForwarding() bool {
 	return ok
 }
 
-// globalForwarding first lets the links that hear router advertisements go on
-// hearing them while forwarding, then raises it. What was 0 stays 0.
+// globalForwarding raises forwarding for all links. A host that forwards does
+// not hear router advertisements any more, so links that give it its own default
+// route by them are first told to go on. What was 0 stays 0.
 func (h *Host) globalForwarding(v *view) []setting {
 	var list []setting
 	for _, l := range v.sorted() {
-		if l.loopback || l.index == h.device {
+		if l.loopback || l.index == h.device || v.clients[l.index] {
 			continue
 		}
-		if now, _ := readSysctl(sysctlPath("ipv6", l.name, keyAcceptRA)); now == acceptRA {
-			list = append(list, setting{Family: "ipv6", Index: l.index, Key: keyAcceptRA, Set: acceptRAForwarding})
+		s := setting{Family: "ipv6", Index: l.index, Key: keyAcceptRA, Set: acceptRAForwarding}
+		now, _ := readSysctl(sysctlPath("ipv6", l.name, keyAcceptRA))
+		i := h.rec.find(s)
+		if now == acceptRA && v.hearsRouter(l.index) || i >= 0 && h.rec.Settings[i].Set == s.Set { // once told, until the end
+			list = append(list, s)
 		}
 	}
 	return append(list, setting{Family: "ipv6", Key: keyForwarding, Set: yes})
+}
+
+// hearsRouter tells whether a default route by router advertisement stands on
+// the link.
+func (v *view) hearsRouter(index int) bool {
+	return slices.ContainsFunc(v.routes, func(r route) bool {
+		return r.isDefault() && r.dst.Addr().Is6() && r.protocol == unix.RTPROT_RA && slices.Contains(r.links, index)
+	})
 }

@@ -40,7 +40,10 @@ type Plan struct {
 	Inbound    []netip.Prefix // IPv4 destinations open to new connections from uplinks
 
 	Clients []netip.Prefix // IPv6 sources that are permitted
-	Local   bool           // as are the host and what it reaches over links without default route
+	Local   bool           // as are the host and what it reaches over links to clients
+
+	Uplinks     []string // links that lead to others, besides those that carry or carried a default route
+	ClientLinks []string // links that lead to clients, whatever routes they carry
 
 	// Added are both sides of the maps that were added while natless ran: as if
 	// in IPv4 and Inbound, and in Clients. What stands in the way of one keeps
@@ -63,9 +66,15 @@ type Host struct {
 	rec     *record
 	closed  bool
 
-	settled    bool      // all that the plan wants was in place once
-	table      tableSpec // as last installed
-	tablePrint string    // its handles, to see that others changed it
+	settled    bool           // all that the plan wants was in place once
+	wanted     []netip.Prefix // what routes were made for at the last look
+	table      tableSpec      // as last installed
+	tablePrint string         // its handles, to see that others changed it
+	roles      []LinkRole     // at the last look
+	doubtful   []string       // what of them is not known, in words
+	guard      guard
+	resting    bool    // others undo the tables again and again: nothing forwards because of natless
+	claims     *claims // nil where writes of others cannot be seen
 }
 
 // Prepare refuses what cannot work on this host, naming what stands in the
@@ -94,7 +103,10 @@ func prepare(p Plan, l *lock) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}
+	h.guard.set(!p.Manage, "natless has not set up its nftables tables yet")
 	h.aim(p)
+	v.assign(h.plan, v.device(p.Device), rec.Uplinks)
+	rec.remember(v, h.plan, v.device(p.Device))
 	found := deviceConflicts(p, v)
 	if p.Manage {
 		found = append(found, h.basis.excess()...)
@@ -106,7 +118,7 @@ func prepare(p Plan, l *lock) (*Host, error) {
 		return nil, conflictError(found)
 	}
 	if !p.Manage { // nothing will be taken over
-		if _, _, err := undo(rec, false, tableSpec{}); err != nil {
+		if _, err := undo(rec, false, tableSpec{}); err != nil {
 			return nil, err
 		}
 		rec.Was, rec.Settings, rec.Opened = nil, nil, nil
@@ -115,6 +127,8 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err := rec.save(); err != nil {
 		return nil, err
 	}
+	h.roles, h.doubtful, h.claims = v.roles, v.doubts(h.plan), newClaims()
+	h.watchRecorded(v)
 	return h, nil
 }
 
@@ -127,6 +141,17 @@ func (h *Host) aim(p Plan) {
 	added := covering(v4)
 	merged := merge(added, nil) // once: there can be very many
 	h.plan, h.targets = h.basis.with(p, merged, merge(covering(v6), nil)), newTargets(h.basis, added, merged)
+}
+
+// Local lists the IPv6 prefixes that count as "local" at this moment.
+func (h *Host) Local() ([]netip.Prefix, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	v, err := h.look()
+	if err != nil {
+		return nil, err
+	}
+	return v.local(), nil
 }
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
@@ -187,7 +212,7 @@ func (h *Host) update(before *targets) error {
 			return conflictError(found)
 		}
 	}
-	v, err := look()
+	v, err := h.look()
 	if err != nil {
 		return err
 	}
@@ -200,8 +225,11 @@ func (h *Host) update(before *targets) error {
 
 // settle makes every change the plan asks for and stops at the first error.
 func (h *Host) settle() error {
-	v, err := look()
+	v, err := h.look()
 	if err != nil {
+		return err
+	}
+	if _, err := h.yield(v); err != nil {
 		return err
 	}
 	for _, c := range h.changes(v) {
@@ -256,21 +284,23 @@ func (h *Host) changes(v *view) []change {
 // Close undoes all that was done and is still as natless left it. With
 // Plan.Keep, once all was in place, the table and the blackholes stay, so that
 // masqueraded flows outlive a restart and nothing goes astray until then; the
-// next run takes them over. The lines say what stays behind for good, and why.
-func (h *Host) Close() ([]string, error) {
+// next run takes them over.
+func (h *Host) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		return nil, nil
+		return nil
 	}
 	h.closed = true
+	h.guard.set(false, "natless ends")
+	h.claims.close()
 	defer h.lock.release()
 	keep := h.plan.Keep && h.plan.Manage
 	if keep && h.device == missing {
-		return nil, h.rec.removeEmpty() // what an earlier run kept is kept on
+		return h.rec.removeEmpty() // what an earlier run kept is kept on
 	}
-	_, stays, err := undo(h.rec, keep && h.settled, h.table)
-	return stays, err
+	_, err := undo(h.rec, keep && h.settled, h.table)
+	return err
 }
 
 // Down removes everything natless ever made in this network namespace, also
@@ -290,19 +320,17 @@ func Down() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	done, stays, err := undo(rec, false, tableSpec{})
-	return append(done, stays...), err
+	return undo(rec, false, tableSpec{})
 }
 
 // undo takes back, in the reverse order of changes, what the record and the
 // marks of natless's own (route protocol, table name) show. Whatever fails, it
 // goes on with the rest, and keeps the record if anything did. With keep the
-// blackholes stay, and the table but for its guard over links that will not
-// forward any more.
-func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err error) {
+// blackholes stay, and the tables but for their guard over a device that goes.
+func undo(rec *record, keep bool, table tableSpec) (done []string, err error) {
 	v, err := look()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	var errs []error
 	step := func(lines []string, err error) {
@@ -312,11 +340,10 @@ func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err er
 		}
 	}
 	step(undoFirewalls(rec))
-	lines, stays, err := undoSettings(rec, v)
-	step(lines, err)
+	step(undoSettings(rec, v))
 	step(removeRoutes(v, isDeviceRoute))
 	if keep {
-		table.Opened4, table.Opened6 = nil, nil
+		table.Kept = true
 		step(nil, installTable(table))
 	} else {
 		step(removeTable())
@@ -324,9 +351,9 @@ func undo(rec *record, keep bool, table tableSpec) (done, stays []string, err er
 	}
 	step(undoDevice(rec, v))
 	if len(errs) > 0 {
-		return done, stays, errors.Join(errs...)
+		return done, errors.Join(errs...)
 	}
-	return done, stays, rec.remove()
+	return done, rec.leave(keep)
 }
 
 // dumped tells whether the kernel's tables changed under a netlink dump.

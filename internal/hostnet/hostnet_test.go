@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // testPlan is what natless asks for by default, and a map.
@@ -69,9 +70,8 @@ func TestCloseLeavesTheHostAsItWas(t *testing.T) {
 	testHost(t)
 	before := snapshot(t)
 	h, shut := start(t, testPlan())
-	stays, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
-	require.Empty(t, stays)
 	shut()
 	require.Empty(t, difference(before, snapshot(t)))
 	require.NoDirExists(t, runDir)
@@ -103,7 +103,7 @@ func TestStartInterruptedAtAnyStep(t *testing.T) {
 			require.NoError(t, err)
 		},
 		"stopped": func(t *testing.T, h *Host, shut func()) {
-			_, err := h.Close()
+			err := h.Close()
 			require.NoError(t, err)
 			shut()
 		},
@@ -158,7 +158,7 @@ func TestCloseKilledAtAnyStep(t *testing.T) {
 			testHost(t)
 			before := snapshot(t)
 			h, shut := start(t, testPlan())
-			finished = dieBefore(n, func() error { _, err := h.Close(); return err })
+			finished = dieBefore(n, func() error { return h.Close() })
 			kill(h, shut)
 			_, err := Down()
 			require.NoError(t, err)
@@ -180,7 +180,7 @@ func TestSecondInstanceIsRefused(t *testing.T) {
 	_, err = Down()
 	require.ErrorContains(t, err, "stop it first")
 	require.Empty(t, difference(before, snapshot(t)))
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 }
 
@@ -206,7 +206,7 @@ func TestRestartTakesOver(t *testing.T) {
 			for _, r := range routesOfOurs(t) {
 				require.Contains(t, managed(p).targets.merged, r.dst)
 			}
-			_, err := h.Close()
+			err := h.Close()
 			require.NoError(t, err)
 			shut()
 			require.Empty(t, difference(before, snapshot(t)))
@@ -243,7 +243,7 @@ func TestUpdateChangesRoutes(t *testing.T) {
 	p.IPv4 = append(p.IPv4, prefixes("192.0.2.0/28")...)
 	require.ErrorContains(t, h.Update(p), "192.0.2.0/28: overlaps address 192.0.2.2 of uplink")
 	require.Empty(t, difference(good, snapshot(t)))
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 	require.Empty(t, difference(before, snapshot(t)))
@@ -289,7 +289,7 @@ func TestUpdateKeepsTheOthersRouted(t *testing.T) {
 	require.NoError(t, h.Update(few))
 	require.Zero(t, steps, "nothing to do")
 	beforeChange = func(string) {}
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	require.ErrorContains(t, h.Update(p), "about to end")
 }
@@ -307,7 +307,7 @@ func TestAddedMapsKeepNobodyFromStarting(t *testing.T) {
 	err := h.Update(p)
 	require.ErrorIs(t, err, ErrConflict)
 	require.EqualError(t, err, "192.0.2.77/32: overlaps route 192.0.2.0/24 (over uplink, protocol kernel)")
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 
 	p.Added, p.IPv4 = nil, append(p.IPv4, prefixes("192.0.2.2/32")...)
@@ -321,7 +321,7 @@ func TestKeep(t *testing.T) {
 	p := testPlan()
 	p.Keep = true
 	h, shut := start(t, p)
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 	kept := snapshot(t)
@@ -334,12 +334,12 @@ func TestKeep(t *testing.T) {
 	// A start that gets nowhere leaves it so.
 	h, err = Prepare(p)
 	require.NoError(t, err)
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 	require.Empty(t, difference(kept, snapshot(t)))
 
 	h, shut = start(t, p)
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 	shut()
 	require.Empty(t, difference(kept, snapshot(t)))
@@ -368,7 +368,7 @@ func TestOperatorsDeviceIsPutBack(t *testing.T) {
 			before := snapshot(t)
 			for _, end := range []func(h *Host, shut func()){
 				func(h *Host, shut func()) {
-					_, err := h.Close()
+					err := h.Close()
 					require.NoError(t, err)
 					shut()
 				},
@@ -409,7 +409,7 @@ func TestUnmanagedTouchesTheDeviceOnly(t *testing.T) {
 		}
 	}
 	require.Equal(t, 1400, h.MTU())
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 	require.Empty(t, difference(before, snapshot(t)))
@@ -423,50 +423,72 @@ func olderKernel(t *testing.T) {
 	t.Cleanup(func() { keyForceForwarding = key })
 }
 
+// Where IPv6 forwarding is raised for all links, those alone go on hearing
+// routers that have their default route from one, and all is taken back.
 func TestGlobalForwarding(t *testing.T) {
 	olderKernel(t)
 	testHost(t)
-	require.NoError(t, writeSysctl(sysctlPath("ipv6", "clients", keyAcceptRA), "0"))
+	addLink(t, "modem", "2001:db8:fe::2/64")
+	addLink(t, "forwards", "2001:db8:fd::2/64")
+	require.NoError(t, writeSysctl(sysctlPath("ipv6", "forwards", keyForwarding), yes))
+	byAdvertisement(t, "modem")
+	calm(t)
 	before := snapshot(t)
-	r, err := Check(testPlan())
+	p := testPlan()
+	p.Uplinks = []string{"modem"}
+	r, err := Check(p)
 	require.NoError(t, err)
-	require.Contains(t, r.String(), "it would be raised for all, and stay so on exit")
-	h, shut := start(t, testPlan())
-	value := func(link, key string) string {
-		v, _ := readSysctl(sysctlPath("ipv6", link, key))
-		return v
+	require.Contains(t, r.String(), "be lowered on exit")
+	for name, end := range map[string]func(h *Host, shut func()){
+		"stopped": func(h *Host, shut func()) { require.NoError(t, h.Close()); shut() },
+		"killed": func(h *Host, shut func()) {
+			kill(h, shut)
+			_, err := Down()
+			require.NoError(t, err)
+		},
+	} {
+		h, shut := start(t, p)
+		value := func(link, key string) string {
+			v, _ := readSysctl(sysctlPath("ipv6", link, key))
+			return v
+		}
+		require.Equal(t, "1", value("all", keyForwarding))
+		require.Equal(t, "2", value("modem", keyAcceptRA))
+		require.Equal(t, "1", value("uplink", keyAcceptRA), "its default route is not by advertisement")
+		require.Equal(t, "0", value("clients", keyAcceptRA))
+		require.NoError(t, netlink.RouteDel(advertised(t, "modem")))
+		require.NoError(t, h.settle())
+		require.Equal(t, "2", value("modem", keyAcceptRA), "a router that is quiet for a while")
+		byAdvertisement(t, "modem")
+		end(h, shut)
+		calm(t)
+		require.Empty(t, difference(before, snapshot(t)), name)
 	}
-	require.Equal(t, "1", value("all", keyForwarding))
-	require.Equal(t, "2", value("uplink", keyAcceptRA))
-	require.Equal(t, "0", value("clients", keyAcceptRA))
+}
 
-	w := watch(t, h)
-	addLink(t, "later", "2001:db8:2::1/64")
-	w.says(t, Followed, "net.ipv6.conf.later.accept_ra = 2")
-	require.NoError(t, netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "later"}}))
-	stays, err := h.Close()
-	require.NoError(t, err)
-	require.Len(t, stays, 1)
-	require.Contains(t, stays[0], "net.ipv6.conf.all.forwarding stays 1")
-	shut()
-	for _, l := range strings.Split(strings.TrimSpace(difference(before, snapshot(t))), "\n") {
-		require.True(t, strings.Contains(l, "forwarding = ") && strings.Contains(l, "ipv6") || strings.Contains(l, "accept_ra = ") ||
-			strings.Contains(l, "ff01::") || strings.Contains(l, "type 4"), l)
-	}
+// byAdvertisement gives a link the route that a router's advertisement would.
+func byAdvertisement(t *testing.T, link string) {
+	t.Helper()
+	require.NoError(t, netlink.RouteAdd(advertised(t, link)))
+}
 
-	// The next run finds forwarding on and has nothing to say of it.
-	h, shut = start(t, testPlan())
-	stays, err = h.Close()
-	require.NoError(t, err)
-	require.Empty(t, stays)
-	shut()
+func advertised(t *testing.T, link string) *netlink.Route {
+	t.Helper()
+	r := testRoute(t, "::/0", link, "fe80::1")
+	r.Protocol, r.Priority = unix.RTPROT_RA, 4096
+	return r
 }
 
 func TestGlobalForwardingKilledBeforeItWasRaised(t *testing.T) {
 	olderKernel(t)
 	testHost(t)
+	addLink(t, "modem", "2001:db8:fe::2/64")
+	byAdvertisement(t, "modem")
+	calm(t)
 	before := snapshot(t)
-	h, err := Prepare(testPlan())
+	p := testPlan()
+	p.Uplinks = []string{"modem"}
+	h, err := Prepare(p)
 	require.NoError(t, err)
 	index, shut := openTUN(t, "natless0", false)
 	raising := "set net.ipv6.conf.all.forwarding = 1"
@@ -521,7 +543,7 @@ func TestNoRecordNoChange(t *testing.T) {
 	require.ErrorContains(t, h.Attach(index), "writing down what natless changes")
 	require.Empty(t, difference(device, snapshot(t)))
 	h.rec.path = path
-	_, err = h.Close()
+	err = h.Close()
 	require.NoError(t, err)
 	shut()
 }

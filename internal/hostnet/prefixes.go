@@ -108,7 +108,8 @@ func (p Plan) equal(other Plan) bool {
 			return false
 		}
 	}
-	return p.Local == other.Local && p.Open == other.Open
+	return p.Local == other.Local && p.Open == other.Open &&
+		slices.Equal(p.Uplinks, other.Uplinks) && slices.Equal(p.ClientLinks, other.ClientLinks)
 }
 
 // with is the merged plan, with what was added, merged too.

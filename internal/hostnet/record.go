@@ -25,6 +25,7 @@ type record struct {
 	Was      *deviceState `json:"device_was,omitempty"`
 	Settings []setting    `json:"sysctls,omitempty"`
 	Opened   []opening    `json:"opened,omitempty"` // in firewalls of others
+	Uplinks  []uplinkSeen `json:"uplinks,omitempty"`
 
 	path string
 }
@@ -91,10 +92,20 @@ func (r *record) remove() error {
 
 // removeEmpty removes a record that nothing was written to yet.
 func (r *record) removeEmpty() error {
-	if r.Was == nil && len(r.Settings) == 0 && len(r.Opened) == 0 {
+	if r.Was == nil && len(r.Settings) == 0 && len(r.Opened) == 0 && len(r.Uplinks) == 0 {
 		return r.remove()
 	}
 	return nil
+}
+
+// leave is what undoing ends with: what is to be kept is which links are
+// uplinks.
+func (r *record) leave(keep bool) error {
+	if !keep || len(r.Uplinks) == 0 {
+		return r.remove()
+	}
+	r.Was, r.Settings, r.Opened = nil, nil, nil
+	return r.save()
 }
 
 func recordPath(key string) string { return filepath.Join(runDir, "host-"+key+".json") }

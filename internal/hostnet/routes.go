@@ -40,7 +40,8 @@ type routeSet struct{ device, blackholes []change }
 // routeChanges lists which of natless's routes to drop and to add. Old ones
 // lead to another device of the name.
 func (h *Host) routeChanges(v *view) (old []change, drop, add routeSet) {
-	wanted := h.targets.routed(v)
+	wanted, before := h.targets.routed(v), h.wanted
+	h.wanted = wanted
 	onDevice, blackholed := map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
 	for _, r := range v.routes {
 		if !isOurs(r) {
@@ -63,19 +64,21 @@ func (h *Host) routeChanges(v *view) (old []change, drop, add routeSet) {
 	}
 	for _, p := range wanted {
 		if !blackholed[p] {
-			add.blackholes = append(add.blackholes, h.routeAdd(p, 0, fmt.Sprintf("add blackhole route %s metric %d", p, metricBlackhole)))
+			add.blackholes = append(add.blackholes, h.routeAdd(p, 0, before, fmt.Sprintf("add blackhole route %s metric %d", p, metricBlackhole)))
 		}
 		if !onDevice[p] {
 			text := fmt.Sprintf("add route %s dev %s metric %d", p, h.plan.Device, metricDevice)
-			add.device = append(add.device, h.routeAdd(p, h.device, text))
+			add.device = append(add.device, h.routeAdd(p, h.device, before, text))
 		}
 	}
 	return old, drop, add
 }
 
 // routeAdd never replaces: a route of the same prefix and metric is another's.
-func (h *Host) routeAdd(p netip.Prefix, device int, text string) change {
-	return change{key: text, text: text, again: h.settled, do: func() error {
+// Others removed it if it was wanted before too.
+func (h *Host) routeAdd(p netip.Prefix, device int, before []netip.Prefix, text string) change {
+	_, again := slices.BinarySearchFunc(before, p, comparePrefix)
+	return change{key: text, text: text, again: h.settled && again, do: func() error {
 		r := newNetlinkRoute(p, device)
 		err := netlink.RouteAdd(r)
 		if errors.Is(err, unix.EEXIST) {

@@ -40,13 +40,16 @@ type setting struct {
 	Key    string `json:"key"`
 	Was    string `json:"was"`
 	Set    string `json:"set"`
-	AllWas string `json:"all_was"` // the same key of conf/all: when that changes, it changes all links
+	AllWas string `json:"all_was"`        // the same key of conf/all: when that changes, it changes all links
+	Kept   []int  `json:"kept,omitempty"` // of one for all links: those that had it before
 }
 
 // the settings natless may change.
 const (
 	keyForwarding      = "forwarding"
 	keyAcceptRA        = "accept_ra"
+	keyAutoconf        = "autoconf"
+	keyAcceptRedirects = "accept_redirects"
 	keyDisableIPv6     = "disable_ipv6"
 	keySendRedirects   = "send_redirects"
 	keyNDISCNotify     = "ndisc_notify"
@@ -61,8 +64,20 @@ const (
 )
 
 // keyForceForwarding lets IPv6 packets in from one link be forwarded, since
-// Linux 6.17. A variable, so that tests see natless without it.
-var keyForceForwarding = "force_forwarding"
+// Linux 6.17. A variable, so that tests see natless without it: those that run
+// the binary by its environment.
+var keyForceForwarding = forceForwarding(os.Getenv(olderKernelEnv))
+
+// olderKernelEnv, set to anything, has natless do without force_forwarding. For
+// tests alone; it opens nothing.
+const olderKernelEnv = "NATLESS_TEST_OLDER_KERNEL"
+
+func forceForwarding(older string) string {
+	if older != "" {
+		return "no_such_setting"
+	}
+	return "force_forwarding"
+}
 
 // name is that of the setting's link at present, or false when it is gone.
 func (s setting) name(v *view) (string, bool) {
@@ -96,18 +111,25 @@ func (h *Host) want(v *view, s setting) []change {
 		return nil
 	}
 	path := sysctlPath(s.Family, name, s.Key)
-	text := s.text(name, s.Set)
-	return []change{{key: text, text: "set " + text, again: h.rec.find(s) >= 0, do: func() error {
+	return []change{{key: s.id(), text: "set " + s.text(name, s.Set), again: h.rec.find(s) >= 0, do: func() error {
 		if err := h.note(v, s, now); err != nil {
 			return err
 		}
+		h.claims.ignore(s)
 		err := writeSysctl(path, s.Set)
 		if errors.Is(err, fs.ErrNotExist) && s.Index != 0 {
 			return nil // the link went, or this kernel has no such setting
 		}
+		if err == nil && s.Index != h.device {
+			h.claims.watch(s, path)
+		}
 		return err
 	}}}
 }
+
+// id tells one setting from the others. A link that comes under the name of one
+// that went is another.
+func (s setting) id() string { return fmt.Sprintf("sysctl %s %d %s", s.Family, s.Index, s.Key) }
 
 // note writes down what a setting was. What was noted before stays: a setting
 // put back is still the one that was found at first.
@@ -119,12 +141,26 @@ func (h *Host) note(v *view, s setting, now string) error {
 	s.Was = now
 	s.AllWas, _ = readSysctl(sysctlPath(s.Family, allLinks, s.Key))
 	if i := h.rec.find(s); i >= 0 {
-		s.Was, s.AllWas = h.rec.Settings[i].Was, h.rec.Settings[i].AllWas
+		old := h.rec.Settings[i]
+		s.Was, s.AllWas, s.Kept = old.Was, old.AllWas, old.Kept
 		h.rec.Settings[i] = s
 	} else {
+		if s.Index == 0 {
+			s.Kept = s.had(v)
+		}
 		h.rec.Settings = append(h.rec.Settings, s)
 	}
 	return h.rec.save()
+}
+
+// had lists the links that have the setting's value before all links get it.
+func (s setting) had(v *view) (links []int) {
+	for _, l := range v.sorted() {
+		if now, _ := readSysctl(sysctlPath(s.Family, l.name, s.Key)); now == s.Set {
+			links = append(links, l.index)
+		}
+	}
+	return links
 }
 
 // unwanted are the changes that take back settings which the plan no longer
@@ -132,7 +168,7 @@ func (h *Host) note(v *view, s setting, now string) error {
 func (h *Host) unwanted(v *view, wanted []setting) []change {
 	var list []change
 	for _, s := range h.rec.Settings {
-		if slices.ContainsFunc(wanted, s.same) || s.stays() {
+		if slices.ContainsFunc(wanted, s.same) {
 			continue
 		}
 		name, ok := s.name(v)
@@ -140,7 +176,8 @@ func (h *Host) unwanted(v *view, wanted []setting) []change {
 			continue // nothing to do; the record forgets it on exit
 		}
 		text := s.text(name, s.Was)
-		list = append(list, change{key: text, text: "set back " + text, do: func() error {
+		list = append(list, change{key: s.id(), text: "set back " + text, do: func() error {
+			h.claims.ignore(s)
 			_, err := h.rec.takeBack(s, v)
 			return err
 		}})
@@ -148,24 +185,23 @@ func (h *Host) unwanted(v *view, wanted []setting) []change {
 	return list
 }
 
-// stays tells whether a setting belongs to raising global IPv6 forwarding,
-// which is not taken back: others may rely on it by then, and lowering it
-// changes every link.
-func (s setting) stays() bool {
-	return s.Family == "ipv6" && (s.Key == keyAcceptRA || s.Key == keyForwarding)
-}
-
 // takeBack gives a setting its old value if it is still as natless set it and
-// nobody has meanwhile set all links alike, and strikes it off the record.
+// nobody has meanwhile set all links alike, and strikes it off the record. What
+// was lowered for all links is raised again for those that had it before.
 func (r *record) takeBack(s setting, v *view) (line string, err error) {
 	beforeChange("set back " + s.Key)
 	name, ok := s.name(v)
 	path := sysctlPath(s.Family, name, s.Key)
 	now, _ := readSysctl(path)
 	all, _ := readSysctl(sysctlPath(s.Family, allLinks, s.Key))
-	if ok && now == s.Set && all == s.AllWas {
+	if ok && now == s.Set && (s.Index == 0 || all == s.AllWas) {
 		if err := writeSysctl(path, s.Was); err != nil {
 			return "", fmt.Errorf("setting back %s: %w", s.text(name, s.Was), err)
+		}
+		for _, i := range s.Kept {
+			if l, there := v.links[i]; there {
+				_ = writeSysctl(sysctlPath(s.Family, l.name, s.Key), s.Set) // or it went
+			}
 		}
 		line = "set back " + s.text(name, s.Was)
 	}
@@ -173,20 +209,10 @@ func (r *record) takeBack(s setting, v *view) (line string, err error) {
 	return line, r.save()
 }
 
-// undoSettings takes back all settings of the record, the newest first. Global
-// IPv6 forwarding and the accept_ra that goes with it stay, in force and said
-// so; where a killed natless did not get to raise it, accept_ra goes back.
-func undoSettings(rec *record, v *view) (done, stays []string, err error) {
+// undoSettings takes back all settings of the record, the newest first.
+func undoSettings(rec *record, v *view) (done []string, err error) {
 	var errs []error
-	global, _ := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding))
 	for _, s := range slices.Backward(slices.Clone(rec.Settings)) {
-		if s.stays() && global == yes {
-			if s.Index == 0 {
-				stays = append(stays, "net.ipv6.conf.all.forwarding stays 1, and accept_ra 2 with it: "+
-					"natless raised it and others may rely on it now")
-			}
-			continue
-		}
 		line, err := rec.takeBack(s, v)
 		if err != nil {
 			errs = append(errs, err)
@@ -195,5 +221,5 @@ func undoSettings(rec *record, v *view) (done, stays []string, err error) {
 			done = append(done, line)
 		}
 	}
-	return done, stays, errors.Join(errs...)
+	return done, errors.Join(errs...)
 }

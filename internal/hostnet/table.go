@@ -8,7 +8,6 @@ import (
 	"os"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -28,11 +27,15 @@ const ownTable = "natless"
 // tableSpec is all that the tables' text depends on.
 type tableSpec struct {
 	Device              string
+	Index               int // of the device
 	Masquerade, Inbound []netip.Prefix
-	Stateful            bool     // some IPv4 prefix is open to answers only
-	Uplinks             []string // links with a default route
-	Opened4, Opened6    []string // links that forward only because natless made them
-	Foreign6            bool     // another program may masquerade IPv6
+	Stateful            bool           // some IPv4 prefix is open to answers only
+	Links               []linkRef      // those to clients, and the device
+	Named               []netip.Prefix // IPv6 clients, wherever they are
+	Opened4, Opened6    []linkRef      // links that forward only because natless made them
+	Raised6             []linkRef      // all links, where all forward IPv6 only because natless made them
+	Foreign6            bool           // another program may masquerade IPv6
+	Kept                bool           // there is no device: only flows are to outlive a restart
 }
 
 // ruleSpec is one rule, in words as nft has them and as the kernel takes it.
@@ -68,7 +71,8 @@ const (
 )
 
 const (
-	setUplinks   = "uplinks"
+	setLinks     = "links"
+	setNamed     = "named"
 	setOpened    = "opened"
 	setWithin    = "within"
 	setReachable = "reachable"
@@ -81,10 +85,15 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Device:     h.plan.Device,
 		Masquerade: covering(h.plan.Masquerade),
 		Inbound:    covering(h.plan.Inbound),
-		Uplinks:    without(v.names(v.uplinks), h.plan.Device),
-		Opened4:    v.names(f.opened4),
-		Opened6:    v.names(f.opened6),
+		Index:      h.device,
+		Links:      append(v.refs(v.clients), linkRef{h.device, h.plan.Device}),
+		Named:      covering(h.plan.Clients),
+		Opened4:    v.refs(f.opened4),
+		Opened6:    v.refs(f.opened6),
 		Foreign6:   foreignNAT6(),
+	}
+	if f.raised6 {
+		s.Raised6 = v.all()
 	}
 	for _, p := range h.plan.IPv4 {
 		s.Stateful = s.Stateful || p.IsValid() && !contained(s.Inbound, p)
@@ -92,26 +101,30 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 	return s
 }
 
-func without(names []string, name string) []string {
-	return slices.DeleteFunc(names, func(n string) bool { return n == name })
+func (s tableSpec) tables() []familyTable {
+	list := []familyTable{s.ipv4(), s.ipv6()}
+	if !s.Kept {
+		return list
+	}
+	for i := range list {
+		list[i].forward = nil
+		list[i].sets = slices.DeleteFunc(list[i].sets, func(set setSpec) bool { return set.name != setPools })
+	}
+	return slices.DeleteFunc(list, func(t familyTable) bool { return len(t.postrouting) == 0 })
 }
-
-func (s tableSpec) tables() []familyTable { return []familyTable{s.ipv4(), s.ipv6()} }
 
 func (s tableSpec) ipv4() familyTable {
 	t := familyTable{family: nftables.TableFamilyIPv4}
-	t.guard(s.Opened4, s.Device)
-	if len(s.Uplinks) > 0 {
-		t.addLinks(setUplinks, s.Uplinks)
-		if s.Stateful {
-			t.addForward("ct state established,related accept", established(), verdict(expr.VerdictAccept))
-		}
-		if len(s.Inbound) > 0 {
-			t.addPrefixes(setInbound, s.Inbound)
-			t.addForward("ip daddr @inbound accept", address4(destination, setInbound), verdict(expr.VerdictAccept))
-		}
-		t.addForward("iifname @uplinks drop", in(setUplinks), verdict(expr.VerdictDrop))
+	t.guard(s, s.Opened4, nil)
+	t.addLinks(setLinks, s.Links)
+	if s.Stateful {
+		t.addForward("ct state established,related accept", established(), verdict(expr.VerdictAccept))
 	}
+	if len(s.Inbound) > 0 {
+		t.addPrefixes(setInbound, s.Inbound)
+		t.addForward("ip daddr @inbound accept", address4(destination, setInbound), verdict(expr.VerdictAccept))
+	}
+	t.addForward("iif != @links drop", notIn(setLinks), verdict(expr.VerdictDrop))
 	if len(s.Masquerade) > 0 {
 		// Pool addresses on their way out of the host.
 		t.addPrefixes(setPools, s.Masquerade)
@@ -125,10 +138,13 @@ func (s tableSpec) ipv4() familyTable {
 
 func (s tableSpec) ipv6() familyTable {
 	t := familyTable{family: nftables.TableFamilyIPv6}
-	t.guard(s.Opened6, s.Device)
-	if len(s.Uplinks) > 0 {
-		t.addLinks(setUplinks, s.Uplinks)
-		t.addForward("iifname @uplinks drop", in(setUplinks), verdict(expr.VerdictDrop))
+	t.guard(s, s.Opened6, s.Raised6)
+	t.addLinks(setLinks, s.Links)
+	if len(s.Named) > 0 {
+		t.addPrefixes(setNamed, s.Named)
+		t.addForward("iif != @links ip6 saddr != @named drop", notIn(setLinks), notFrom6(setNamed), verdict(expr.VerdictDrop))
+	} else {
+		t.addForward("iif != @links drop", notIn(setLinks), verdict(expr.VerdictDrop))
 	}
 	t.addReversePath()
 	if s.Foreign6 {
@@ -161,43 +177,8 @@ func foreignNAT6() bool {
 	})
 }
 
-// guard is how the forward chain begins: links that forward only because
-// natless made them pass nothing else, and what does not go to the device is
-// none of the later rules' business. An accept ends only this chain: other
-// tables still have their say.
-func (t *familyTable) guard(opened []string, device string) {
-	elsewhere := notOut(device)
-	if len(opened) > 0 {
-		t.addLinks(setOpened, opened)
-		t.addPairs(setWithin, opened)
-		t.addForward(fmt.Sprintf("iifname @opened oifname != %q iifname . oifname != @within drop", device),
-			in(setOpened), elsewhere, notWithin(), verdict(expr.VerdictDrop))
-	}
-	t.addForward(fmt.Sprintf("oifname != %q accept", device), elsewhere, verdict(expr.VerdictAccept))
-}
-
 func (t *familyTable) addForward(text string, parts ...[]expr.Any) {
 	t.forward = append(t.forward, ruleSpec{text, slices.Concat(parts...)})
-}
-
-func (t *familyTable) addLinks(name string, links []string) {
-	set := setSpec{name: name, typ: nftables.TypeIFName, items: quoted(links)}
-	for _, n := range links {
-		set.elements = append(set.elements, nftables.SetElement{Key: ifname(n)})
-	}
-	t.sets = append(t.sets, set)
-}
-
-// addPairs is a set of each link with itself.
-func (t *familyTable) addPairs(name string, links []string) {
-	set := setSpec{name: name, typ: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName)}
-	var pairs []string
-	for _, n := range links {
-		set.elements = append(set.elements, nftables.SetElement{Key: append(ifname(n), ifname(n)...)})
-		pairs = append(pairs, fmt.Sprintf("%q . %q", n, n))
-	}
-	set.items = strings.Join(pairs, ", ")
-	t.sets = append(t.sets, set)
 }
 
 // addReversePath drops what pretends to be from elsewhere. To look up the route
@@ -215,8 +196,12 @@ func (t *familyTable) addReversePath() {
 }
 
 func (t *familyTable) addPrefixes(name string, prefixes []netip.Prefix) {
+	typ := nftables.TypeIPAddr
+	if prefixes[0].Addr().Is6() {
+		typ = nftables.TypeIP6Addr
+	}
 	t.sets = append(t.sets, setSpec{
-		name: name, typ: nftables.TypeIPAddr, interval: true,
+		name: name, typ: typ, interval: true,
 		items: joined(prefixes), elements: intervals(prefixes),
 	})
 }
@@ -272,25 +257,19 @@ func (s setSpec) String() string {
 // installed, or do because others changed them.
 func (h *Host) tableChanges(v *view, f forwardingPlan) []change {
 	spec := h.tableSpec(v, f)
-	same := h.tablePrint != "" && reflect.DeepEqual(spec, h.table)
-	if same {
-		if now, _, err := tablePrint(); err == nil && now == h.tablePrint {
-			return nil
-		}
+	same := h.table.Device != "" && reflect.DeepEqual(spec, h.table)
+	if h.guard.verify(h.tablePrint) && same {
+		return nil
 	}
-	text := spec.String()
-	return []change{{key: text, text: "replace " + text, again: same, do: func() error {
-		if err := installTable(spec); err != nil {
-			return err
-		}
-		print, parts, err := tablePrint()
-		if parts != spec.parts() {
-			print = "" // others were quick: the next look replaces the tables again
-		}
-		h.table, h.tablePrint = spec, print
+	return []change{{key: tablesKey, text: "replace " + spec.String(), again: same, do: func() (err error) {
+		h.table = spec
+		h.tablePrint, err = h.guard.install(func() error { return installTable(spec) }, spec.parts())
 		return err
 	}}}
 }
+
+// tablesKey is that of the change that replaces the tables.
+const tablesKey = "nftables tables"
 
 // tablePrint tells one state of the tables from another, by the handles of their
 // rules, since a rule that others change gets a new one, and by link names. parts
@@ -329,7 +308,15 @@ func printFamily(b *strings.Builder, conn *nftables.Conn, f nftables.TableFamily
 	if err != nil {
 		return 0, err
 	}
-	fmt.Fprintf(b, "%s\n", familyNames[f])
+	tables, err := conn.ListTablesOfFamily(f)
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range tables {
+		if t.Name == ownTable {
+			fmt.Fprintf(b, "%s flags %d\n", familyNames[f], t.Flags) // one can be made dormant
+		}
+	}
 	for _, c := range chains {
 		if c.Table.Name != ownTable {
 			continue
@@ -524,23 +511,6 @@ func toOwnSource() []expr.Any {
 	}
 }
 
-func in(set string) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-		&expr.Lookup{SourceRegister: 1, SetName: set},
-	}
-}
-
-// notWithin matches packets that do not leave by the link they came in by. Those
-// that do may be a bridge's: with br_netfilter the kernel shows them here too.
-func notWithin() []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG32_00},
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: unix.NFT_REG32_04},
-		&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: setWithin, Invert: true},
-	}
-}
-
 // noWayBack matches packets whose source the host would not reach over the
 // link they came in by.
 func noWayBack() []expr.Any {
@@ -613,14 +583,6 @@ func ifname(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)
 	copy(b, name)
 	return b
-}
-
-func quoted(names []string) string {
-	list := make([]string, len(names))
-	for i, n := range names {
-		list[i] = strconv.Quote(n)
-	}
-	return strings.Join(list, ", ")
 }
 
 func joined(prefixes []netip.Prefix) string {

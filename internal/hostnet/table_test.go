@@ -75,7 +75,7 @@ func TestTableHoldsManyMaps(t *testing.T) {
 	h, _ := start(t, p)
 	_, elements, _ := strings.Cut(nft(t, "list set ip natless inbound"), "elements")
 	require.Equal(t, len(p.Inbound), strings.Count(elements, ",")+1)
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 }
 
@@ -87,7 +87,7 @@ func TestStatelessPlanTracksNoConnections(t *testing.T) {
 	table := nft(t, "list table ip natless")
 	require.NotContains(t, table, "ct state")
 	require.NotContains(t, table, "masquerade")
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 }
 
@@ -174,7 +174,7 @@ func TestTableOfBothFamiliesGoes(t *testing.T) {
 	nft(t, old)
 	h, shut := start(t, testPlan())
 	require.NotContains(t, nft(t, "list tables"), "inet natless")
-	_, err := h.Close()
+	err := h.Close()
 	require.NoError(t, err)
 	shut()
 

@@ -19,9 +19,9 @@ type view struct {
 	links  map[int]link
 	addrs  []address
 	routes []route
-	// uplinks are the links that carry a default route of either family in any
-	// table.
-	uplinks map[int]bool
+	// What links lead to, see assign.
+	uplinks, clients map[int]bool
+	roles            []LinkRole
 }
 
 type link struct {
@@ -31,18 +31,26 @@ type link struct {
 	mtu      int
 	up       bool
 	loopback bool
-	queues   int // of a TUN device: how many are open
+	master   int  // the bridge or the like that it is a port of; 0: none
+	vrf      bool // it is in a VRF, or is one
+	queues   int  // of a TUN device: how many are open
 }
 
 // kinds of links
 const (
 	kindTUN    = "tun"
+	kindTAP    = "tap"
 	kindBridge = "bridge"
+	kindVeth   = "veth"
+	kindDummy  = "dummy"
+	kindNetkit = "netkit"
+	kindVRF    = "vrf"
 )
 
 type address struct {
 	addr  netip.Addr
 	index int
+	lent  bool // for a time, by DHCP or a router advertisement
 }
 
 type route struct {
@@ -59,7 +67,7 @@ type route struct {
 // which are worlds of their own.
 func look() (*view, error) {
 	v := &view{links: map[int]link{}}
-	vrfTables, vrfLinks := map[int]bool{}, map[int]bool{}
+	vrfTables := map[int]bool{}
 
 	var links []netlink.Link
 	err := retry(func() (err error) { links, err = netlink.LinkList(); return }, dumped)
@@ -70,13 +78,11 @@ func look() (*view, error) {
 		v.links[l.Attrs().Index] = newLink(l)
 		if vrf, ok := l.(*netlink.Vrf); ok {
 			vrfTables[int(vrf.Table)] = true
-			vrfLinks[vrf.Index] = true
 		}
 	}
-	for _, l := range links {
-		if vrfLinks[l.Attrs().MasterIndex] {
-			vrfLinks[l.Attrs().Index] = true
-		}
+	for i, l := range v.links {
+		l.vrf = l.kind == kindVRF || v.links[l.master].kind == kindVRF
+		v.links[i] = l
 	}
 
 	var addrs []netlink.Addr
@@ -85,8 +91,8 @@ func look() (*view, error) {
 		return nil, fmt.Errorf("listing addresses: %w", err)
 	}
 	for _, a := range addrs {
-		if addr, ok := netip.AddrFromSlice(a.IP); ok && !vrfLinks[a.LinkIndex] {
-			v.addrs = append(v.addrs, address{addr.Unmap(), a.LinkIndex})
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && !v.links[a.LinkIndex].vrf {
+			v.addrs = append(v.addrs, address{addr.Unmap(), a.LinkIndex, a.Flags&unix.IFA_F_PERMANENT == 0})
 		}
 	}
 
@@ -105,7 +111,6 @@ func look() (*view, error) {
 			}
 		}
 	}
-	v.uplinks = v.findUplinks()
 	return v, nil
 }
 
@@ -113,10 +118,10 @@ func newLink(l netlink.Link) link {
 	a := l.Attrs()
 	n := link{
 		index: a.Index, name: a.Name, kind: l.Type(), mtu: a.MTU,
-		up: a.Flags&net.FlagUp != 0, loopback: a.Flags&net.FlagLoopback != 0,
+		up: a.Flags&net.FlagUp != 0, loopback: a.Flags&net.FlagLoopback != 0, master: a.MasterIndex,
 	}
 	if tun, ok := l.(*netlink.Tuntap); ok {
-		n.queues = tun.Queues
+		n.queues, n.kind = tun.Queues, kindTAP
 		if tun.Mode == netlink.TUNTAP_MODE_TUN {
 			n.kind = kindTUN
 		}
@@ -132,7 +137,7 @@ func newRoute(family int, r netlink.Route) route {
 	if r.Dst != nil {
 		addr, _ := netip.AddrFromSlice(r.Dst.IP)
 		ones, _ := r.Dst.Mask.Size()
-		n.dst = netip.PrefixFrom(addr, ones)
+		n.dst = netip.PrefixFrom(addr.Unmap(), ones) // the default route of IPv4 comes with 16 bytes
 	}
 	if r.LinkIndex != 0 {
 		n.links = append(n.links, r.LinkIndex)
@@ -167,23 +172,9 @@ func (r route) leadsTo6() bool {
 	return r.leadsTo() && r.dst.Addr().Is6() && (r.isDefault() || r.dst.Addr().IsGlobalUnicast())
 }
 
-// findUplinks lists the links that carry a default route.
-func (v *view) findUplinks() map[int]bool {
-	up := map[int]bool{}
-	for _, r := range v.routes {
-		if !r.isDefault() {
-			continue
-		}
-		for _, i := range r.links {
-			up[i] = true
-		}
-	}
-	return up
-}
-
 // local lists the IPv6 prefixes that count as local: the host's own addresses
-// and what it reaches over links that are neither uplinks nor the device.
-func (v *view) local(device int) []netip.Prefix {
+// and what it reaches over links to clients.
+func (v *view) local() []netip.Prefix {
 	found := map[netip.Prefix]bool{}
 	for _, a := range v.addrs {
 		if a.addr.Is6() && a.addr.IsGlobalUnicast() {
@@ -194,9 +185,7 @@ func (v *view) local(device int) []netip.Prefix {
 		if !r.leadsTo6() || r.isDefault() {
 			continue
 		}
-		if slices.ContainsFunc(r.links, func(i int) bool {
-			return v.uplinks[i] || i == device || v.links[i].loopback
-		}) {
+		if slices.ContainsFunc(r.links, func(i int) bool { return !v.clients[i] }) {
 			continue
 		}
 		found[r.dst] = true
@@ -235,13 +224,19 @@ func (v *view) these(indexes map[int]bool) []link {
 // names lists the names of links in alphabetical order.
 func (v *view) names(indexes map[int]bool) []string {
 	var names []string
-	for i, in := range indexes {
-		if l, ok := v.links[i]; ok && in {
-			names = append(names, l.name)
-		}
+	for _, l := range v.these(indexes) {
+		names = append(names, l.name)
 	}
 	slices.Sort(names)
 	return names
+}
+
+// refs are the links of a set by index and name, sorted by index.
+func (v *view) refs(indexes map[int]bool) (refs []linkRef) {
+	for _, l := range v.these(indexes) {
+		refs = append(refs, linkRef{l.index, l.name})
+	}
+	return refs
 }
 
 // describe names a route for people.

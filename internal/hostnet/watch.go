@@ -49,15 +49,20 @@ const (
 // prefixes change, with a slice that is the callee's. Both functions are called
 // from one goroutine and must not call back into the Host.
 func (h *Host) Watch(ctx context.Context, report func(Event), local func([]netip.Prefix)) error {
-	wake := make(chan struct{}, 1)
-	for _, s := range subscriptions {
-		f, err := listen(s.protocol, s.groups)
-		if err != nil {
-			return fmt.Errorf("watching the host's %s: %w", s.what, err)
-		}
-		defer f.Close()
-		go relay(f, wake)
+	wake, urgent := make(chan struct{}, 1), make(chan struct{}, 1)
+	links, err := listen(unix.NETLINK_ROUTE, linkGroups)
+	if err != nil {
+		return fmt.Errorf("watching the host's links, addresses and routes: %w", err)
 	}
+	defer links.Close()
+	go relay(links, wake)
+	tables, err := listen(unix.NETLINK_NETFILTER, mask(unix.NFNLGRP_NFTABLES))
+	if err != nil {
+		return fmt.Errorf("watching the host's nftables: %w", err)
+	}
+	defer tables.Close()
+	go h.guard.relayTables(tables, urgent, wake)
+	go h.claims.relay(wake)
 	w := &watcher{host: h, report: report, local: local, clashes: map[string]bool{}, tries: map[string]*patience{}}
 	tick := time.NewTicker(idleLook)
 	defer tick.Stop()
@@ -70,28 +75,24 @@ func (h *Host) Watch(ctx context.Context, report func(Event), local func([]netip
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-urgent:
+			continue // nothing passes until the tables are back
 		case <-wake:
 		case <-tick.C:
 		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-urgent:
 		case <-time.After(max(gather, restFor*took)):
 		}
 	}
 }
 
-// subscriptions are all that tells of changes that matter here.
-var subscriptions = []struct {
-	what     string
-	protocol int
-	groups   uint32
-}{
-	{"links, addresses and routes", unix.NETLINK_ROUTE, mask(
-		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
-		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)},
-	{"nftables", unix.NETLINK_NETFILTER, mask(unix.NFNLGRP_NFTABLES)},
-}
+// linkGroups tell of changes of links, addresses and routes that matter here.
+var linkGroups = mask(
+	unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
+	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
 
 // Notices wakes at every change of a link or an IPv6 address of this network
 // namespace, until it is closed. Nothing is waited for: wake has room for one.
@@ -163,11 +164,12 @@ func (w *watcher) look() (closed bool) {
 	if h.closed {
 		return true
 	}
-	v, err := look()
+	v, err := h.look()
 	if err != nil {
 		w.tell(Failed, "%v", err)
 		return false
 	}
+	w.tellClaims(v)
 	if w.blocked == nil {
 		w.blocked = h.blocked(v)
 	}
@@ -176,17 +178,51 @@ func (w *watcher) look() (closed bool) {
 	if _, ok := v.links[h.device]; !ok {
 		if !w.gone && h.device != missing {
 			w.tell(Failed, "device %s is gone", h.plan.Device)
+			h.guard.set(false, "device "+h.plan.Device+" is gone")
 		}
 		w.gone = true
 		return false
 	}
-	now := time.Now()
-	maps.DeleteFunc(w.tries, func(_ string, p *patience) bool { return p.over(now) })
-	for _, c := range h.changes(v) {
-		w.make(c, now)
-	}
+	w.gone = false
+	w.makeAll(v, time.Now())
 	w.tellFirewalls(v)
 	return false
+}
+
+// makeAll makes the changes. While natless waits because others keep undoing the
+// tables, nothing forwards any more because of it: no table would bound that.
+func (w *watcher) makeAll(v *view, now time.Time) {
+	h := w.host
+	maps.DeleteFunc(w.tries, func(_ string, p *patience) bool { return p.over(now) })
+	for range 2 {
+		h.resting = w.rests(tablesKey, now)
+		for _, c := range h.changes(v) {
+			w.make(c, now)
+		}
+		if h.resting == w.rests(tablesKey, now) {
+			break
+		}
+	}
+	if h.resting {
+		h.guard.set(false, "another program keeps undoing its nftables tables; it puts them back after "+
+			w.tries[tablesKey].until.Format(time.TimeOnly))
+	}
+}
+
+func (w *watcher) rests(key string, now time.Time) bool {
+	p := w.tries[key]
+	return p != nil && now.Before(p.until)
+}
+
+// tellClaims tells of settings that other programs have made too.
+func (w *watcher) tellClaims(v *view) {
+	lines, err := w.host.yield(v)
+	for _, line := range lines {
+		w.tell(Followed, "%s", line)
+	}
+	if err != nil {
+		w.tell(Failed, "%v", err)
+	}
 }
 
 // tellFirewalls tells of firewalls that came into the way since the look before
@@ -211,7 +247,7 @@ func (h *Host) blocked(v *view) map[string]bool {
 }
 
 func (w *watcher) tellLocal(v *view) {
-	now := v.local(w.host.device)
+	now := v.local()
 	if w.told && slices.Equal(now, w.last) {
 		return
 	}
@@ -240,12 +276,13 @@ func (w *watcher) tellClashes(v *view) {
 
 // patience bounds how often one thing is put back.
 type patience struct {
-	made  []time.Time
-	until time.Time // when a rest is over
+	made  []time.Time // when others had undone it, or it failed
+	until time.Time   // when a rest is over
 }
 
 // make makes a change, but not more often than is sensible when another
-// program keeps undoing it.
+// program keeps undoing it, or when it cannot be done. What follows the host's
+// own changes, as links that come and go, is nobody's fight.
 func (w *watcher) make(c change, now time.Time) {
 	p := w.tries[c.key]
 	if p == nil {
@@ -255,13 +292,19 @@ func (w *watcher) make(c change, now time.Time) {
 	if now.Before(p.until) {
 		return
 	}
-	if len(p.made) == putBacks {
+	if len(p.made) == putBacks && c.again {
 		p.until = now.Add(pause)
 		w.tell(Paused, "another program keeps undoing this, natless waits a minute: %s", c.headline())
 		return
 	}
-	p.made = append(p.made, now)
-	switch err := w.host.make(c); {
+	err := w.host.make(c)
+	if c.again || err != nil {
+		p.made = append(p.made, now)
+	}
+	switch {
+	case err != nil && len(p.made) > putBacks:
+		p.made, p.until = p.made[:putBacks], now.Add(pause)
+		w.tell(Paused, "this fails again and again, natless waits a minute: %v", err)
 	case err != nil:
 		w.tell(Failed, "%v", err)
 	case c.again:

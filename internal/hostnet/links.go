@@ -1,0 +1,110 @@
+package hostnet
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Rules that let nothing in match links by their index: one that is renamed is
+// the same link, and one that takes its name is another.
+
+// guard is how the forward chain begins: links that forward only because
+// natless made them pass nothing else, nor does any where all are raised, and
+// what does not go to the device is none of the later rules' business. An accept
+// ends only this chain: other tables still have their say.
+func (t *familyTable) guard(s tableSpec, opened, raised []linkRef) {
+	elsewhere := otherLink(expr.MetaKeyOIF, s.Index)
+	switch {
+	case len(raised) > 0:
+		t.addPairs(setWithin, raised)
+		t.addForward(fmt.Sprintf("iif != %q oif != %q iif . oif != @within drop", s.Device, s.Device),
+			otherLink(expr.MetaKeyIIF, s.Index), elsewhere, notWithin(), verdict(expr.VerdictDrop))
+	case len(opened) > 0:
+		t.addLinks(setOpened, opened)
+		t.addPairs(setWithin, opened)
+		t.addForward(fmt.Sprintf("iif @opened oif != %q iif . oif != @within drop", s.Device),
+			in(setOpened), elsewhere, notWithin(), verdict(expr.VerdictDrop))
+	}
+	t.addForward(fmt.Sprintf("oif != %q accept", s.Device), elsewhere, verdict(expr.VerdictAccept))
+}
+
+func (t *familyTable) addLinks(name string, links []linkRef) {
+	set := setSpec{name: name, typ: nftables.TypeIFIndex, items: quoted(links)}
+	for _, l := range links {
+		set.elements = append(set.elements, nftables.SetElement{Key: l.key()})
+	}
+	t.sets = append(t.sets, set)
+}
+
+// addPairs is a set of each link with itself.
+func (t *familyTable) addPairs(name string, links []linkRef) {
+	set := setSpec{name: name, typ: nftables.MustConcatSetType(nftables.TypeIFIndex, nftables.TypeIFIndex)}
+	var pairs []string
+	for _, l := range links {
+		set.elements = append(set.elements, nftables.SetElement{Key: append(l.key(), l.key()...)})
+		pairs = append(pairs, fmt.Sprintf("%q . %q", l.name, l.name))
+	}
+	set.items = strings.Join(pairs, ", ")
+	t.sets = append(t.sets, set)
+}
+
+// key is the link's index as the kernel compares it.
+func (l linkRef) key() []byte { return binaryutil.NativeEndian.PutUint32(uint32(l.index)) }
+
+func quoted(links []linkRef) string {
+	list := make([]string, len(links))
+	for i, l := range links {
+		list[i] = fmt.Sprintf("%q", l.name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// all are all links.
+func (v *view) all() (list []linkRef) {
+	for _, l := range v.sorted() {
+		list = append(list, linkRef{l.index, l.name})
+	}
+	return list
+}
+
+// otherLink matches packets that do not come in, or go out, by a link.
+func otherLink(key expr.MetaKey, index int) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: linkRef{index: index}.key()},
+	}
+}
+
+func in(set string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: set},
+	}
+}
+
+func notIn(set string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: set, Invert: true},
+	}
+}
+
+// notFrom6 matches IPv6 packets whose source is in no prefix of a set.
+func notFrom6(set string) []expr.Any {
+	return []expr.Any{source6(), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}
+}
+
+// notWithin matches packets that do not leave by the link they came in by. Those
+// that do may be a bridge's: with br_netfilter the kernel shows them here too.
+func notWithin() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: unix.NFT_REG32_00},
+		&expr.Meta{Key: expr.MetaKeyOIF, Register: unix.NFT_REG32_01},
+		&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: setWithin, Invert: true},
+	}
+}
