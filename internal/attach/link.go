@@ -82,12 +82,26 @@ func (l *Link) make(outside, n *Namespace) (index int, err error) {
 		return 0, withRights(err)
 	}
 	beforeStep("bringing up the host's end")
+	if err := outside.deafen(l.Host); err != nil {
+		return 0, err
+	}
 	if index, err = outside.bring(l.Host, l.HostIPv6); err != nil {
 		return 0, err
 	}
 	beforeStep("bringing up the other end")
 	_, err = n.bring(l.Inside, l.IPv6)
 	return index, err
+}
+
+// deafen has the host's end hear neither routers nor redirects before it is up:
+// who is attached would become the router of the host.
+func (n *Namespace) deafen(name string) error {
+	for _, key := range []string{"ipv6/conf/%s/accept_ra", "ipv6/conf/%s/autoconf", "ipv6/conf/%s/accept_redirects", "ipv4/conf/%s/accept_redirects"} {
+		if err := n.setSysctl("net/"+fmt.Sprintf(key, name), "0"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // bring sets an end up and gives it its address. Its settings go with it.

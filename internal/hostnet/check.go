@@ -139,8 +139,8 @@ func (h *Host) Doubtful() []string {
 	return h.doubtful
 }
 
-// doubts are what is not known of the links and keeps clients out, and the
-// links named that are not there.
+// doubts are what is not known of the links and keeps clients out, the links
+// named that are not there, and what natless takes from others.
 func (v *view) doubts(p Plan) (list []string) {
 	var closed []string
 	for _, r := range v.roles {
@@ -152,6 +152,7 @@ func (v *view) doubts(p Plan) (list []string) {
 		list = append(list, fmt.Sprintf("no uplink is known, so that no client is let in over %s: they do not count as leading to clients "+
 			"until some link carries a default route; or name links in network.uplinks or network.client_links", strings.Join(closed, ", ")))
 	}
+	list = append(list, v.shadowed(p)...)
 	for _, name := range slices.Concat(p.Uplinks, p.ClientLinks) {
 		if v.byName(name).index == 0 {
 			list = append(list, fmt.Sprintf("link %s, which the configuration names, is not there", name))

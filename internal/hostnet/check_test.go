@@ -57,6 +57,7 @@ func TestConflicts(t *testing.T) {
 	addRoute(t, "10.30.0.0/16", "uplink", "192.0.2.7")
 	addRoute(t, "fd00:30::/32", "lan", "fd00:20::7")
 	addRoute(t, "169.254.0.0/17", "lan", "")
+	addRoute(t, "169.254.0.0/16", "lan", "")
 	addRoute(t, "128.0.0.0/1", "uplink", "192.0.2.1")
 	require.NoError(t, netlink.RouteAdd(&netlink.Route{
 		Dst: testRoute(t, "10.64.0.0/10", "lan", "").Dst, Type: unix.RTN_UNREACHABLE,
@@ -74,6 +75,8 @@ func TestConflicts(t *testing.T) {
 		{v4: "10.30.5.0/24", says: "overlaps route 10.30.0.0/16 (over uplink, protocol boot)"},
 		{v4: "169.254.64.0/20", says: "169.254.0.0/17 (over lan, protocol boot); 198.18.0.0/20 is free"},
 		{v4: "127.0.1.0/24", says: "overlaps route 127.0.0.0/8 (over lo, of type local, in table local, protocol kernel)"},
+		{v4: "169.254.192.0/20"}, // inside what is for hosts without DHCP
+		{v4: "169.254.0.0/16", says: "overlaps route 169.254.0.0/1"},
 		{v4: "198.51.100.0/24"},
 		{v4: "10.64.0.0/16"}, // inside what leads nowhere
 		{v4: "198.18.0.0/16"},

@@ -31,8 +31,8 @@ func (conflictError) Is(target error) bool { return target == ErrConflict }
 // would need neighbours to be told, by proxy ARP, and takes addresses that are
 // theirs. An IPv4 prefix inside any other route takes addresses that are in
 // use elsewhere; for IPv6 that is the ordinary case of a pref64 cut from a
-// site's own prefix. Lying inside a default route, or inside a route that leads
-// nowhere, is no conflict.
+// site's own prefix. Lying inside a default route, inside a route that leads
+// nowhere, or inside one for zeroconf addresses, is no conflict.
 func conflicts(list, taken []netip.Prefix, v *view, device int) []string {
 	culprits := map[int]string{} // by place in the list
 	for _, a := range v.addrs {
@@ -113,10 +113,32 @@ func (v *view) clashes(want netip.Prefix, r route, device int) bool {
 	if covers(want, r.dst) {
 		return true
 	}
+	if r.isZeroconf() {
+		return false
+	}
 	if r.kind != unix.RTN_UNICAST || r.isDefault() {
 		return false
 	}
 	return !r.gateway || want.Addr().Is4()
+}
+
+// zeroconf is where hosts without DHCP number themselves (RFC 3927). Network
+// managers put a route to all of it on some link, whether or not anybody there
+// has such an address. Natless's, being longer, comes first.
+var zeroconf = netip.MustParsePrefix("169.254.0.0/16")
+
+func (r route) isZeroconf() bool { return r.dst == zeroconf && !r.gateway }
+
+// shadowed names the zeroconf routes that natless takes a part of.
+func (v *view) shadowed(p Plan) (list []string) {
+	for _, r := range v.routes {
+		from, to := overlapping(p.IPv4, r.dst)
+		if r.isZeroconf() && r.leadsTo() && from < to {
+			list = append(list, fmt.Sprintf("%s: hosts without DHCP there that gave themselves an address in %s are not reached any more",
+				v.describe(r), joined(p.IPv4[from:to])))
+		}
+	}
+	return list
 }
 
 // poolRanges are where a default pool may go: addresses that mean nothing
@@ -136,7 +158,7 @@ func (v *view) propose(want netip.Prefix, taken []netip.Prefix, device int) (net
 	for _, r := range poolRanges {
 		private = private || r.Overlaps(want)
 	}
-	private = private || netip.MustParsePrefix("169.254.0.0/16").Overlaps(want) ||
+	private = private || zeroconf.Overlaps(want) ||
 		netip.MustParsePrefix("192.168.0.0/16").Overlaps(want)
 	if !private || want.Bits() > 30 || !want.Addr().Is4() {
 		return netip.Prefix{}, false

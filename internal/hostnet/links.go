@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/google/nftables"
@@ -17,18 +18,21 @@ import (
 // natless made them pass nothing else, nor does any where all are raised, and
 // what does not go to the device is none of the later rules' business. An accept
 // ends only this chain: other tables still have their say.
-func (t *familyTable) guard(s tableSpec, opened, raised []linkRef) {
+func (t *familyTable) guard(s tableSpec, opened []linkRef, raised bool) {
 	elsewhere := otherLink(expr.MetaKeyOIF, s.Index)
+	bridged, within := "", []expr.Any(nil)
+	if (raised || len(opened) > 0) && len(s.Bridges) > 0 {
+		t.addPairs(setWithin, s.Bridges)
+		bridged, within = "iif . oif != @within ", notWithin()
+	}
 	switch {
-	case len(raised) > 0:
-		t.addPairs(setWithin, raised)
-		t.addForward(fmt.Sprintf("iif != %q oif != %q iif . oif != @within drop", s.Device, s.Device),
-			otherLink(expr.MetaKeyIIF, s.Index), elsewhere, notWithin(), verdict(expr.VerdictDrop))
+	case raised:
+		t.addForward(fmt.Sprintf("iif != %q oif != %q %sdrop", s.Device, s.Device, bridged),
+			otherLink(expr.MetaKeyIIF, s.Index), elsewhere, within, verdict(expr.VerdictDrop))
 	case len(opened) > 0:
 		t.addLinks(setOpened, opened)
-		t.addPairs(setWithin, opened)
-		t.addForward(fmt.Sprintf("iif @opened oif != %q iif . oif != @within drop", s.Device),
-			in(setOpened), elsewhere, notWithin(), verdict(expr.VerdictDrop))
+		t.addForward(fmt.Sprintf("iif @opened oif != %q %sdrop", s.Device, bridged),
+			in(setOpened), elsewhere, within, verdict(expr.VerdictDrop))
 	}
 	t.addForward(fmt.Sprintf("oif != %q accept", s.Device), elsewhere, verdict(expr.VerdictAccept))
 }
@@ -64,10 +68,18 @@ func quoted(links []linkRef) string {
 	return strings.Join(list, ", ")
 }
 
-// all are all links.
-func (v *view) all() (list []linkRef) {
+// bridgesSeen are the bridges that the forward chain sees what they pass between
+// their ports of, since br_netfilter shows it.
+func (v *view) bridgesSeen() (list []linkRef) {
+	four, _ := readSysctl(filepath.Join(procNet, "bridge", "bridge-nf-call-iptables"))
+	six, _ := readSysctl(filepath.Join(procNet, "bridge", "bridge-nf-call-ip6tables"))
+	if four != yes && six != yes {
+		return nil
+	}
 	for _, l := range v.sorted() {
-		list = append(list, linkRef{l.index, l.name})
+		if l.kind == kindBridge {
+			list = append(list, linkRef{l.index, l.name})
+		}
 	}
 	return list
 }
@@ -99,8 +111,7 @@ func notFrom6(set string) []expr.Any {
 	return []expr.Any{source6(), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}
 }
 
-// notWithin matches packets that do not leave by the link they came in by. Those
-// that do may be a bridge's: with br_netfilter the kernel shows them here too.
+// notWithin matches packets that do not leave by the bridge they came in by.
 func notWithin() []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: unix.NFT_REG32_00},

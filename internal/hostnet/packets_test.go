@@ -331,6 +331,7 @@ func TestBridgedPacketsPassTheGuard(t *testing.T) {
 	require.Contains(t, h.table.Opened6, linkRef{linkIndex(t, "bridge"), "bridge"})
 	require.True(t, passes())
 	require.NoError(t, writeSysctl(procNet+"/bridge/bridge-nf-call-ip6tables", yes))
+	require.NoError(t, h.settle())
 	require.True(t, passes())
 	err := h.Close()
 	require.NoError(t, err)

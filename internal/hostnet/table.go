@@ -33,7 +33,8 @@ type tableSpec struct {
 	Links               []linkRef      // those to clients, and the device
 	Named               []netip.Prefix // IPv6 clients, wherever they are
 	Opened4, Opened6    []linkRef      // links that forward only because natless made them
-	Raised6             []linkRef      // all links, where all forward IPv6 only because natless made them
+	Raised6             bool           // all links forward IPv6 only because natless made them
+	Bridges             []linkRef      // that the forward chain sees inside of
 	Foreign6            bool           // another program may masquerade IPv6
 	Kept                bool           // there is no device: only flows are to outlive a restart
 }
@@ -90,10 +91,9 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Named:      covering(h.plan.Clients),
 		Opened4:    v.refs(f.opened4),
 		Opened6:    v.refs(f.opened6),
+		Raised6:    f.raised6,
+		Bridges:    v.bridgesSeen(),
 		Foreign6:   foreignNAT6(),
-	}
-	if f.raised6 {
-		s.Raised6 = v.all()
 	}
 	for _, p := range h.plan.IPv4 {
 		s.Stateful = s.Stateful || p.IsValid() && !contained(s.Inbound, p)
@@ -115,7 +115,7 @@ func (s tableSpec) tables() []familyTable {
 
 func (s tableSpec) ipv4() familyTable {
 	t := familyTable{family: nftables.TableFamilyIPv4}
-	t.guard(s, s.Opened4, nil)
+	t.guard(s, s.Opened4, false)
 	t.addLinks(setLinks, s.Links)
 	if s.Stateful {
 		t.addForward("ct state established,related accept", established(), verdict(expr.VerdictAccept))
