@@ -1005,3 +1005,28 @@ func TestDetachVanished(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, before.Diff(now))
 }
+
+// Who is attached by a link of its own does not become the host's router by
+// saying so, not even before the daemon has seen the link.
+func TestLinkOfTheHostHearsNoRouter(t *testing.T) {
+	r := newRig(t)
+	_, err := r.attach(t, "client", Options{Link: true})
+	require.NoError(t, err)
+	links, err := r.host.Netlink.LinkList()
+	require.NoError(t, err)
+	for _, l := range links {
+		if !linkName.MatchString(l.Attrs().Name) {
+			continue
+		}
+		require.NoError(t, r.host.Do(func() error {
+			for _, key := range []string{"ipv6/conf/%s/accept_ra", "ipv6/conf/%s/autoconf", "ipv6/conf/%s/accept_redirects", "ipv4/conf/%s/accept_redirects"} {
+				value, err := os.ReadFile("/proc/sys/net/" + fmt.Sprintf(key, l.Attrs().Name))
+				require.NoError(t, err)
+				assert.Equal(t, "0\n", string(value), key)
+			}
+			return nil
+		}))
+		return
+	}
+	t.Fatal("there is no link")
+}
