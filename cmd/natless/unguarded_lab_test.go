@@ -41,6 +41,21 @@ func withoutDefaultRoute(t *testing.T, n *lab.Network) {
 	}
 }
 
+// onCard moves the addresses of the uplink to one such as a network card, which
+// engines do not make.
+func onCard(t *testing.T, n *lab.Node) {
+	t.Helper()
+	wan, err := n.Netlink.LinkByName("wan")
+	require.NoError(t, err)
+	card := &netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "card", ParentIndex: wan.Attrs().Index}, Mode: netlink.MACVLAN_MODE_PRIVATE}
+	require.NoError(t, n.Netlink.LinkAdd(card))
+	require.NoError(t, n.Up("card"))
+	for _, a := range []string{lab.HostIPv4 + "/24", "2001:db8:ffff::1/64"} {
+		require.NoError(t, n.RemoveAddress("wan", a))
+		require.NoError(t, n.Address("card", a))
+	}
+}
+
 func (w *world) role(t *testing.T, link string) hostnet.Role {
 	t.Helper()
 	links := w.status(t).Links
@@ -76,12 +91,14 @@ func TestLabUplinkWithoutDefaultRoute(t *testing.T) {
 		w := start(t, setup{before: func(t *testing.T, n *lab.Network) {
 			neighbourly(t, n)
 			withoutDefaultRoute(t, n)
+			onCard(t, n.Host)
 		}})
-		assert.Equal(t, hostnet.RoleUnknown, w.role(t, "wan"))
-		assert.Contains(t, w.query(t, "status"), "no uplink is known, so that no client is let in over")
+		assert.Equal(t, hostnet.RoleUnknown, w.role(t, "card"))
+		assert.Contains(t, w.query(t, "status"), "no uplink is known, so that no client is let in over card")
+		works(t, w)
 		stays(t, w)
 		require.NoError(t, w.Host.Route("0.0.0.0/0", lab.ServerIPv4, ""))
-		until(t, "a link to clients", func() bool { return w.role(t, "lan1") == hostnet.RoleClient })
+		until(t, "an uplink", func() bool { return w.role(t, "card") == hostnet.RoleUplink })
 		works(t, w)
 		stays(t, w)
 	})

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // Report is what a plan would do to this host, in words.
@@ -151,6 +152,12 @@ func (v *view) doubts(p Plan) (list []string) {
 	if len(closed) > 0 {
 		list = append(list, fmt.Sprintf("no uplink is known, so that no client is let in over %s: they do not count as leading to clients "+
 			"until some link carries a default route; or name links in network.uplinks or network.client_links", strings.Join(closed, ", ")))
+	}
+	for _, r := range v.routes {
+		if r.isDefault() && r.protocol == unix.RTPROT_RA && slices.ContainsFunc(r.links, func(i int) bool { return v.clients[i] && !v.carriers()[i] }) {
+			list = append(list, fmt.Sprintf("%s: a link to clients has made itself this host's router: remove the route, "+
+				"or name the link in network.uplinks if it is none to clients", v.describe(r)))
+		}
 	}
 	list = append(list, v.shadowed(p)...)
 	for _, name := range slices.Concat(p.Uplinks, p.ClientLinks) {

@@ -117,13 +117,15 @@ func (c *claims) relay(wake chan<- struct{}) {
 	if c == nil || c.file == nil {
 		return
 	}
-	buf := make([]byte, 4096)
+	buf := make([]byte, eventBytes)
 	for {
 		n, err := c.file.Read(buf)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return
 		}
-		c.note(buf[:n])
+		c.mu.Lock()
+		c.note(buf[:max(n, 0)])
+		c.mu.Unlock()
 		select {
 		case wake <- struct{}{}:
 		default:
@@ -131,11 +133,12 @@ func (c *claims) relay(wake chan<- struct{}) {
 	}
 }
 
+// eventBytes holds many events at once.
+const eventBytes = 4096
+
 // note reads struct inotify_event: descriptor, mask, cookie and the length of
-// the name that follows, which files have none of.
+// the name that follows, which files have none of. mu is held.
 func (c *claims) note(events []byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for ; len(events) >= unix.SizeofInotifyEvent; events = events[unix.SizeofInotifyEvent:] {
 		wd, mask := int32(binary.NativeEndian.Uint32(events)), binary.NativeEndian.Uint32(events[4:])
 		if w, ok := c.watched[wd]; ok && mask&unix.IN_MODIFY != 0 {
@@ -146,11 +149,19 @@ func (c *claims) note(events []byte) {
 
 // take returns what was written since it was last called.
 func (c *claims) take() (list []setting) {
-	if c == nil {
+	if c == nil || c.file == nil {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	buf := make([]byte, eventBytes)
+	for c.watched != nil { // or the descriptor is closed
+		n, err := unix.Read(c.fd, buf)
+		if err != nil {
+			break // there are no more: it does not wait
+		}
+		c.note(buf[:n])
+	}
 	list, c.written = c.written, nil
 	return list
 }

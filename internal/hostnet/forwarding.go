@@ -68,12 +68,16 @@ func (h *Host) forwarding6(v *view, clients []link, f *forwardingPlan) (list []s
 
 // deafLinks are the links to clients that need not hear a router: none is there,
 // and a container that says it is one would become that of the host
-// (CVE-2020-13401).
+// (CVE-2020-13401). Not where the host's own router may be among the clients, on
+// the one link that it has.
 func (v *view) deafLinks(p Plan, clients []link) []link {
 	if p.Local {
-		return v.these(v.clients)
+		clients = v.these(v.clients)
 	}
-	return slices.DeleteFunc(slices.Clone(clients), func(l link) bool { return !v.clients[l.index] })
+	carriers, uplinks := v.carriers(), v.these(v.uplinks)
+	return slices.DeleteFunc(slices.Clone(clients), func(l link) bool {
+		return !v.clients[l.index] || carriers[l.index] || !v.inward(l) && len(uplinks) == 0
+	})
 }
 
 // deaf has links hear neither router advertisements nor redirects.

@@ -73,11 +73,11 @@ func (g *guard) compare(right func(print string, parts int) bool) string {
 		return ""
 	}
 	print, parts, err := tablePrint()
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.ENOENT) { // which is a table that goes while it is read
 		g.put(false, fmt.Sprintf("its nftables tables cannot be read: %v", err))
 		return ""
 	}
-	if !right(print, parts) || g.doubts && newer(g.doubt, before) {
+	if err != nil || !right(print, parts) || g.doubts && newer(g.doubt, before) {
 		g.put(false, tablesChanged)
 		return ""
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/testenv"
 )
 
 // testPlan is what natless asks for by default, and a map.
@@ -423,6 +425,17 @@ func olderKernel(t *testing.T) {
 	t.Cleanup(func() { keyForceForwarding = key })
 }
 
+// newerKernel is for tests of what the other has not.
+func newerKernel(t *testing.T) {
+	t.Helper()
+	if _, ok := readSysctl(sysctlPath("ipv6", allLinks, "force_forwarding")); !ok {
+		testenv.Skip(t, "force_forwarding needs Linux 6.17")
+	}
+	key := keyForceForwarding
+	keyForceForwarding = forceForwarding("")
+	t.Cleanup(func() { keyForceForwarding = key })
+}
+
 // Where IPv6 forwarding is raised for all links, those alone go on hearing
 // routers that have their default route from one, and all is taken back.
 func TestGlobalForwarding(t *testing.T) {
@@ -507,6 +520,7 @@ func TestGlobalForwardingKilledBeforeItWasRaised(t *testing.T) {
 }
 
 func TestWhatOthersSetMeanwhileStays(t *testing.T) {
+	newerKernel(t)
 	testHost(t)
 	require.NoError(t, writeSysctl(sysctlPath("ipv4", "all", keyRPFilter), yes))
 	h, shut := start(t, testPlan())

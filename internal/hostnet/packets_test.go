@@ -316,6 +316,7 @@ func TestBlackholesKeepPacketsFromTheDefaultRoute(t *testing.T) {
 // With br_netfilter the kernel shows the forward chain what a bridge passes
 // between its ports.
 func TestBridgedPacketsPassTheGuard(t *testing.T) {
+	newerKernel(t)
 	testHost(t)
 	if _, ok := readSysctl(procNet + "/bridge/bridge-nf-call-ip6tables"); !ok {
 		testenv.Skip(t, "this kernel has no br_netfilter")

@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,30 +40,24 @@ type uplinkSeen struct {
 
 func (u uplinkSeen) is(l link) bool { return u.Index == l.index || u.Name != "" && u.Name == l.name }
 
-// isContainerKind tells links that container engines and hypervisors make. At
-// the other end of a veth may be who runs natless, in a container.
+// isContainerKind tells links that container engines and hypervisors make.
 func (l link) isContainerKind() bool {
 	return slices.Contains([]string{kindVeth, kindTAP, kindDummy, kindNetkit}, l.kind)
 }
 
-// attachedPrefix begins the names of the links that package attach makes.
-const attachedPrefix = "nl-"
-
-// inward tells links that can lead to nobody but guests of this host: those that
-// attach made, and bridges that all ports of are such as engines make.
+// inward tells links that lead to guests of this host: such as engines make, and
+// bridges that all ports of are such. Where natless runs in a container itself
+// one is its uplink, which has its default route from the start.
 func (v *view) inward(l link) bool {
-	switch l.kind {
-	case kindVeth:
-		return strings.HasPrefix(l.name, attachedPrefix)
-	case kindBridge:
-		for _, port := range v.links {
-			if port.master == l.index && !port.isContainerKind() {
-				return false
-			}
-		}
-		return true
+	if l.kind != kindBridge {
+		return l.isContainerKind()
 	}
-	return l.kind == kindTAP || l.kind == kindDummy
+	for _, port := range v.links {
+		if port.master == l.index && !port.isContainerKind() {
+			return false
+		}
+	}
+	return true
 }
 
 // carriers are the links that carry a default route of either family in any
@@ -78,7 +71,7 @@ func (v *view) carriers() map[int]bool {
 		}
 		for _, i := range r.links {
 			l := v.links[i]
-			if r.protocol != unix.RTPROT_RA || !l.isContainerKind() && !v.inward(l) {
+			if r.protocol != unix.RTPROT_RA || !v.inward(l) {
 				up[i] = true
 			}
 		}
@@ -121,11 +114,9 @@ func (v *view) role(l link, p Plan, carries, known bool, seen []uplinkSeen) (Rol
 	case l.vrf:
 		return RoleUnknown, "is in a VRF"
 	case v.inward(l):
-		return RoleClient, "leads to guests of this host alone"
+		return RoleClient, "leads to guests of this host"
 	case !known:
 		return RoleUnknown, noUplinkKnown
-	case l.isContainerKind():
-		return RoleClient, "leads to a guest of this host"
 	case v.isGuestOn(l):
 		return RoleUnknown, "this host has its address there by DHCP or router advertisement"
 	case !v.serves(l):
@@ -208,4 +199,9 @@ func (h *Host) Links() []LinkRole {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.roles)
+}
+
+// keepsOut tells whether there is a link that not everybody is let in from.
+func (v *view) keepsOut() bool {
+	return slices.ContainsFunc(v.roles, func(r LinkRole) bool { return r.Role != RoleClient })
 }

@@ -80,42 +80,64 @@ func TestUplinksAreRemembered(t *testing.T) {
 	require.NotNil(t, p.device(), "named as a link to clients")
 }
 
+// addCard makes a link as of a network card, on another that carries it.
+func addCard(t *testing.T, name, on string, addrs ...string) {
+	t.Helper()
+	require.NoError(t, netlink.LinkAdd(&netlink.Macvlan{
+		LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: linkIndex(t, on)}, Mode: netlink.MACVLAN_MODE_PRIVATE,
+	}))
+	quiet(t, name)
+	l, err := netlink.LinkByName(name)
+	require.NoError(t, err)
+	require.NoError(t, netlink.LinkSetUp(l))
+	for _, a := range addrs {
+		addAddr(t, name, a)
+	}
+}
+
 // Before an uplink is known anything may be it.
 func TestNoUplinkIsKnown(t *testing.T) {
 	testHost(t)
 	dropDefaults(t)
 	addBridge(t)
-	addLink(t, "nl-0123456789", "2001:db8:5::1/64")
+	addCard(t, "card", "uplink", "2001:db8:fe::2/64", "198.51.100.130/25")
+	addCard(t, "lan", "clients", "2001:db8:6::1/64")
 	r, err := Check(testPlan())
 	require.NoError(t, err)
-	require.Contains(t, strings.Join(r.Warnings, "\n"), "no uplink is known, so that no client is let in over uplinkp, uplink, clientsp, clients")
-	require.Contains(t, r.String(), "clients: unknown: no uplink is known yet")
+	require.Contains(t, strings.Join(r.Warnings, "\n"), "no uplink is known, so that no client is let in over card, lan: ")
+	require.Contains(t, r.String(), "lan: unknown: no uplink is known yet")
 	h, _ := start(t, testPlan())
-	require.Equal(t, RoleUnknown, roleOf(t, h, "uplink"))
-	require.Equal(t, RoleUnknown, roleOf(t, h, "clients"))
+	require.Equal(t, RoleUnknown, roleOf(t, h, "card"))
+	require.Equal(t, RoleUnknown, roleOf(t, h, "lan"))
 	require.Equal(t, RoleClient, roleOf(t, h, "bridge"), "of guests alone")
-	require.Equal(t, RoleClient, roleOf(t, h, "nl-0123456789"))
+	require.Equal(t, RoleClient, roleOf(t, h, "clients"))
 	local, err := h.Local()
 	require.NoError(t, err)
-	require.NotContains(t, local, netip.MustParsePrefix("2001:db8:ff::/64"))
+	require.NotContains(t, local, netip.MustParsePrefix("2001:db8:fe::/64"))
 	require.Contains(t, local, netip.MustParsePrefix("2001:db8:3::/64"))
 
-	uplink := openWire(t, "uplink")
+	card := openWire(t, "uplink")
+	l, err := netlink.LinkByName("card")
+	require.NoError(t, err)
+	card.near = l.Attrs().HardwareAddr
 	require.NoError(t, unix.SetNonblock(lastTUN, true))
 	require.NoError(t, writeSysctl(sysctlPath("ipv6", "all", keyForwarding), yes))
 	require.NoError(t, h.settle())
-	uplink.send(strangers(t))
+	stranger := udp(t, "[2001:db8:fe::5]:4000", "[64:ff9b::c633:6401]:53")
+	card.send(stranger)
 	require.Nil(t, receive(t, lastTUN, 0))
 
 	named := testPlan()
-	named.Uplinks = []string{"uplink", "later"}
+	named.Uplinks = []string{"card", "later"}
 	require.NoError(t, h.Update(named))
-	require.Equal(t, RoleClient, roleOf(t, h, "clients"), "once one is named")
+	require.Equal(t, RoleClient, roleOf(t, h, "lan"), "once one is named")
+	card.send(stranger)
+	require.Nil(t, receive(t, lastTUN, 0))
 	require.Contains(t, h.Doubtful(), "link later, which the configuration names, is not there")
 	require.NoError(t, h.Update(testPlan()))
-	require.Equal(t, RoleUnknown, roleOf(t, h, "clients"))
-	addRoute(t, "0.0.0.0/0", "uplink", "192.0.2.1")
-	require.Equal(t, RoleClient, roleOf(t, h, "clients"), "once one has its route")
+	require.Equal(t, RoleUnknown, roleOf(t, h, "lan"))
+	addRoute(t, "0.0.0.0/0", "card", "198.51.100.129")
+	require.Equal(t, RoleClient, roleOf(t, h, "lan"), "once one has its route")
 	require.Empty(t, h.Doubtful())
 }
 
@@ -123,13 +145,9 @@ func TestNoUplinkIsKnown(t *testing.T) {
 // has a lasting IPv6 address of its own, and none from others.
 func TestLinksThatEnginesDoNotMake(t *testing.T) {
 	testHost(t)
-	parent, err := netlink.LinkByName("clients")
-	require.NoError(t, err)
-	require.NoError(t, netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "lan", ParentIndex: parent.Attrs().Index}, Mode: netlink.MACVLAN_MODE_PRIVATE}))
-	quiet(t, "lan")
+	addCard(t, "lan", "clients")
 	lan, err := netlink.LinkByName("lan")
 	require.NoError(t, err)
-	require.NoError(t, netlink.LinkSetUp(lan))
 	h, _ := start(t, testPlan())
 	require.Equal(t, RoleUnknown, roleOf(t, h, "lan"), "no address yet")
 	addAddr(t, "lan", "2001:db8:6::1/64")
@@ -147,8 +165,7 @@ func TestLinksThatEnginesDoNotMake(t *testing.T) {
 	require.Equal(t, RoleUplink, roleOf(t, h, "lan"), "that was silent for too long")
 
 	require.NoError(t, netlink.LinkDel(lan))
-	require.NoError(t, netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "lan", ParentIndex: parent.Attrs().Index}, Mode: netlink.MACVLAN_MODE_PRIVATE}))
-	addAddr(t, "lan", "2001:db8:6::1/64")
+	addCard(t, "lan", "clients", "2001:db8:6::1/64")
 	require.Equal(t, RoleUplink, roleOf(t, h, "lan"), "as a modem's link comes again")
 
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "office"}}
@@ -183,7 +200,7 @@ func (w *wire) advertisement(prefix string) []byte {
 func TestContainersAreNoRouters(t *testing.T) {
 	for name, older := range map[string]bool{"per link": false, "older kernel": true} {
 		t.Run(name, func(t *testing.T) {
-			if older {
+			if newerKernel(t); older {
 				olderKernel(t)
 			}
 			p := newPacketHost(t)
@@ -208,6 +225,7 @@ func TestContainersAreNoRouters(t *testing.T) {
 			byAdvertisement(t, "clients") // as one from before natless ran
 			require.NoError(t, p.h.settle())
 			require.Equal(t, RoleClient, roleOf(t, p.h, "clients"))
+			require.Contains(t, strings.Join(p.h.Doubtful(), "\n"), "(over clients, protocol ra): a link to clients has made itself this host's router")
 			p.clients.send(clients(t))
 			require.NotNil(t, p.device())
 			if !older {
@@ -222,6 +240,28 @@ func mustLook(t *testing.T) *view {
 	v, err := look()
 	require.NoError(t, err)
 	return v
+}
+
+// The one link of a host hears the router there, though clients are there too.
+func TestOneLinkHearsItsRouter(t *testing.T) {
+	testHost(t)
+	dropDefaults(t)
+	addCard(t, "lan", "clients", "2001:db8:6::1/64")
+	plan := testPlan()
+	plan.ClientLinks = []string{"lan"}
+	h, _ := start(t, plan)
+	hears := func() string {
+		now, _ := readSysctl(sysctlPath("ipv6", "lan", keyAcceptRA))
+		return now
+	}
+	require.Equal(t, acceptRA, hears(), "before its route has come")
+	byAdvertisement(t, "lan")
+	require.NoError(t, h.settle())
+	require.Equal(t, acceptRA, hears())
+	require.NoError(t, netlink.RouteDel(advertised(t, "lan")))
+	addRoute(t, "0.0.0.0/0", "uplink", "192.0.2.1")
+	require.NoError(t, h.settle())
+	require.Equal(t, no, hears(), "with another uplink it is a link to clients as any")
 }
 
 // Clients that are named are let in also over the link of the default route, by

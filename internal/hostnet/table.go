@@ -96,6 +96,9 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Foreign6:   foreignNAT6(),
 	}
 	for _, p := range h.plan.IPv4 {
+		if !v.keepsOut() {
+			break
+		}
 		s.Stateful = s.Stateful || p.IsValid() && !contained(s.Inbound, p)
 	}
 	return s

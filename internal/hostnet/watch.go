@@ -203,7 +203,7 @@ func (w *watcher) makeAll(v *view, now time.Time) {
 			break
 		}
 	}
-	if h.resting {
+	if h.resting && !h.guard.passing.Load() {
 		h.guard.set(false, "another program keeps undoing its nftables tables; it puts them back after "+
 			w.tries[tablesKey].until.Format(time.TimeOnly))
 	}

@@ -106,6 +106,7 @@ func returns(t *testing.T, to []string) {
 }
 
 func TestWatchPutsBackWhatOthersUndo(t *testing.T) {
+	newerKernel(t)
 	testHost(t)
 	h, _ := start(t, testPlan())
 	w := watch(t, h)
@@ -139,6 +140,7 @@ func TestWatchPutsBackWhatOthersUndo(t *testing.T) {
 }
 
 func TestWatchFollowsLinks(t *testing.T) {
+	newerKernel(t)
 	testHost(t)
 	before := snapshot(t)
 	h, shut := start(t, testPlan())
@@ -188,6 +190,7 @@ func TestWatchTellsOfClashes(t *testing.T) {
 }
 
 func TestWatchDoesNotFightForEver(t *testing.T) {
+	newerKernel(t)
 	testHost(t)
 	h, _ := start(t, testPlan())
 	w := watch(t, h)
