@@ -33,6 +33,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/natless/natless/internal/confine"
 	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/mapping"
 )
@@ -142,6 +143,7 @@ type Status struct {
 	RA       []Advertising      `json:"ra"`              // where router advertisements are sent
 	DNS64    *dns64.Status      `json:"dns64,omitempty"` // absent when it is off
 	Refused  []string           `json:"refused"`         // what natless does not translate, in words
+	Confined confine.State      `json:"confinement"`
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
 }

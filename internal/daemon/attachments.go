@@ -152,6 +152,9 @@ func fileSight(a mapping.Attachment) (string, error) {
 // processSight is the process and when it started.
 func processSight(a mapping.Attachment) (string, error) {
 	started, err := proc.Started(a.PID)
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(unix.Kill(a.PID, 0), unix.ESRCH) {
+		return "", fmt.Errorf("process %d is hidden (hidepid of /proc, see proc(5))", a.PID)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && started != a.Started:
 		return "", errGone

@@ -36,6 +36,7 @@ func (d *daemon) Status() control.Status {
 		DNS64:    d.nameStatus(),
 		RA:       advertising(d.ra.Status()),
 		Refused:  d.refused(),
+		Confined: d.confined,
 		Warnings: warnings,
 		Degraded: degraded,
 	}

@@ -16,6 +16,9 @@ import (
 // runDir holds the records and locks of all network namespaces that share it.
 var runDir = "/run/natless"
 
+// RunDir is the directory that holds what natless writes down of its host.
+func RunDir() string { return runDir }
+
 // record is what natless changed in a network namespace and how it was before.
 // It is written before each change, so it may name changes that were never
 // made; undoing looks whether they were.
