@@ -14,7 +14,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping/trust"
 )
+
+// lockWait is how long a natless that starts at the same socket is waited for.
+const lockWait = 2 * time.Second
 
 // socket is a listening Unix socket and the file it stands at.
 type socket struct {
@@ -40,11 +45,16 @@ func listen(path, group string) (s *socket, err error) {
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(dir)
+	if err := trust.Dir(dir); err != nil {
+		return nil, err
+	}
+	// Two daemons that start at once would each take the other's new socket for a
+	// stale one.
+	lock, err := trust.Lock(path+".lock", lockWait)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer lock.Release()
 	if err := clearStale(path); err != nil {
 		return nil, err
 	}
@@ -108,21 +118,6 @@ func makeDir(dir string) error {
 		return err
 	}
 	return os.Chmod(dir, 0o755)
-}
-
-// lockDir keeps two daemons that start at once from each taking the other's
-// new socket for a stale one. The lock is on the directory, so that no file is
-// left behind.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
-	}
-	return func() { f.Close() }, nil
 }
 
 // clearStale removes a socket on which nobody answers.

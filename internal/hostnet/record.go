@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping/trust"
 )
 
 // runDir holds the records and locks of all network namespaces that share it.
@@ -133,11 +135,10 @@ func (e *RunningError) Error() string {
 	return fmt.Sprintf("another natless runs in this network namespace (process %d)", e.PID)
 }
 
-// lock keeps a second natless out of a network namespace. The kernel lets go
-// of it when the process ends, however it ends.
+// lock keeps a second natless out of a network namespace.
 type lock struct {
 	key  string
-	file *os.File
+	file *trust.File
 }
 
 func acquire() (*lock, error) {
@@ -149,69 +150,27 @@ func acquire() (*lock, error) {
 		if err := os.MkdirAll(runDir, 0o755); err != nil {
 			return nil, fmt.Errorf("making a place for records: %w", err)
 		}
-		f, err := os.OpenFile(lockPath(key), os.O_RDWR|os.O_CREATE, 0o600)
-		if errors.Is(err, fs.ErrNotExist) {
+		err := trust.Dir(runDir)
+		var file *trust.File
+		if err == nil {
+			file, err = trust.Lock(lockPath(key), 0)
+		}
+		var held *trust.HeldError
+		switch {
+		case err == nil:
+			return &lock{key, file}, nil
+		case errors.Is(err, fs.ErrNotExist):
 			continue // whoever released it took the folder along
+		case errors.As(err, &held):
+			return nil, &RunningError{PID: held.PID}
 		}
-		if err != nil {
-			return nil, fmt.Errorf("locking the network namespace: %w", err)
-		}
-		if err := flock(f); err != nil {
-			f.Close()
-			return nil, err
-		}
-		l := &lock{key: key, file: f}
-		if !l.current() {
-			f.Close()
-			continue
-		}
-		if err := l.sign(); err != nil {
-			l.release()
-			return nil, err
-		}
-		return l, nil
+		return nil, fmt.Errorf("locking the network namespace: %w", err)
 	}
-}
-
-func flock(f *os.File) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		var text [20]byte
-		n, _ := f.ReadAt(text[:], 0)
-		pid, _ := strconv.Atoi(strings.TrimSpace(string(text[:n])))
-		return &RunningError{PID: pid}
-	}
-	if err != nil {
-		return fmt.Errorf("locking %s: %w", f.Name(), err)
-	}
-	return nil
-}
-
-// current tells whether the locked file is still the one of that name: its
-// last holder may have removed it between our open and our lock.
-func (l *lock) current() bool {
-	held, err := l.file.Stat()
-	if err != nil {
-		return false
-	}
-	named, err := os.Stat(l.file.Name())
-	return err == nil && os.SameFile(held, named)
-}
-
-func (l *lock) sign() error {
-	if err := l.file.Truncate(0); err != nil {
-		return fmt.Errorf("locking the network namespace: %w", err)
-	}
-	if _, err := l.file.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
-		return fmt.Errorf("locking the network namespace: %w", err)
-	}
-	return nil
 }
 
 // release removes the lock and, when nothing else is in it, the folder.
 func (l *lock) release() {
-	os.Remove(l.file.Name())
-	l.file.Close()
+	l.file.Release()
 	os.Remove(runDir)
 }
 
@@ -222,14 +181,8 @@ func Running() *RunningError {
 	if err != nil {
 		return nil
 	}
-	f, err := os.Open(lockPath(key))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	var running *RunningError
-	if errors.As(flock(f), &running) {
-		return running
+	if held := trust.Held(lockPath(key)); held != nil {
+		return &RunningError{PID: held.PID}
 	}
 	return nil
 }

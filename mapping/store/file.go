@@ -13,6 +13,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	boltErrors "go.etcd.io/bbolt/errors"
+
+	"github.com/natless/natless/mapping/trust"
 )
 
 const (
@@ -48,38 +50,64 @@ func (s *Store) open(dir string) error {
 	return s.connect()
 }
 
-// enter makes the directory and locks it. bbolt locks the file, but only once
-// it has it: the lock of the directory also covers checking, setting aside and
-// making one.
+// enter makes the directory, and keeps others off it by a file beside the
+// database. bbolt locks the database, but only once it has it: this lock also
+// covers checking, setting aside and making one. Where nothing can be written
+// there is no such file, and nothing is changed either.
 func (s *Store) enter() error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	d, err := os.Open(s.dir)
-	if err != nil {
+	if err := trust.Dir(s.dir); err != nil {
 		return err
 	}
-	for end := time.Now().Add(lockWait); ; time.Sleep(lockWait / 20) {
-		err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	l, err := trust.Lock(s.path+".lock", lockWait)
+	var held *trust.HeldError
+	switch {
+	case errors.As(err, &held):
+		return s.inUse(held.PID)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+		l = nil
+	case err != nil:
+		return err
+	}
+	s.unlock()
+	s.lock = l
+	return nil
+}
+
+// inUse says who has it, if that is known.
+func (s *Store) inUse(pid int) error {
+	if pid == 0 {
+		return fmt.Errorf("%w %s", ErrInUse, s.dir)
+	}
+	return fmt.Errorf("%w %s (process %d)", ErrInUse, s.dir, pid)
+}
+
+// free waits a moment for another to let go of the database: before anything of
+// it is read, for a natless of before this lock file may be writing it. The mode
+// keeps other users from opening it, and so from locking it.
+func (s *Store) free(f *os.File) error {
+	if info, err := f.Stat(); err == nil && info.Mode().Perm()&0o077 != 0 {
+		_ = f.Chmod(0o600) // another's, or on a read-only file system
+	}
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockWait / 50) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		switch {
 		case err == nil:
-			s.unlock()
-			s.lock = d
-			return nil
+			return syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
 		case errors.Is(err, syscall.EINTR):
 		case !errors.Is(err, syscall.EWOULDBLOCK):
-			d.Close()
-			return fmt.Errorf("lock %s: %w", s.dir, err)
+			return fmt.Errorf("lock %s: %w", s.path, err)
 		case time.Now().After(end):
-			d.Close()
-			return fmt.Errorf("%w %s", ErrInUse, s.dir)
+			return s.inUse(trust.Holder(f))
 		}
 	}
 }
 
 func (s *Store) unlock() {
 	if s.lock != nil {
-		s.lock.Close()
+		s.lock.Release()
 		s.lock = nil
 	}
 }
@@ -110,7 +138,10 @@ func (s *Store) attach() error {
 	if err != nil {
 		return err
 	}
-	c, err := read(f, nil)
+	var c contents
+	if err = s.free(f); err == nil {
+		c, err = read(f, nil)
+	}
 	if err != nil {
 		f.Close()
 		return err
@@ -270,10 +301,8 @@ func (s *Store) rewrite(size int64) error {
 	if err := s.settle(); err != nil {
 		return err
 	}
-	if locked, err := s.lock.Stat(); err != nil {
-		return err
-	} else if there, err := os.Stat(s.dir); err != nil || !os.SameFile(there, locked) {
-		if err := s.enter(); err != nil { // the directory was deleted, too
+	if s.lock == nil || !s.lock.Current() { // the directory was deleted, too
+		if err := s.enter(); err != nil {
 			return err
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/mapping/trust"
 )
 
 const (
@@ -54,7 +55,7 @@ type Store struct {
 	readOnly   atomic.Pointer[error] // why the file cannot be written; nil: it can
 
 	mu       sync.Mutex
-	lock     *os.File // the directory, locked
+	lock     *trust.File
 	file     *os.File // the database; nil: closed
 	db       *bbolt.DB
 	handle   *os.File // db's own
