@@ -61,6 +61,7 @@ type Host struct {
 	device  int // interface index, or missing
 	lock    *lock
 	rec     *record
+	aside   []string // of a damaged record, in words
 	closed  bool
 
 	settled    bool      // all that the plan wants was in place once
@@ -93,7 +94,11 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}
+	aside, err := rec.setAside(v)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec, aside: aside}
 	h.aim(p)
 	found := deviceConflicts(p, v)
 	if p.Manage {
@@ -131,6 +136,10 @@ func (h *Host) aim(p Plan) {
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
 func (h *Host) MTU() int { return h.mtu }
+
+// Aside says what became of a record of an earlier run that was damaged, and
+// what is therefore not known; nothing where it was not.
+func (h *Host) Aside() []string { return h.aside }
 
 // Attach brings the device with this interface index up and makes the host
 // send packets to it. After an error the caller closes the Host, which undoes
@@ -290,8 +299,16 @@ func Down() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	v, err := look()
+	if err != nil {
+		return nil, err
+	}
+	aside, err := rec.setAside(v)
+	if err != nil {
+		return nil, err
+	}
 	done, stays, err := undo(rec, false, tableSpec{})
-	return append(done, stays...), err
+	return slices.Concat(aside, done, stays), err
 }
 
 // undo takes back, in the reverse order of changes, what the record and the

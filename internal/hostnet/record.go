@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,7 +33,8 @@ type record struct {
 	Settings []setting    `json:"sysctls,omitempty"`
 	Opened   []opening    `json:"opened,omitempty"` // in firewalls of others
 
-	path string
+	path   string
+	damage error // why what is at the path says nothing; nil: it is good, or none is there
 }
 
 // deviceState is a device as natless found it.
@@ -42,27 +45,92 @@ type deviceState struct {
 	AddrGenMode string `json:"addr_gen_mode"`
 }
 
+// readRecord is the record of a network namespace, of this boot. One that cannot
+// be read is as none, and its damage says why.
 func readRecord(key string) (*record, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot id: %w", err)
 	}
 	fresh := &record{Boot: strings.TrimSpace(string(boot)), path: recordPath(key)}
-	text, err := os.ReadFile(fresh.path)
+	text, err := readOwn(fresh.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fresh, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the record of an earlier run: %w", err)
-	}
 	old := &record{path: fresh.path}
-	if err := json.Unmarshal(text, old); err != nil {
-		return nil, fmt.Errorf("reading the record of an earlier run in %s: %w", fresh.path, err)
+	if err == nil {
+		err = json.Unmarshal(text, old)
+	}
+	if err == nil && old.Boot == "" {
+		err = errors.New("it says of no boot that it is of")
+	}
+	if err != nil {
+		fresh.damage = err
+		return fresh, nil
 	}
 	if old.Boot != fresh.Boot {
 		return fresh, nil
 	}
 	return old, nil
+}
+
+// largestRecord is more than any record has, in bytes: a setting takes some
+// 150, and a host has some thousand links at most.
+const largestRecord = 16 << 20
+
+// readOwn reads a regular file, and waits for nothing.
+func readOwn(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() || info.Size() > largestRecord {
+		return nil, errors.New("it is no file that natless makes")
+	}
+	return io.ReadAll(io.LimitReader(f, largestRecord))
+}
+
+// setAside gives what is in the place of a damaged record another name, and says
+// so. What natless does bears its mark all the same: route protocol, table name,
+// comments. What sysctls were before is known no more.
+func (r *record) setAside(v *view) ([]string, error) {
+	if r.damage == nil {
+		return nil, nil
+	}
+	to := r.path + ".set-aside-" + time.Now().UTC().Format("20060102T150405.000000000Z")
+	if err := os.Rename(r.path, to); err != nil {
+		return nil, fmt.Errorf("the record of what natless changed is damaged (%w) and cannot be set aside: %w", r.damage, err)
+	}
+	line := fmt.Sprintf("the record of what natless changed here was damaged (%v): it is set aside as %s; what bears natless's marks is known without it", r.damage, to)
+	r.damage = nil
+	return append([]string{line}, v.unknown()...), nil
+}
+
+// unknown are the settings that have the value natless gives them, one line
+// for each key.
+func (v *view) unknown() (lines []string) {
+	candidates := []struct{ family, key, value string }{
+		{"ipv4", keyForwarding, yes}, {"ipv6", keyForceForwarding, yes}, {"ipv6", keyForwarding, yes},
+		{"ipv6", keyAcceptRA, acceptRAForwarding}, {"ipv6", keyNDISCNotify, yes},
+	}
+	for _, c := range candidates {
+		var links []string
+		for _, l := range v.sorted() {
+			now, _ := readSysctl(sysctlPath(c.family, l.name, c.key))
+			usual, _ := readSysctl(sysctlPath(c.family, newLinks, c.key))
+			if now == c.value && usual != c.value && !l.loopback {
+				links = append(links, l.name)
+			}
+		}
+		if len(links) > 0 {
+			lines = append(lines, fmt.Sprintf("net.%s.conf.LINK.%s stays %s on %s: whether natless set it is not known any more; set it back by hand where it should not be",
+				c.family, c.key, c.value, strings.Join(links, ", ")))
+		}
+	}
+	return lines
 }
 
 // save replaces the file in one step. It need not survive a power cut, which
