@@ -120,7 +120,7 @@ func Holder(f *os.File) int {
 	if err != nil || unix.Fstat(int(f.Fd()), &st) != nil {
 		return 0
 	}
-	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), st.Ino)
 	for line := range strings.Lines(string(text)) {
 		// NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END
 		if fields := strings.Fields(line); len(fields) > 5 && fields[1] == "FLOCK" && fields[5] == file {
