@@ -102,7 +102,7 @@ func Run(ctx context.Context, version, file string, load func() (*config.Config,
 		Queues: device.Queues(), Resolver: table, Sharing: sharing, Options: c.Options(host.MTU()), Join: device.Features().USO,
 		IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6(),
 	})
-	server, err := control.Listen(c.Control.Socket, c.Control.Group, log)
+	server, err := control.Listen(c.Control.Socket, c.Control.Group, c.Control.ReadGroup, log)
 	if err != nil {
 		return err
 	}
@@ -308,7 +308,7 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	for _, problem := range d.confined.Problems {
 		loose = append(loose, "natless runs with more rights than it needs: "+problem)
 	}
-	return degraded, slices.Concat(warnings, others, d.saved.problems(), d.config().Warnings(), loose)
+	return degraded, slices.Concat(warnings, others, d.host.Aside(), d.saved.problems(), d.config().Warnings(), loose)
 }
 
 func (d *daemon) onEvent(e hostnet.Event) {
