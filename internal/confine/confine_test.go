@@ -54,6 +54,7 @@ func try(dir string) {
 			Write:  []string{filepath.Join(dir, "write")},
 			Change: []string{filepath.Join(dir, "change"), "/dev/null"},
 			Remove: []string{filepath.Join(dir, "remove")},
+			Empty:  []string{filepath.Join(dir, "empty")},
 		},
 	})
 	for range 5 { // and those that come
@@ -102,11 +103,13 @@ func attempts(dir string) map[string]func() error {
 		"rename": func() error {
 			return errors.Join(write(at("write/a"))(), os.Rename(at("write/a"), at("write/b")), os.Remove(at("write/b")))
 		},
-		"remove: permitted": func() error { return os.Remove(at("remove/file")) },
-		"remove: beside":    func() error { return os.Remove(at("secret/file")) },
-		"exec":              func() error { return exec.Command("/bin/sh", "-c", "exit 0").Run() },
-		"packet socket":     func() error { return socket(unix.AF_PACKET) },
-		"unix socket":       func() error { return socket(unix.AF_UNIX) },
+		"remove: permitted":          func() error { return os.Remove(at("remove/file")) },
+		"remove: an empty directory": func() error { return os.Remove(at("empty/dir")) },
+		"remove: a file beside it":   func() error { return os.Remove(at("empty/file")) },
+		"remove: beside":             func() error { return os.Remove(at("secret/file")) },
+		"exec":                       func() error { return exec.Command("/bin/sh", "-c", "exit 0").Run() },
+		"packet socket":              func() error { return socket(unix.AF_PACKET) },
+		"unix socket":                func() error { return socket(unix.AF_UNIX) },
 		"type into terminal": func() error {
 			return call(unix.SYS_IOCTL, 0, unix.TIOCSTI)
 		},
@@ -160,10 +163,11 @@ func threads() (list []map[string]string) {
 func confined(t *testing.T, name string) (r report) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), name)
-	for _, file := range []string{"secret/before", "secret/file", "read/file", "write/file", "change/file", "remove/file"} {
+	for _, file := range []string{"secret/before", "secret/file", "read/file", "write/file", "change/file", "remove/file", "empty/file"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, filepath.Dir(file)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte("x"), 0o600))
 	}
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "empty/dir"), 0o700))
 	require.NoError(t, os.Symlink("../secret/file", filepath.Join(dir, "read/link")))
 	c := exec.Command(os.Args[0])
 	c.Env = append(os.Environ(), tryEnv+"="+dir)
@@ -190,7 +194,7 @@ func TestConfined(t *testing.T) {
 				"open before": "", "read what is open": "",
 				"read: permitted": "", "read: secret": "EACCES", "read: by a link": "EACCES", "read: by /proc": "EACCES", "read: another's memory": "EACCES",
 				"write: permitted": "", "write: beside": "EACCES", "write: what is readable": "EACCES", "write: changeable": "", "write: new, changeable": "EACCES",
-				"rename": "", "remove: permitted": "", "remove: beside": "EACCES",
+				"rename": "", "remove: permitted": "", "remove: beside": "EACCES", "remove: an empty directory": "", "remove: a file beside it": "EACCES",
 				"exec": "EPERM", "packet socket": "EPERM", "unix socket": "",
 				"type into terminal": "EPERM", "type, with more bits": "EPERM",
 				"signal to others": "EPERM", "signal to itself": "", "is it there": "ESRCH", "namespace": "EPERM",
@@ -200,7 +204,7 @@ func TestConfined(t *testing.T) {
 				delete(want, "packet socket") // CAP_NET_RAW says
 			}
 			if strings.Contains(os.TempDir(), "/tmp") && name == "programs" { // which programs may use
-				for _, name := range []string{"read: secret", "read: by a link", "read: by /proc", "write: beside", "write: what is readable", "write: new, changeable", "remove: beside"} {
+				for _, name := range []string{"read: secret", "read: by a link", "read: by /proc", "write: beside", "write: what is readable", "write: new, changeable", "remove: beside", "remove: a file beside it"} {
 					delete(want, name)
 				}
 			}
@@ -279,7 +283,7 @@ func TestAround(t *testing.T) {
 	assert.NoError(t, Pin("/proc/sys/net"))
 }
 
-// TestPolicies has the filter made for every architecture that natless is built for.
+// TestPolicies has both filters made, of a size that the kernel takes.
 func TestPolicies(t *testing.T) {
 	for _, programs := range []bool{false, true} {
 		p, err := policy(programs)

@@ -20,7 +20,8 @@ type Files struct {
 	Read   []string
 	Write  []string // may be changed, and files in directories be made and removed
 	Change []string // may be read and written, and nothing be made or removed
-	Remove []string // directories that something may be removed from
+	Remove []string // directories that files may be removed from
+	Empty  []string // directories that empty ones may be removed from
 }
 
 const (
@@ -61,7 +62,8 @@ func limitFiles(f Files, programs bool) (version int, err error) {
 	add(read, f.Read)
 	add(manage, f.Write)
 	add(change|readDir, f.Change)
-	add(remove, f.Remove)
+	add(ll.AccessFSRemoveFile, f.Remove)
+	add(ll.AccessFSRemoveDir, f.Empty)
 	if programs {
 		add(read|ll.AccessFSExecute, programsRead)
 		add(manage, programsWrite)

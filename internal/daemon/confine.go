@@ -19,7 +19,7 @@ import (
 // configuration, which a reload reads again. programs: those of firewalls are
 // run, now or at the end.
 func confineSelf(c *config.Config, file string, programs bool) confine.State {
-	time.Now().Zone() // Go reads the time zone once
+	_, _ = time.Now().Zone() // Go reads the time zone once
 	n := confine.Needs{
 		// Links, routes, rules and sysctls are followed as long as natless runs; a
 		// reload may bring router advertisements, which take raw sockets, and name
@@ -55,8 +55,8 @@ func files(c *config.Config, file string) confine.Files {
 			"/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/machine-id", "/var/lib/dbus/machine-id", resolvConf),
 		Write:  []string{hostnet.RunDir()},
 		Change: []string{procNet, "/dev/null"},
-		// The socket, and what attach put into a namespace that is gone.
-		Remove: []string{filepath.Dir(c.Control.Socket), filepath.Dir(hostnet.RunDir())},
+		Remove: []string{filepath.Dir(c.Control.Socket)},
+		Empty:  []string{filepath.Dir(hostnet.RunDir())},
 	}
 	// Where DNS64 follows a resolv.conf that is no symbolic link into /run, all of
 	// /etc has to be readable for it: whatever writes it anew gives it another inode.
@@ -68,7 +68,7 @@ func files(c *config.Config, file string) confine.Files {
 	if dir := c.State.Dir; dir != "" {
 		f.Write = append(f.Write, confine.Around(filepath.Join(dir, "natless.db"))...)
 	}
-	f.Write = append(f.Write, "/etc/netns")
+	f.Write = append(f.Write, "/etc/netns") // what attach put there for a namespace that is gone
 	return f
 }
 
