@@ -265,7 +265,7 @@ func TestMembersDoNotSlowRoot(t *testing.T) {
 				began := time.Now()
 				_, err := c.Status(t.Context())
 				require.NoError(t, err)
-				require.Less(t, time.Since(began), 2*time.Second)
+				require.Less(t, time.Since(began), 5*time.Second)
 			}
 			w := watching(t, path, "")
 			assert.Equal(t, http.StatusOK, w.code, "root watches")
@@ -294,7 +294,7 @@ func TestOneMemberBesideAnother(t *testing.T) {
 	fmt.Fprintln(in, "GET /v1/status")
 	require.True(t, out.Scan())
 	assert.Regexp(t, "^200 ", out.Text())
-	assert.Less(t, time.Since(began), 2*time.Second)
+	assert.Less(t, time.Since(began), 5*time.Second)
 }
 
 // TestPlaces counts.
