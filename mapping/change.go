@@ -21,6 +21,7 @@ var (
 	ErrUnknown     = errors.New("no such entry")      // nothing to remove or release
 	ErrUnavailable = errors.New("state not writable") // the store cannot make it durable now
 	ErrGone        = errors.New("revision too old")   // its events are forgotten, or the leases of a time
+	ErrDamaged     = errors.New("the state was damaged while in use")
 
 	// Of Lend.
 	ErrMapped       = errors.New("mapped explicitly")  // which comes before a lease
@@ -58,8 +59,12 @@ type Store interface {
 	// Load is all that was saved and not forgotten since.
 	Load() (Saved, error)
 	// Save makes all of the batch durable, or, with an error, none of it. It
-	// may take as long as a disk does.
+	// may take as long as a disk does. Where what was saved is there no more as
+	// it was, the error is ErrDamaged.
 	Save(Batch) error
+	// Renew begins anew with what is given, in place of what was damaged. The
+	// history is lost.
+	Renew(Saved) error
 	// History calls yield with every lease that was in force at a time, by IPv4
 	// address, until yield returns false. It is ErrGone for a time of which some
 	// may be forgotten.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -297,7 +298,30 @@ func durableLaw(t *testing.T, configs func() []Config) {
 			},
 			"disk full": func(t *rapid.T) { d.store.before = disk },
 			"disk free": func(t *rapid.T) { d.store.before = nil },
-			"crash":     func(t *rapid.T) { d.restart(t) },
+			"damaged": func(t *rapid.T) {
+				if d.store.before != nil {
+					return
+				}
+				maps := len(d.store.maps)
+				d.store.lose()
+				d.store.damaged = true
+				d.x.writing.Lock()
+				err := d.x.save(Batch{RemoveMaps: []netip.Prefix{noMap}})
+				d.x.writing.Unlock()
+				require.NoError(t, err)
+				require.Len(t, d.store.maps, maps, "also those that are not in force")
+				// Nothing is known of what no pool could lend: where a pool is no more, or
+				// a map stood at the last start.
+				for place := range d.last {
+					v4, ports, _ := strings.Cut(place, " ")
+					_, all := d.store.leases[savedKey{addr(v4), 0}]
+					_, part := d.store.leases[savedKey{addr(v4), firstPort(Lease{Ports: ports})}]
+					if !all && !part {
+						delete(d.last, place)
+					}
+				}
+			},
+			"crash": func(t *rapid.T) { d.restart(t) },
 			"crash before Save": func(t *rapid.T) {
 				d.store.before = func(Batch) error { panic("killed") }
 				d.send(client())

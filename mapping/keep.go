@@ -60,6 +60,7 @@ func (t *Table) load(saved Saved) (problems []string, b Batch) {
 			b.RemoveMaps = append(b.RemoveMaps, m.IPv4)
 		} else if err := g.addMap(m, &entries[i], ""); err != nil {
 			problems = append(problems, err.Error())
+			t.shelved = append(t.shelved, *m)
 		}
 	}
 	for _, a := range saved.Attachments {
@@ -154,6 +155,9 @@ func (g *stage) former(ended []SavedLease) (list []*returned) {
 		r := &returned{
 			prefix: netip.PrefixFrom(x.IPv4, 32), ports: [2]uint16{x.First, x.Last}, client: x.IPv6, label: x.Label, at: tick - age(now.Sub(x.Until)),
 			kept: rests && len(ended)-i <= remembered, spare: !rests,
+		}
+		if x.IPv6 == nobody {
+			r.client, r.kept = netip.Addr{}, false
 		}
 		if p := g.poolOf(r.prefix); p != nil && p.MaxLife > 0 && x.Until.Sub(x.Since) >= p.MaxLife {
 			r.kept = false

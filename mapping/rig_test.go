@@ -29,6 +29,8 @@ type memory struct {
 	tries  int
 	before func(Batch) error // an error, or a panic, and nothing is saved
 	after  func()            // as before, but it is saved
+
+	damaged bool // nothing is saved before Renew
 }
 
 // savedKey is what a store knows a lease by.
@@ -54,10 +56,24 @@ func (m *memory) Load() (s Saved, _ error) {
 	return s, nil
 }
 
+func (m *memory) Renew(s Saved) error {
+	m.lose()
+	m.damaged = false
+	return m.Save(Batch{PutMaps: s.Maps, Leases: s.Leases, PutAttachments: s.Attachments})
+}
+
+// lose forgets everything.
+func (m *memory) lose() {
+	m.maps, m.leases, m.held = map[netip.Prefix]Map{}, map[savedKey]SavedLease{}, map[string]Attachment{}
+}
+
 func (m *memory) Save(b Batch) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tries++
+	if m.damaged {
+		return ErrDamaged
+	}
 	if m.before != nil {
 		if err := m.before(b); err != nil {
 			return err

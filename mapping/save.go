@@ -3,7 +3,9 @@ package mapping
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -83,6 +85,11 @@ func (t *Table) save(b Batch) error {
 		return nil
 	}
 	err := k.write(b)
+	if errors.Is(err, ErrDamaged) {
+		if err = k.renew(t.inMemory()); err == nil {
+			err = k.write(b)
+		}
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	k.result(err)
@@ -102,6 +109,59 @@ func (k *keeper) write(b Batch) (err error) {
 		k.Log.Debug("saved")
 	}
 	return err
+}
+
+// renew is Renew, as write is Save.
+func (k *keeper) renew(s Saved) (err error) {
+	defer caught(&err)
+	return k.Store.Renew(s)
+}
+
+// nobody is the client of what no client is known to have had.
+var nobody = netip.IPv6Unspecified()
+
+// inMemory is what the store must have held before a batch: all of it is in
+// memory, but for when ended leases began, those of addresses that no pool could
+// lend since the start, and the history.
+func (t *Table) inMemory() (saved Saved) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s, tick, now := t.current.Load(), t.tick.Load(), t.now()
+	for _, p := range s.pools {
+		for _, r := range p.wide.All4() {
+			for n := p.number(r.addr()); n < p.size && r.prefix.Contains(p.addr(n)); n += p.per {
+				one := *r
+				one.prefix = netip.PrefixFrom(p.addr(n), 32)
+				saved.Leases = append(saved.Leases, one.saved(p, tick, now))
+			}
+		}
+		for _, r := range p.returned {
+			saved.Leases = append(saved.Leases, r.saved(p, tick, now))
+		}
+	}
+	for l := range s.leases() { // after what had their addresses before
+		saved.Leases = append(saved.Leases, l.saved(time.Time{}))
+	}
+	saved.Maps = slices.Concat(t.RuntimeMaps(), t.shelved)
+	saved.Attachments = slices.Collect(maps.Values(t.attachments))
+	return saved
+}
+
+// saved is a lease that has ended, as a Store keeps it. It lasted no time, or
+// as long as it might where it is not kept for its client because of that.
+func (r *returned) saved(p *pool, tick uint32, now time.Time) SavedLease {
+	until := now.Add(-time.Duration(int32(tick-r.at)) * time.Second)
+	since := until
+	if !r.kept && !r.spare {
+		since = until.Add(-p.MaxLife)
+	}
+	client := r.client
+	if !client.IsValid() {
+		client = nobody
+	}
+	return SavedLease{
+		IPv4: r.addr(), First: r.ports[0], Last: r.ports[1], IPv6: client, Since: since, Until: until, Proven: !r.spare, Label: r.label,
+	}
 }
 
 func (k *keeper) read() (s Saved, err error) {

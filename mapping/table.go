@@ -61,6 +61,7 @@ type Table struct {
 	networks map[uint64]int // leases by the upper half of their clients' addresses
 
 	attachments map[string]Attachment // by ID
+	shelved     []Map                 // those that are saved and not in force
 	pins        map[netip.Addr]int    // how many of them a client has
 
 	lending chan struct{} // has one while Lend is at work

@@ -66,7 +66,7 @@ func (f *fake) serve(t *testing.T) (stop func()) {
 
 func serveAt(t *testing.T, path string, source control.Source) (stop func()) {
 	t.Helper()
-	s, err := control.Listen(path, "", slog.New(slog.DiscardHandler))
+	s, err := control.Listen(path, "", "", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	done := make(chan error)
 	go func() { done <- s.Serve(source) }()

@@ -205,7 +205,7 @@ func TestLabDemoWithoutRoot(t *testing.T) {
 		tmp, err := os.MkdirTemp("", "natless-test-")
 		require.NoError(t, err)
 		t.Cleanup(func() { os.RemoveAll(tmp) })
-		require.NoError(t, os.Chmod(tmp, 0o777))
+		require.NoError(t, os.Chmod(tmp, 0o777|os.ModeSticky)) // as /tmp is
 		c.Env = append(c.Env, "TMPDIR="+tmp)
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		var out strings.Builder

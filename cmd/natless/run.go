@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
@@ -26,7 +27,7 @@ configuration again, as "natless reload" has it do.`,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return daemon.Run(ctx, version, settings.load, logger)
+			return daemon.Run(ctx, version, cmp.Or(settings.file, settings.standard), settings.load, logger)
 		}),
 	}
 	settings.register(cmd)

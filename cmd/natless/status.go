@@ -124,6 +124,7 @@ func tabulateStatus(r *rows, s control.Status) {
 		}
 	}
 	r.add("refused", strings.Join(s.Refused, "; "))
+	r.add("confined", s.Confined)
 	for _, w := range s.Warnings {
 		r.add("warning", w)
 	}

@@ -90,7 +90,8 @@ cat >/etc/natless/natless.toml <<END` + everything + "END")
 	before := calm(t, w.Host)
 
 	in("systemctl start natless && natless status --wait")
-	assert.Equal(t, "daemon\n", in("stat -c %G /run/natless/*.sock"))
+	assert.Equal(t, "daemon\n", in("stat -c %G /run/natless/natless.sock"))
+	assert.Contains(t, in("natless status -o json"), `"confinement":{"capabilities":["CAP_NET_ADMIN","CAP_NET_BIND_SERVICE","CAP_NET_RAW"],"no_new_privs":true,"seccomp":"programs",`)
 	in("natless attach box")
 	download := func() {
 		t.Helper()
@@ -98,6 +99,12 @@ cat >/etc/natless/natless.toml <<END` + everything + "END")
 	}
 	download()
 	assert.Contains(t, in("natless dns ipv4only.arpa"), lab.Pref64[:len(lab.Pref64)-4])
+
+	// The unit leaves it to see processes, and so when one is gone.
+	in("unshare -n sleep 600 >/dev/null 2>&1 & echo $! >/run/sleeper; sleep 0.5; natless attach --link $(cat /run/sleeper)")
+	assert.Contains(t, in("natless ps -o json"), `"seen":"process `)
+	in("kill $(cat /run/sleeper)")
+	until(t, "detached", func() bool { return !strings.Contains(in("natless ps -o json"), `"seen":"process `) })
 
 	in(`printf '[[map]]\nipv4 = "` + lab.MappedIPv4 + `"\nipv6 = "` + lab.MappedIPv6 + `"\n' >>/etc/natless/natless.toml; systemctl reload natless`)
 	assert.Contains(t, in("natless map ls"), lab.MappedIPv4)

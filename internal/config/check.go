@@ -15,14 +15,15 @@ import (
 
 // Limits of the kernel and of the protocols.
 const (
-	maxName   = 15  // IFNAMSIZ - 1
-	maxQueues = 256 // MAX_TAP_QUEUES
-	minMTU6   = 1280
-	minMTU4   = 68 // RFC 791 3.2
-	maxMTU    = 65535
-	minPool   = 8   // its addresses are counted in memory
-	maxSocket = 107 // sockaddr_un.sun_path - 1
-	maxPort   = 65535
+	maxName      = 15  // IFNAMSIZ - 1
+	maxQueues    = 256 // MAX_TAP_QUEUES
+	minMTU6      = 1280
+	minMTU4      = 68 // RFC 791 3.2
+	maxMTU       = 65535
+	minPool      = 8   // its addresses are counted in memory
+	maxSocket    = 107 // sockaddr_un.sun_path - 1
+	readerSuffix = len("-ro")
+	maxPort      = 65535
 
 	maxSessions = 1 << 26 // of package conntrack
 	maxRanges   = 1 << 30 // of package mapping, in a pool
@@ -396,6 +397,8 @@ func (c *Config) checkControl(r *report) {
 		r.add("control.socket", `%s: expected an absolute path, such as "/run/natless/natless.sock"`, given(s))
 	case len(s) > maxSocket:
 		r.add("control.socket", "%s: %d bytes long: expected at most %d", given(s), len(s), maxSocket)
+	case c.Control.ReadGroup != "" && len(s)+readerSuffix > maxSocket:
+		r.add("control.socket", "%s: %d bytes long: expected at most %d with control.read_group, whose socket has a longer name", given(s), len(s), maxSocket-readerSuffix)
 	}
 }
 

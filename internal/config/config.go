@@ -116,8 +116,9 @@ type Client struct {
 
 // Control is the socket of the running daemon.
 type Control struct {
-	Socket string `toml:"socket"`
-	Group  string `toml:"group"` // "": root only
+	Socket    string `toml:"socket"`
+	Group     string `toml:"group"`      // as good as root on the network; "": root only
+	ReadGroup string `toml:"read_group"` // may read; "": nobody else
 }
 
 // State is what outlives the daemon.

@@ -23,7 +23,7 @@ var restarts = map[string]bool{
 	"pool.ipv4": false, "pool.clients": false, "pool.mode": false, "pool.idle": false, "pool.max_life": false, "pool.quarantine": false,
 	"sessions.max": true, "sessions.max_per_client": true,
 	"pool.ports_per_client": false, "pool.session_ports": false, "pool.first_port": false, "pool.last_port": false,
-	"control.socket": true, "control.group": true,
+	"control.socket": true, "control.group": true, "control.read_group": true,
 	"state.dir": true, "state.history": false,
 	"log.level": false, "log.format": true,
 	"dns64.listen": true, "dns64.upstreams": false, "dns64.exclude": false,

@@ -43,7 +43,7 @@ func TestExample(t *testing.T) {
 		"translation.lowest_ipv6_mtu", "translation.ipv6_mtu", "translation.ipv4_mtu",
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
 		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
-		"control.socket", "control.group", "state.dir", "state.history", "log.level", "log.format", "ra.interfaces", "ra.lifetime",
+		"control.socket", "control.group", "control.read_group", "state.dir", "state.history", "log.level", "log.format", "ra.interfaces", "ra.lifetime",
 		"dns64.listen", "dns64.upstreams", "dns64.exclude",
 	} {
 		assert.Contains(t, given, key)
@@ -88,6 +88,7 @@ ipv4 = "10.0.0.0/24"
 [control]
 socket = "/run/x.sock"
 group = "adm"
+read_group = "monitor"
 [dns64]
 listen = ["[fd00::1]:5353", "fd00::2"]
 upstreams = ["192.0.2.53"]
@@ -119,7 +120,7 @@ format = "json"
 		{IPv4: prefix("198.51.100.7/32"), IPv6: prefix("2001:db8:2::7/128"), Origin: "f:23"},
 	}
 	want.Pools = []Pool{first, second}
-	want.Control = Control{Socket: "/run/x.sock", Group: "adm"}
+	want.Control = Control{Socket: "/run/x.sock", Group: "adm", ReadGroup: "monitor"}
 	want.Log = Log{Level: "debug", Format: "json"}
 	want.DNS64 = DNS64{
 		Listen:    []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:5353"), netip.MustParseAddrPort("[fd00::2]:53")},

@@ -33,6 +33,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/natless/natless/internal/confine"
 	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/mapping"
@@ -144,6 +145,7 @@ type Status struct {
 	DNS64    *dns64.Status      `json:"dns64,omitempty"` // absent when it is off
 	Links    []hostnet.LinkRole `json:"links"`           // of the host, and what they count as
 	Refused  []string           `json:"refused"`         // what natless does not translate, in words
+	Confined confine.State      `json:"confinement"`
 	Warnings []string           `json:"warnings"`
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
 }

@@ -44,9 +44,10 @@ func (x exchange) removeMap() {
 // batch does the changes in the body, one a line. Few are read at once, and
 // those that wait hold nothing of theirs in memory.
 func (x exchange) batch() {
+	batches := x.room().batches
 	select {
-	case x.batches <- struct{}{}:
-		defer func() { <-x.batches }()
+	case batches <- struct{}{}:
+		defer func() { <-batches }()
 	case <-x.ending:
 		x.readNoMore()
 		x.fail(http.StatusServiceUnavailable, "%v", errEnding)

@@ -386,7 +386,7 @@ func TestConflictsAtOnce(t *testing.T) {
 func TestChangeLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "natless.sock")
 	var buf bytes.Buffer
-	s, err := Listen(path, "", slog.New(slog.NewJSONHandler(&buf, nil)))
+	s, err := Listen(path, "", "", slog.New(slog.NewJSONHandler(&buf, nil)))
 	require.NoError(t, err)
 	done := make(chan error)
 	j := newJournal(10)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/mapping/trust"
 )
 
 const (
@@ -39,17 +40,35 @@ type Client struct {
 // NewClient is a client of the daemon at the socket. It connects at every
 // question.
 func NewClient(path string) *Client {
-	dialer := net.Dialer{Timeout: 5 * time.Second}
 	waiting := func(d time.Duration) http.Client {
 		return http.Client{Transport: &http.Transport{
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return dialer.DialContext(ctx, "unix", path)
-			},
+			DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
 			DisableKeepAlives:     true,
 			ResponseHeaderTimeout: d,
 		}}
 	}
 	return &Client{path: path, asks: waiting(askTime), changes: waiting(changeTime), silence: silence}
+}
+
+// dial connects to root's daemon and to no other: anybody can have made a socket
+// where there was none. Who may not use the socket may be a reader.
+func dial(ctx context.Context, path string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: 5 * time.Second}
+	c, err := dialer.DialContext(ctx, "unix", path)
+	if errors.Is(err, fs.ErrPermission) {
+		if r, readErr := dialer.DialContext(ctx, "unix", ReaderPath(path)); readErr == nil {
+			c, err = r, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	// The kernel tells who it was that began to listen (unix(7), SO_PEERCRED).
+	if at := peerOf(c.(*net.UnixConn)); !at.known || !trust.UID(at.Uid) {
+		c.Close()
+		return nil, fmt.Errorf("not natless listens there but a program of another user (%v): it is not asked", at)
+	}
+	return c, nil
 }
 
 // Status asks what the daemon is and has.
@@ -368,7 +387,7 @@ func (c *Client) failed(err error) error {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		hint = ": is natless running?"
 	case errors.Is(err, fs.ErrPermission):
-		hint = ": only root may ask, and the group that control.group names"
+		hint = ": only root may ask, and the groups that control.group and control.read_group name"
 	}
 	return fmt.Errorf("asking the daemon at %s: %w%s", c.path, err, hint)
 }

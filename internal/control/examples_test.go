@@ -151,7 +151,7 @@ func TestExamples(t *testing.T) {
 	dir := t.TempDir()
 	x := exampleOf(t, dir, string(text))
 	socket := filepath.Join(dir, "natless.sock")
-	server, err := control.Listen(socket, "", slog.New(slog.DiscardHandler))
+	server, err := control.Listen(socket, "", "", slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	done := make(chan error)
 	go func() { done <- server.Serve(x) }()

@@ -13,12 +13,11 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/net/netutil"
 
 	"github.com/natless/natless/mapping"
 )
@@ -30,62 +29,92 @@ const (
 
 // limits bound what one client, or many, can hold of the daemon.
 type limits struct {
-	connections int           // besides watches
-	watches     int           // at once
-	batches     int           // at once: they are held in memory
-	header      int           // bytes
-	read        time.Duration // for a whole request
-	batch       time.Duration // for that of a batch, and for its turn
-	keepAlive   time.Duration // of a watch, between two lines
-	stall       time.Duration // without the reader of an answer taking anything
-	idle        time.Duration // between two requests
-	shutdown    time.Duration // for answers under way at Close
+	// Of those who are not root, and of each socket.
+	connections     int // at once
+	userConnections int // of one user
+	userWatches     int // of these
+	userTurns       int // requests of one user under way at once
+
+	watches   int           // at once, of root and of all others each
+	batches   int           // the same: they are held in memory
+	header    int           // bytes
+	read      time.Duration // for a whole request
+	batch     time.Duration // for that of a batch, and for its turn
+	keepAlive time.Duration // of a watch, between two lines
+	stall     time.Duration // without the reader of an answer taking anything
+	idle      time.Duration // between two requests
+	shutdown  time.Duration // for answers under way at Close
 }
 
 var defaultLimits = limits{
-	connections: 64,
-	watches:     16,
-	batches:     2,
-	header:      8 << 10,
-	read:        5 * time.Second,
-	batch:       30 * time.Second,
-	keepAlive:   keepAlive,
-	stall:       30 * time.Second,
-	idle:        30 * time.Second,
-	shutdown:    time.Second,
+	connections:     32,
+	userConnections: 8,
+	userWatches:     4,
+	userTurns:       2,
+
+	watches:   16,
+	batches:   2,
+	header:    8 << 10,
+	read:      5 * time.Second,
+	batch:     30 * time.Second,
+	keepAlive: keepAlive,
+	stall:     30 * time.Second,
+	idle:      30 * time.Second,
+	shutdown:  time.Second,
 }
 
-// Server answers on a control socket.
+// Server answers on a control socket, and on one for those who only read.
 type Server struct {
-	socket  *socket
+	sockets []*socket
 	log     *slog.Logger
 	limits  limits
 	ending  chan struct{} // closed by Close
-	watches chan struct{} // has one for each
-	batches chan struct{}
+	root    room
+	others  room
 
 	mu     sync.Mutex
 	http   *http.Server // nil until Serve
 	closed bool
 }
 
+// room is for what is held in memory, or for long; it has one for each.
+type room struct{ watches, batches chan struct{} }
+
+func newRoom(l limits) room {
+	return room{make(chan struct{}, l.watches), make(chan struct{}, l.batches)}
+}
+
 // Listen makes the socket at path (and its directory), with mode 0600 or, when
-// a group is named, 0660 and that group's. A stale socket is replaced. Those
-// who connect wait until Serve is called.
-func Listen(path, group string, log *slog.Logger) (*Server, error) {
+// a group is named, 0660 and that group's; and one at [ReaderPath] when a group
+// of readers is named. A stale socket is replaced. Those who connect wait until
+// Serve is called.
+func Listen(path, group, readers string, log *slog.Logger) (*Server, error) {
 	s, err := listen(path, group)
 	if err != nil {
 		return nil, err
 	}
-	return newServer(s, log, defaultLimits), nil
+	sockets := []*socket{s}
+	if readers != "" {
+		r, err := listen(ReaderPath(path), readers)
+		if err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		r.reader = true
+		sockets = append(sockets, r)
+	} else if err := clearStale(ReaderPath(path)); err != nil {
+		log.Warn("what is at the path of the socket for readers stays", "path", ReaderPath(path), "error", err)
+	}
+	return newServer(sockets, log, defaultLimits), nil
 }
 
-func newServer(s *socket, log *slog.Logger, l limits) *Server {
+func newServer(sockets []*socket, log *slog.Logger, l limits) *Server {
+	for _, s := range sockets {
+		s.places = newPlaces(l)
+	}
 	return &Server{
-		socket: s, log: log, limits: l,
-		ending:  make(chan struct{}),
-		watches: make(chan struct{}, l.watches),
-		batches: make(chan struct{}, l.batches),
+		sockets: sockets, log: log, limits: l,
+		ending: make(chan struct{}),
+		root:   newRoom(l), others: newRoom(l),
 	}
 }
 
@@ -107,11 +136,23 @@ func (s *Server) Serve(source Source) error {
 		ConnContext:       withPeer,
 	}
 	s.mu.Unlock()
-	err := s.http.Serve(netutil.LimitListener(s.socket, s.limits.connections+s.limits.watches))
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	errs := make(chan error)
+	for _, socket := range s.sockets {
+		go func() {
+			err := s.http.Serve(socket)
+			if errors.Is(err, http.ErrServerClosed) {
+				err = nil
+			} else {
+				err = errors.Join(fmt.Errorf("serving the control socket %s: %w", socket.path, err), s.Close())
+			}
+			errs <- err
+		}()
 	}
-	return fmt.Errorf("serving the control socket %s: %w", s.socket.path, err)
+	var err error
+	for range s.sockets {
+		err = errors.Join(err, <-errs)
+	}
+	return err
 }
 
 // Close stops listening, ends watches, gives other answers under way a moment
@@ -125,7 +166,11 @@ func (s *Server) Close() error {
 	s.closed = true
 	close(s.ending)
 	if s.http == nil {
-		return s.socket.Close()
+		var err error
+		for _, socket := range s.sockets {
+			err = errors.Join(err, socket.Close())
+		}
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), s.limits.shutdown)
 	defer cancel()
@@ -223,7 +268,11 @@ func (x exchange) dispatch(routes []route) {
 func (x exchange) take(r route) {
 	var err error
 	x.query, err = parseQuery(x.r.URL.RawQuery, r.query)
+	who := x.peer()
 	switch {
+	case who.reader && r.method != "GET" && r.pattern != "/v1/trace":
+		x.readNoMore()
+		x.fail(http.StatusForbidden, "%s %s: %v", r.method, r.pattern, errReader)
 	case err != nil:
 		x.readNoMore()
 		x.fail(http.StatusBadRequest, "%v", err)
@@ -235,8 +284,40 @@ func (x exchange) take(r route) {
 		x.fail(http.StatusRequestEntityTooLarge, "expected at most %d bytes", r.body)
 	default:
 		x.r.Body = http.MaxBytesReader(x.w, x.r.Body, r.body)
-		r.answer(x)
+		x.inTurn(r)
 	}
+}
+
+// errReader is for those of control.read_group.
+var errReader = errors.New("the group that control.read_group names may read, and change nothing: ask root, or those of control.group")
+
+// inTurn answers when few others of the same user are answered. A watch waits
+// most of its time, and is counted by itself.
+func (x exchange) inTurn(r route) {
+	if r.pattern != "/v1/watch" {
+		end, ok := x.places().turn(x.peer())
+		if !ok {
+			x.readNoMore()
+			x.fail(http.StatusServiceUnavailable, "%d requests of this user are under way: try again", x.limits.userTurns)
+			return
+		}
+		defer end()
+	}
+	r.answer(x)
+}
+
+// places are those of the socket that the request came by.
+func (x exchange) places() *places {
+	i := slices.IndexFunc(x.sockets, func(s *socket) bool { return s.reader == x.peer().reader })
+	return x.sockets[i].places
+}
+
+// room is root's, or that of all others.
+func (x exchange) room() room {
+	if x.peer().trusted() {
+		return x.root
+	}
+	return x.others
 }
 
 func (x exchange) status() {

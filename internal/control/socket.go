@@ -10,17 +10,25 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping/trust"
 )
+
+// lockWait is how long a natless that starts at the same socket is waited for.
+const lockWait = 2 * time.Second
 
 // socket is a listening Unix socket and the file it stands at.
 type socket struct {
 	*net.UnixListener
-	path string
-	file fs.FileInfo // as it was made, to know it again
+	path   string
+	file   fs.FileInfo // as it was made, to know it again
+	reader bool        // who comes by it changes nothing
+	places *places
 }
 
 // listen makes the socket at path, for root alone or, with a group, for its
@@ -40,11 +48,16 @@ func listen(path, group string) (s *socket, err error) {
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
-	unlock, err := lockDir(dir)
+	if err := trust.Dir(dir); err != nil {
+		return nil, err
+	}
+	// Two daemons that start at once would each take the other's new socket for a
+	// stale one.
+	lock, err := trust.Lock(path+".lock", lockWait)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer lock.Release()
 	if err := clearStale(path); err != nil {
 		return nil, err
 	}
@@ -53,7 +66,7 @@ func listen(path, group string) (s *socket, err error) {
 	if err != nil {
 		return nil, bare(err)
 	}
-	s = &socket{UnixListener: l.(*net.UnixListener), path: path}
+	s = &socket{UnixListener: l.(*net.UnixListener), path: path, places: newPlaces(defaultLimits)}
 	s.SetUnlinkOnClose(false) // Close sees to it, and looks first whose file it is
 	if s.file, err = os.Lstat(path); err == nil && group != "" {
 		err = errors.Join(os.Lchown(path, -1, gid), os.Chmod(path, 0o660))
@@ -72,6 +85,16 @@ func (s *socket) Close() error {
 		return errors.Join(err, os.Remove(s.path))
 	}
 	return err
+}
+
+// ReaderPath is where the socket is for those who only read, of the socket at a
+// path: beside it.
+func ReaderPath(path string) string {
+	base, isSock := strings.CutSuffix(path, ".sock")
+	if isSock {
+		return base + "-ro.sock"
+	}
+	return path + "-ro"
 }
 
 // private gives the socket its mode before it has a name: there is no moment
@@ -110,21 +133,6 @@ func makeDir(dir string) error {
 	return os.Chmod(dir, 0o755)
 }
 
-// lockDir keeps two daemons that start at once from each taking the other's
-// new socket for a stale one. The lock is on the directory, so that no file is
-// left behind.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("locking %s: %w", dir, err)
-	}
-	return func() { f.Close() }, nil
-}
-
 // clearStale removes a socket on which nobody answers.
 func clearStale(path string) error {
 	info, err := os.Lstat(path)
@@ -151,6 +159,7 @@ func clearStale(path string) error {
 // RemoveStale removes the socket at path if it is one that a killed daemon left,
 // and reports whether it did. Whatever else is there stays.
 func RemoveStale(path string) bool {
+	_ = clearStale(ReaderPath(path))
 	_, err := os.Lstat(path)
 	return err == nil && clearStale(path) == nil
 }
@@ -164,27 +173,11 @@ func bare(err error) error {
 	return err
 }
 
-// Accept says of every connection who is at its other end.
-func (s *socket) Accept() (net.Conn, error) {
-	c, err := s.AcceptUnix()
-	if err != nil {
-		return nil, err
-	}
-	return conn{c, peerOf(c)}, nil
-}
-
-// conn has its peer as the remote address, where package http looks for it.
-type conn struct {
-	*net.UnixConn
-	peer
-}
-
-func (c conn) RemoteAddr() net.Addr { return c.peer }
-
 // peer is the process at the other end, by the credentials it connected with.
 type peer struct {
 	unix.Ucred
-	known bool
+	known  bool
+	reader bool // came by the socket for those who only read
 }
 
 func (peer) Network() string { return "unix" }
@@ -230,7 +223,7 @@ func peerOf(c *net.UnixConn) peer {
 	if err != nil || credErr != nil {
 		return peer{}
 	}
-	return peer{*cred, true}
+	return peer{Ucred: *cred, known: true}
 }
 
 type peerKey struct{}

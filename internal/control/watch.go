@@ -32,9 +32,16 @@ func (x exchange) watch() {
 		}
 	}
 	x.w.Header().Set("Connection", "close") // a place for others
+	leave, ok := x.places().watch(x.peer())
+	if !ok {
+		x.fail(http.StatusServiceUnavailable, "this user has %d watches already: expected no more at once", x.limits.userWatches)
+		return
+	}
+	defer leave()
+	watches := x.room().watches
 	select {
-	case x.watches <- struct{}{}:
-		defer func() { <-x.watches }()
+	case watches <- struct{}{}:
+		defer func() { <-watches }()
 	default:
 		x.fail(http.StatusServiceUnavailable, "%d watch already: expected no more at once", x.limits.watches)
 		return

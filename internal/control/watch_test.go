@@ -181,8 +181,8 @@ func TestWatcherThatNeverReads(t *testing.T) {
 	for range s.limits.watches {
 		say(t, c.path, "GET /v1/watch HTTP/1.1\r\nHost: natless\r\n\r\n")
 	}
-	soon(t, "all watch", func() bool { return len(s.watches) == s.limits.watches })
-	for i := 0; len(s.watches) > 0; i++ {
+	soon(t, "all watch", func() bool { return len(s.root.watches) == s.limits.watches })
+	for i := 0; len(s.root.watches) > 0; i++ {
 		require.Less(t, i, 10_000, "still watched")
 		j.produce(100)
 		time.Sleep(time.Millisecond)
@@ -223,7 +223,7 @@ func TestManyWatchers(t *testing.T) {
 		w.Close()
 	}
 	began := time.Now()
-	soon(t, "gone", func() bool { return len(s.watches) == 0 })
+	soon(t, "gone", func() bool { return len(s.root.watches) == 0 })
 	assert.Less(t, time.Since(began), s.limits.keepAlive/2)
 	soon(t, "so few goroutines", func() bool { return runtime.NumGoroutine() <= before+2 })
 }
@@ -233,12 +233,12 @@ func TestManyWatchers(t *testing.T) {
 func TestCloseBesideStuckWatcher(t *testing.T) {
 	c, j, s := startJournal(t, 100_000, func(l *limits) { l.shutdown = 50 * time.Millisecond })
 	say(t, c.path, "GET /v1/watch HTTP/1.1\r\nHost: natless\r\n\r\n")
-	soon(t, "watched", func() bool { return len(s.watches) == 1 })
+	soon(t, "watched", func() bool { return len(s.root.watches) == 1 })
 	j.produce(50_000)
 	began := time.Now()
 	require.NoError(t, s.Close())
 	assert.Less(t, time.Since(began), 10*time.Second)
-	soon(t, "ended", func() bool { return len(s.watches) == 0 })
+	soon(t, "ended", func() bool { return len(s.root.watches) == 0 })
 }
 
 // TestWatchEnds holds what the client makes of the ends of a watch.

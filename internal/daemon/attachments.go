@@ -152,6 +152,9 @@ func fileSight(a mapping.Attachment) (string, error) {
 // processSight is the process and when it started.
 func processSight(a mapping.Attachment) (string, error) {
 	started, err := proc.Started(a.PID)
+	if hidden(a.PID) {
+		return "", fmt.Errorf("process %d is hidden (hidepid of /proc, see proc(5))", a.PID)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && started != a.Started:
 		return "", errGone
@@ -159,4 +162,11 @@ func processSight(a mapping.Attachment) (string, error) {
 		return "", err
 	}
 	return fmt.Sprintf("process %d %d", a.PID, started), nil
+}
+
+// hidden is a process that is there and not in /proc. Without CAP_SYS_PTRACE,
+// which natless at work has not, hidepid does that to those of other users.
+func hidden(pid int) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	return errors.Is(err, fs.ErrNotExist) && !errors.Is(unix.Kill(pid, 0), unix.ESRCH)
 }

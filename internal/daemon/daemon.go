@@ -23,6 +23,7 @@ import (
 
 	"github.com/natless/natless/conntrack"
 	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/confine"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/dataplane"
 	"github.com/natless/natless/internal/dns64"
@@ -34,9 +35,9 @@ import (
 
 // Run translates as the configuration says until the context ends. On return,
 // also with an error, everything it made on the host is undone, or kept where
-// the configuration says so. load reads the configuration, also again at
-// SIGHUP; newLog makes the logger, whose level may then change.
-func Run(ctx context.Context, version string, load func() (*config.Config, error), newLog func(config.Log, slog.Leveler) *slog.Logger) (err error) {
+// the configuration says so. load reads the configuration, from file if there is
+// one, also again at SIGHUP; newLog makes the logger, whose level may then change.
+func Run(ctx context.Context, version, file string, load func() (*config.Config, error), newLog func(config.Log, slog.Leveler) *slog.Logger) (err error) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	defer signal.Stop(hangups)
@@ -101,7 +102,7 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 		Queues: device.Queues(), Resolver: table, Sharing: sharing, Options: c.Options(host.MTU()), Join: device.Features().USO,
 		IPv4: c.OwnIPv4(), IPv6: c.OwnIPv6(), Open: host.Guarded(),
 	})
-	server, err := control.Listen(c.Control.Socket, c.Control.Group, log)
+	server, err := control.Listen(c.Control.Socket, c.Control.Group, c.Control.ReadGroup, log)
 	if err != nil {
 		return err
 	}
@@ -118,7 +119,9 @@ func Run(ctx context.Context, version string, load func() (*config.Config, error
 	if err := host.Attach(device.Index()); err != nil {
 		return fmt.Errorf("setting up the host: %w", err)
 	}
+	programs := plan.Open || len(host.Opened()) > 0
 	d := &daemon{
+		confined: confineSelf(c, file, programs), programs: programs,
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
 		host: host, device: device, plane: plane, sessions: sessions, server: server, names: names, ra: ra.New(Advertisements(c), log), log: log, level: level,
 		added: added, clashes: map[string]bool{}, stuck: map[string]bool{},
@@ -189,6 +192,8 @@ type daemon struct {
 	ra       *ra.Advertiser
 	log      *slog.Logger
 	level    *slog.LevelVar
+	confined confine.State
+	programs bool // those of firewalls may be run
 
 	inForce atomic.Pointer[inForce]
 
@@ -298,7 +303,11 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	silent, others := raProblems(d.ra.Status())
 	warnings = append(warnings, silent...)
 	degraded = len(warnings) > 0 || d.stateProblem() != ""
-	return degraded, slices.Concat(warnings, others, d.host.Doubtful(), d.saved.problems(), d.config().Warnings())
+	var loose []string
+	for _, problem := range d.confined.Problems {
+		loose = append(loose, "natless runs with more rights than it needs: "+problem)
+	}
+	return degraded, slices.Concat(warnings, others, d.host.Doubtful(), d.host.Aside(), d.saved.problems(), d.config().Warnings(), loose)
 }
 
 func (d *daemon) onEvent(e hostnet.Event) {

@@ -36,10 +36,13 @@ func (d *daemon) Reload(by string) ([]string, error) {
 	defer notify(systemd.SdNotifyReady)
 	next, err := d.load()
 	if err != nil {
-		return nil, fmt.Errorf("reloading: %w", err)
+		return nil, fmt.Errorf("reloading: %w", beyondConfinement(err))
 	}
 	running := d.config()
 	keeps := next.KeepOwn(running)
+	if next.Network.Firewall == "open" && !d.programs {
+		keeps = errors.Join(keeps, errPrograms)
+	}
 	changes, err := running.CheckReload(next)
 	if err := errors.Join(keeps, err); err != nil {
 		return nil, fmt.Errorf("reloading: %w", err)

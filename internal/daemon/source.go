@@ -37,6 +37,7 @@ func (d *daemon) Status() control.Status {
 		RA:       advertising(d.ra.Status()),
 		Links:    d.host.Links(),
 		Refused:  d.refused(),
+		Confined: d.confined,
 		Warnings: warnings,
 		Degraded: degraded,
 	}

@@ -70,6 +70,10 @@ func Check(p Plan) (Report, error) {
 		Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device},
 		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, Links: v.roles, // [] in JSON
 	}
+	if rec.damage != nil {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the record of what natless changed here is damaged (%v): it would be set aside", rec.damage))
+		r.Warnings = append(r.Warnings, v.unknown()...)
+	}
 	if h.device != missing {
 		r.Actions[0] = "use the existing TUN device " + p.Device
 	}

@@ -64,6 +64,7 @@ type Host struct {
 	device  int // interface index, or missing
 	lock    *lock
 	rec     *record
+	aside   []string // of a damaged record, in words
 	closed  bool
 
 	settled    bool           // all that the plan wants was in place once
@@ -102,7 +103,11 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec}
+	aside, err := rec.setAside(v)
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{mtu: resolveMTU(p, v), device: missing, lock: l, rec: rec, aside: aside}
 	h.guard.set(!p.Manage, "natless has not set up its nftables tables yet")
 	h.aim(p)
 	v.assign(h.plan, v.device(p.Device), rec.Uplinks)
@@ -156,6 +161,10 @@ func (h *Host) Local() ([]netip.Prefix, error) {
 
 // MTU tells the device's MTU in bytes, as planned or chosen.
 func (h *Host) MTU() int { return h.mtu }
+
+// Aside says what became of a record of an earlier run that was damaged, and
+// what is therefore not known; nothing where it was not.
+func (h *Host) Aside() []string { return h.aside }
 
 // Attach brings the device with this interface index up and makes the host
 // send packets to it. After an error the caller closes the Host, which undoes
@@ -320,7 +329,16 @@ func Down() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return undo(rec, false, tableSpec{})
+	v, err := look()
+	if err != nil {
+		return nil, err
+	}
+	aside, err := rec.setAside(v)
+	if err != nil {
+		return nil, err
+	}
+	done, err := undo(rec, false, tableSpec{})
+	return slices.Concat(aside, done), err
 }
 
 // undo takes back, in the reverse order of changes, what the record and the

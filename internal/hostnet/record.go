@@ -4,17 +4,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping/trust"
 )
 
 // runDir holds the records and locks of all network namespaces that share it.
 var runDir = "/run/natless"
+
+// RunDir is the directory that holds what natless writes down of its host.
+func RunDir() string { return runDir }
 
 // record is what natless changed in a network namespace and how it was before.
 // It is written before each change, so it may name changes that were never
@@ -27,7 +34,8 @@ type record struct {
 	Opened   []opening    `json:"opened,omitempty"` // in firewalls of others
 	Uplinks  []uplinkSeen `json:"uplinks,omitempty"`
 
-	path string
+	path   string
+	damage error // why what is at the path says nothing; nil: it is good, or none is there
 }
 
 // deviceState is a device as natless found it.
@@ -38,27 +46,92 @@ type deviceState struct {
 	AddrGenMode string `json:"addr_gen_mode"`
 }
 
+// readRecord is the record of a network namespace, of this boot. One that cannot
+// be read is as none, and its damage says why.
 func readRecord(key string) (*record, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot id: %w", err)
 	}
 	fresh := &record{Boot: strings.TrimSpace(string(boot)), path: recordPath(key)}
-	text, err := os.ReadFile(fresh.path)
+	text, err := readOwn(fresh.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fresh, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the record of an earlier run: %w", err)
-	}
 	old := &record{path: fresh.path}
-	if err := json.Unmarshal(text, old); err != nil {
-		return nil, fmt.Errorf("reading the record of an earlier run in %s: %w", fresh.path, err)
+	if err == nil {
+		err = json.Unmarshal(text, old)
+	}
+	if err == nil && old.Boot == "" {
+		err = errors.New("it says of no boot that it is of")
+	}
+	if err != nil {
+		fresh.damage = err
+		return fresh, nil
 	}
 	if old.Boot != fresh.Boot {
 		return fresh, nil
 	}
 	return old, nil
+}
+
+// largestRecord is more than any record has, in bytes: a setting takes some
+// 150, and a host has some thousand links at most.
+const largestRecord = 16 << 20
+
+// readOwn reads a regular file, and waits for nothing.
+func readOwn(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() || info.Size() > largestRecord {
+		return nil, errors.New("it is no file that natless makes")
+	}
+	return io.ReadAll(io.LimitReader(f, largestRecord))
+}
+
+// setAside gives what is in the place of a damaged record another name, and says
+// so. What natless does bears its mark all the same: route protocol, table name,
+// comments. What sysctls were before is known no more.
+func (r *record) setAside(v *view) ([]string, error) {
+	if r.damage == nil {
+		return nil, nil
+	}
+	to := r.path + ".set-aside-" + time.Now().UTC().Format("20060102T150405.000000000Z")
+	if err := os.Rename(r.path, to); err != nil {
+		return nil, fmt.Errorf("the record of what natless changed is damaged (%w) and cannot be set aside: %w", r.damage, err)
+	}
+	line := fmt.Sprintf("the record of what natless changed here was damaged (%v): it is set aside as %s; what bears natless's marks is known without it", r.damage, to)
+	r.damage = nil
+	return append([]string{line}, v.unknown()...), nil
+}
+
+// unknown are the settings that have the value natless gives them, one line
+// for each key.
+func (v *view) unknown() (lines []string) {
+	candidates := []struct{ family, key, value string }{
+		{"ipv4", keyForwarding, yes}, {"ipv6", keyForceForwarding, yes}, {"ipv6", keyForwarding, yes},
+		{"ipv6", keyAcceptRA, acceptRAForwarding}, {"ipv6", keyNDISCNotify, yes},
+	}
+	for _, c := range candidates {
+		var links []string
+		for _, l := range v.sorted() {
+			now, _ := readSysctl(sysctlPath(c.family, l.name, c.key))
+			usual, _ := readSysctl(sysctlPath(c.family, newLinks, c.key))
+			if now == c.value && usual != c.value && !l.loopback {
+				links = append(links, l.name)
+			}
+		}
+		if len(links) > 0 {
+			lines = append(lines, fmt.Sprintf("net.%s.conf.LINK.%s stays %s on %s: whether natless set it is not known any more; set it back by hand where it should not be",
+				c.family, c.key, c.value, strings.Join(links, ", ")))
+		}
+	}
+	return lines
 }
 
 // save replaces the file in one step. It need not survive a power cut, which
@@ -141,11 +214,10 @@ func (e *RunningError) Error() string {
 	return fmt.Sprintf("another natless runs in this network namespace (process %d)", e.PID)
 }
 
-// lock keeps a second natless out of a network namespace. The kernel lets go
-// of it when the process ends, however it ends.
+// lock keeps a second natless out of a network namespace.
 type lock struct {
 	key  string
-	file *os.File
+	file *trust.File
 }
 
 func acquire() (*lock, error) {
@@ -157,69 +229,27 @@ func acquire() (*lock, error) {
 		if err := os.MkdirAll(runDir, 0o755); err != nil {
 			return nil, fmt.Errorf("making a place for records: %w", err)
 		}
-		f, err := os.OpenFile(lockPath(key), os.O_RDWR|os.O_CREATE, 0o600)
-		if errors.Is(err, fs.ErrNotExist) {
+		err := trust.Dir(runDir)
+		var file *trust.File
+		if err == nil {
+			file, err = trust.Lock(lockPath(key), 0)
+		}
+		var held *trust.HeldError
+		switch {
+		case err == nil:
+			return &lock{key, file}, nil
+		case errors.Is(err, fs.ErrNotExist):
 			continue // whoever released it took the folder along
+		case errors.As(err, &held):
+			return nil, &RunningError{PID: held.PID}
 		}
-		if err != nil {
-			return nil, fmt.Errorf("locking the network namespace: %w", err)
-		}
-		if err := flock(f); err != nil {
-			f.Close()
-			return nil, err
-		}
-		l := &lock{key: key, file: f}
-		if !l.current() {
-			f.Close()
-			continue
-		}
-		if err := l.sign(); err != nil {
-			l.release()
-			return nil, err
-		}
-		return l, nil
+		return nil, fmt.Errorf("locking the network namespace: %w", err)
 	}
-}
-
-func flock(f *os.File) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		var text [20]byte
-		n, _ := f.ReadAt(text[:], 0)
-		pid, _ := strconv.Atoi(strings.TrimSpace(string(text[:n])))
-		return &RunningError{PID: pid}
-	}
-	if err != nil {
-		return fmt.Errorf("locking %s: %w", f.Name(), err)
-	}
-	return nil
-}
-
-// current tells whether the locked file is still the one of that name: its
-// last holder may have removed it between our open and our lock.
-func (l *lock) current() bool {
-	held, err := l.file.Stat()
-	if err != nil {
-		return false
-	}
-	named, err := os.Stat(l.file.Name())
-	return err == nil && os.SameFile(held, named)
-}
-
-func (l *lock) sign() error {
-	if err := l.file.Truncate(0); err != nil {
-		return fmt.Errorf("locking the network namespace: %w", err)
-	}
-	if _, err := l.file.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
-		return fmt.Errorf("locking the network namespace: %w", err)
-	}
-	return nil
 }
 
 // release removes the lock and, when nothing else is in it, the folder.
 func (l *lock) release() {
-	os.Remove(l.file.Name())
-	l.file.Close()
+	l.file.Release()
 	os.Remove(runDir)
 }
 
@@ -230,14 +260,8 @@ func Running() *RunningError {
 	if err != nil {
 		return nil
 	}
-	f, err := os.Open(lockPath(key))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	var running *RunningError
-	if errors.As(flock(f), &running) {
-		return running
+	if held := trust.Held(lockPath(key)); held != nil {
+		return &RunningError{PID: held.PID}
 	}
 	return nil
 }

@@ -564,3 +564,57 @@ func TestRemovedAndReplaced(t *testing.T) {
 	require.NoError(t, os.Remove(s.path))
 	works()
 }
+
+// TestRenew has what was damaged in use written anew, of what its user has in
+// memory.
+func TestRenew(t *testing.T) {
+	x := newSample(t)
+	for name, spoil := range map[string]func(path string) error{
+		"cut off":  func(path string) error { return os.Truncate(path, 2*page) },
+		"all gone": func(path string) error { return os.Truncate(path, 0) },
+		"garbage":  func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("abc\n"), len(x.after)/4), 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := put(t, t.TempDir(), x.after)
+			s := open(t, dir)
+			require.NoError(t, spoil(s.path))
+			spoilt, err := os.ReadFile(s.path)
+			require.NoError(t, err)
+			require.ErrorIs(t, s.Save(leases(lent(1, past(1)))), mapping.ErrDamaged)
+			require.NoError(t, s.Renew(x.loaded))
+			require.Equal(t, x.loaded, load(t, s))
+			requireAside(t, s, spoilt)
+			require.Contains(t, s.Problems()[0], "written anew from memory")
+			require.NoError(t, s.Save(leases(lent(2000, past(1)))))
+			require.NoError(t, s.Close())
+
+			s = open(t, dir)
+			require.Empty(t, s.Problems())
+			require.Len(t, load(t, s).Leases, len(x.loaded.Leases)+1)
+			for _, l := range history(t, s, past(0)) {
+				require.Zero(t, l.Until, "of what had ended nothing is known")
+			}
+		})
+	}
+
+	// What another put there, or took away, is not touched.
+	s := open(t, put(t, t.TempDir(), x.after))
+	require.NoError(t, os.Remove(s.path))
+	require.NoError(t, os.WriteFile(s.path, []byte("mine"), 0o600))
+	require.ErrorContains(t, s.Renew(x.loaded), "replaced")
+	text, err := os.ReadFile(s.path)
+	require.NoError(t, err)
+	require.Equal(t, "mine", string(text))
+}
+
+// TestRenewMany writes more than one transaction takes.
+func TestRenewMany(t *testing.T) {
+	s := open(t, t.TempDir())
+	var many mapping.Saved
+	for n := range atOnce + 1000 {
+		many.Leases = append(many.Leases, lent(n, past(1)))
+	}
+	require.NoError(t, s.Renew(many))
+	require.Equal(t, many.Leases, load(t, s).Leases)
+	require.NoError(t, s.Save(leases(ended(lent(3, past(1)), past(2)))))
+}

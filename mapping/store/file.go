@@ -6,13 +6,18 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
 	boltErrors "go.etcd.io/bbolt/errors"
+
+	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/mapping/trust"
 )
 
 const (
@@ -32,7 +37,7 @@ func (s *Store) open(dir string) error {
 	}
 	err = s.attach()
 	if isDamage(err) {
-		if err := s.setAside(err); err != nil {
+		if err := s.setAside(err, "a new one begun without its leases and mappings"); err != nil {
 			return err
 		}
 		err = fs.ErrNotExist
@@ -48,38 +53,70 @@ func (s *Store) open(dir string) error {
 	return s.connect()
 }
 
-// enter makes the directory and locks it. bbolt locks the file, but only once
-// it has it: the lock of the directory also covers checking, setting aside and
-// making one.
+// enter makes the directory, and keeps others off it by a file beside the
+// database. bbolt locks the database, but only once it has it: this lock also
+// covers checking, setting aside and making one. Where nothing can be written
+// there is no such file, and nothing is changed either.
 func (s *Store) enter() error {
+	_, there := os.Stat(s.dir)
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	d, err := os.Open(s.dir)
-	if err != nil {
+	if errors.Is(there, fs.ErrNotExist) { // its name is to be as durable as what is in it
+		if err := syncDir(filepath.Dir(s.dir)); err != nil {
+			return err
+		}
+	}
+	if err := trust.Dir(s.dir); err != nil {
 		return err
 	}
-	for end := time.Now().Add(lockWait); ; time.Sleep(lockWait / 20) {
-		err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	l, err := trust.Lock(s.path+".lock", lockWait)
+	var held *trust.HeldError
+	switch {
+	case errors.As(err, &held):
+		return s.inUse(held.PID)
+	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+		l = nil
+	case err != nil:
+		return err
+	}
+	s.unlock()
+	s.lock = l
+	return nil
+}
+
+// inUse says who has it, if that is known.
+func (s *Store) inUse(pid int) error {
+	if pid == 0 {
+		return fmt.Errorf("%w %s", ErrInUse, s.dir)
+	}
+	return fmt.Errorf("%w %s (process %d)", ErrInUse, s.dir, pid)
+}
+
+// free waits a moment for another to let go of the database: before anything of
+// it is read, for a natless of before this lock file may be writing it. The mode
+// keeps other users from opening it, and so from locking it.
+func (s *Store) free(f *os.File) error {
+	if info, err := f.Stat(); err == nil && info.Mode().Perm()&0o077 != 0 {
+		_ = f.Chmod(0o600) // another's, or on a read-only file system
+	}
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockWait / 50) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		switch {
 		case err == nil:
-			s.unlock()
-			s.lock = d
-			return nil
+			return syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
 		case errors.Is(err, syscall.EINTR):
 		case !errors.Is(err, syscall.EWOULDBLOCK):
-			d.Close()
-			return fmt.Errorf("lock %s: %w", s.dir, err)
+			return fmt.Errorf("lock %s: %w", s.path, err)
 		case time.Now().After(end):
-			d.Close()
-			return fmt.Errorf("%w %s", ErrInUse, s.dir)
+			return s.inUse(trust.Holder(f))
 		}
 	}
 }
 
 func (s *Store) unlock() {
 	if s.lock != nil {
-		s.lock.Close()
+		s.lock.Release()
 		s.lock = nil
 	}
 }
@@ -110,7 +147,10 @@ func (s *Store) attach() error {
 	if err != nil {
 		return err
 	}
-	c, err := read(f, nil)
+	var c contents
+	if err = s.free(f); err == nil {
+		c, err = read(f, nil)
+	}
 	if err != nil {
 		f.Close()
 		return err
@@ -123,8 +163,9 @@ func (s *Store) attach() error {
 	return nil
 }
 
-// setAside gives what is in the place of the file another name.
-func (s *Store) setAside(why error) error {
+// setAside gives what is in the place of the file another name, and says what
+// comes instead.
+func (s *Store) setAside(why error, instead string) error {
 	name := s.path + ".set-aside-" + time.Now().UTC().Format("20060102T150405Z")
 	to := name
 	for i := 2; ; i++ {
@@ -138,34 +179,87 @@ func (s *Store) setAside(why error) error {
 	if err := os.Rename(s.path, to); err != nil {
 		return fmt.Errorf("%s is damaged or not natless's (%w) and cannot be set aside: %w", s.path, why, err)
 	}
-	s.aside = fmt.Sprintf("%s was damaged or not natless's (%v): it is set aside as %s, and a new one begun without its leases and mappings",
-		s.path, why, to)
-	s.log.Error("the state was damaged or not natless's: it is set aside, and a new one begun without its leases and mappings",
-		"file", s.path, "reason", why, "aside", to)
+	said := fmt.Sprintf("%s was damaged or not natless's (%v): it is set aside as %s, and %s", s.path, why, to, instead)
+	s.aside.Store(&said)
+	s.log.Error("the state was damaged or not natless's: it is set aside, and "+instead, "file", s.path, "reason", why, "aside", to)
 	return syncDir(s.dir)
 }
 
-// create makes a new file. It gets its name when it is complete, so that one
-// that is not whole is always one that was damaged.
+// create makes a new file without records.
 func (s *Store) create() error {
-	name := s.path + ".new"
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := initialize(name); err != nil {
-		_ = os.Remove(name)
+	name, err := s.prepare(nil)
+	if err != nil {
 		return err
 	}
 	return s.place(name)
 }
 
-// initialize makes a database with everything but records.
-func initialize(name string) error {
-	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: lockWait})
+// prepare makes a new file with records. It gets its name when it is complete, so
+// that one that is not whole is always one that was damaged.
+func (s *Store) prepare(records []write) (name string, err error) {
+	name = s.path + ".new"
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if err := initialize(name, records); err != nil {
+		_ = os.Remove(name)
+		return "", err
+	}
+	return name, nil
+}
+
+// renew begins anew with records in place of a file that was damaged while it
+// was in use. What another put in its place is left alone, as it always is.
+func (s *Store) renew(why error, records []write) error {
+	if err := s.present(); err != nil {
+		return err
+	}
+	if err := s.disconnect(); err != nil {
+		s.log.Debug("closing a damaged state", "error", err)
+	}
+	name, err := s.prepare(records)
 	if err != nil {
 		return err
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
+	if err := s.setAside(why, "written anew from memory, without the history of leases that had ended"); err != nil {
+		return err
+	}
+	if err := s.place(name); err != nil {
+		return err
+	}
+	former := s.file
+	if err := s.attach(); err != nil {
+		return err
+	}
+	s.undo, s.doubtful = nil, false
+	return errors.Join(former.Close(), s.connect())
+}
+
+// initialize makes a database with records, as many in a transaction as take no
+// more memory than any Save.
+func initialize(name string, records []write) error {
+	db, err := bbolt.Open(name, 0o600, &bbolt.Options{Timeout: lockWait, NoSync: true})
+	if err != nil {
+		return err
+	}
+	err = empty(db)
+	t := transaction{schema: schemaWhole, clients: map[[16]byte]place{}, most: math.MaxUint64}
+	for part := range slices.Chunk(records, atOnce) {
+		if err == nil {
+			t.total, t.moved = total{}, map[[16]byte]place{}
+			err = db.Update(func(tx *bbolt.Tx) error { return t.run(tx, part) })
+			t.settleClients()
+		}
+	}
+	return errors.Join(err, db.Sync(), db.Close())
+}
+
+// atOnce is how many records a transaction of a new file has.
+const atOnce = 20_000
+
+// empty makes everything but records.
+func empty(db *bbolt.DB) error {
+	return db.Update(func(tx *bbolt.Tx) error {
 		for _, b := range dataBuckets(schemaWhole) {
 			if _, err := tx.CreateBucket([]byte(b)); err != nil {
 				return err
@@ -180,7 +274,6 @@ func initialize(name string) error {
 			putMeta(meta, keyTotal, total{}.encode()),
 		)
 	})
-	return errors.Join(err, db.Close())
 }
 
 func putMeta(meta *bbolt.Bucket, key string, payload []byte) error {
@@ -201,7 +294,7 @@ func (s *Store) place(name string) error {
 		_ = os.Remove(name)
 		return err
 	}
-	return errors.Join(syncDir(s.dir), syncDir(filepath.Dir(s.dir)))
+	return syncDir(s.dir)
 }
 
 func syncDir(name string) error {
@@ -231,7 +324,7 @@ func (s *Store) ready(toWrite bool) error {
 	}
 	if s.doubtful {
 		if _, err := read(s.file, nil); err != nil {
-			return fmt.Errorf("the file was damaged while in use: %w", err)
+			return fmt.Errorf("%w: %w", mapping.ErrDamaged, err)
 		}
 		s.doubtful = false
 	}
@@ -270,10 +363,8 @@ func (s *Store) rewrite(size int64) error {
 	if err := s.settle(); err != nil {
 		return err
 	}
-	if locked, err := s.lock.Stat(); err != nil {
-		return err
-	} else if there, err := os.Stat(s.dir); err != nil || !os.SameFile(there, locked) {
-		if err := s.enter(); err != nil { // the directory was deleted, too
+	if s.lock == nil || !s.lock.Current() { // the directory was deleted, too
+		if err := s.enter(); err != nil {
 			return err
 		}
 	}

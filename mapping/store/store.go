@@ -22,11 +22,13 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
 
 	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/mapping/trust"
 )
 
 const (
@@ -48,13 +50,13 @@ var errClosed = errors.New("the store is closed")
 type Store struct {
 	log        *slog.Logger
 	dir, path  string
-	aside      string // what was set aside at Open, in words
+	aside      atomic.Pointer[string] // what was set aside last, in words; nil: nothing
 	maxHistory uint64
 	history    atomic.Int64          // a time.Duration
 	readOnly   atomic.Pointer[error] // why the file cannot be written; nil: it can
 
 	mu       sync.Mutex
-	lock     *os.File // the directory, locked
+	lock     *trust.File
 	file     *os.File // the database; nil: closed
 	db       *bbolt.DB
 	handle   *os.File // db's own
@@ -90,8 +92,8 @@ func Exists(dir string) bool {
 // Problems is what an operator has to know: that a file was set aside, that
 // nothing can be saved.
 func (s *Store) Problems() (problems []string) {
-	if s.aside != "" {
-		problems = append(problems, s.aside)
+	if aside := s.aside.Load(); aside != nil {
+		problems = append(problems, *aside)
 	}
 	if why := s.readOnly.Load(); why != nil {
 		problems = append(problems, fmt.Sprintf("%s can be read but not written, so that no lease can be made and no mapping changed: %v", s.path, *why))
@@ -161,7 +163,38 @@ func (s *Store) Save(b mapping.Batch) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.save(w); err != nil {
-		return fmt.Errorf("save state in %s: %w", s.path, err)
+		return fmt.Errorf("save state in %s: %w", s.path, s.orDamage(err))
+	}
+	return nil
+}
+
+// orDamage looks whether a Save failed because the file is not what it was.
+// What the system refuses, a full disk or one that is gone, says so itself.
+func (s *Store) orDamage(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) || errors.Is(err, mapping.ErrDamaged) || s.file == nil {
+		return err
+	}
+	if _, why := read(s.file, nil); isDamage(why) {
+		return fmt.Errorf("%w: %w", mapping.ErrDamaged, why)
+	}
+	return err
+}
+
+// Renew sets a file aside that was damaged while in use, and writes what it is
+// given in its place. With an error the next Renew goes on.
+func (s *Store) Renew(saved mapping.Saved) error {
+	w, err := encode(mapping.Batch{PutMaps: saved.Maps, Leases: saved.Leases, PutAttachments: saved.Attachments})
+	if err != nil {
+		return fmt.Errorf("write state anew: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.file == nil {
+		return errClosed
+	}
+	if err := s.renew(mapping.ErrDamaged, w); err != nil {
+		return fmt.Errorf("write state anew in %s: %w", s.path, err)
 	}
 	return nil
 }
@@ -578,7 +611,7 @@ func (s *Store) guard(fn func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.abandon()
-			err = fmt.Errorf("the file was damaged while in use: %v", p)
+			err = fmt.Errorf("%w: %v", mapping.ErrDamaged, p)
 		}
 	}()
 	return fn()

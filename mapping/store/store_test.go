@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -125,11 +126,51 @@ func TestSavedIsLoaded(t *testing.T) {
 	assert.Equal(t, os.FileMode(0o700), info.Mode().Perm())
 	files, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Len(t, files, 1, "nothing is left over")
-	info, err = files[0].Info()
+	require.Len(t, files, 2, "nothing is left over")
+	for i, name := range []string{"natless.db", "natless.db.lock"} {
+		info, err = files[i].Info()
+		require.NoError(t, err)
+		assert.Equal(t, name, info.Name())
+		assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	}
+}
+
+// TestLocksOfOthers has another user, who may open the directory and the file,
+// lock what can be locked of them: no reason to wait.
+func TestLocksOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o755))
+	d, err := os.Open(dir)
 	require.NoError(t, err)
-	assert.Equal(t, "natless.db", info.Name())
-	assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	defer d.Close()
+	require.NoError(t, syscall.Flock(int(d.Fd()), syscall.LOCK_EX))
+	began := time.Now()
+	s := open(t, dir)
+	assert.Less(t, time.Since(began), lockWait)
+	require.NoError(t, s.Save(leases(lent(1, past(1)))))
+	require.NoError(t, s.Close())
+
+	require.NoError(t, os.Chmod(filepath.Join(dir, fileName), 0o644))
+	open(t, dir)
+	info, err := os.Stat(filepath.Join(dir, fileName))
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o600), info.Mode().Perm(), "nobody else opens it from now on")
+}
+
+// TestDirectoryOfOthers begins no state where another user could put a link in
+// the place of a file.
+func TestDirectoryOfOthers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives directories away")
+	}
+	dir := filepath.Join(t.TempDir(), "theirs")
+	require.NoError(t, os.Mkdir(dir, 0o755))
+	require.NoError(t, os.Chown(dir, 65533, 65533))
+	_, err := Open(dir, month, quiet)
+	require.ErrorContains(t, err, dir+" belongs to user 65533")
+	files, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, files)
 }
 
 func TestLeasesOfABatchAreInOrder(t *testing.T) {
@@ -440,7 +481,7 @@ func TestOneProcessAtATime(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	_, err := Open(dir, month, quiet)
-	require.EqualError(t, err, "open state: another natless uses "+dir)
+	require.EqualError(t, err, fmt.Sprintf("open state: another natless uses %s (process %d)", dir, os.Getpid()))
 	require.NoError(t, s.Save(mapping.Batch{}), "the first goes on")
 	require.NoError(t, s.Close())
 	open(t, dir)
@@ -453,7 +494,8 @@ func TestAnotherProgramHasTheFile(t *testing.T) {
 	require.NoError(t, err)
 	defer db.Close()
 	_, err = Open(dir, month, quiet)
-	require.EqualError(t, err, "open state: another process uses "+filepath.Join(dir, fileName))
+	require.ErrorIs(t, err, ErrInUse)
+	require.ErrorContains(t, err, fmt.Sprintf("another natless uses %s (process %d)", dir, os.Getpid()))
 }
 
 func TestClosed(t *testing.T) {
