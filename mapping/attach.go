@@ -3,6 +3,7 @@ package mapping
 import (
 	"cmp"
 	"container/heap"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,9 +38,10 @@ type Attachment struct {
 	Count         int             `json:"count"`          // attach calls that hold it
 	Undo          json.RawMessage `json:"undo,omitempty"` // what must be restored inside; the command's own
 	Host          *HostSide       `json:"host,omitempty"`
-	Since         time.Time       `json:"since"`          // when it was first recorded
-	Boot          string          `json:"boot,omitempty"` // of the host, since when it is known: none outlives that
-	Seen          string          `json:"seen,omitempty"` // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
+	Since         time.Time       `json:"since"`             // when it was first recorded
+	Boot          string          `json:"boot,omitempty"`    // of the host, since when it is known: none outlives that
+	Seen          string          `json:"seen,omitempty"`    // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
+	Problem       string          `json:"problem,omitempty"` // of a listing: why it does not work; it is not recorded
 }
 
 // HostSide is what was made on the host for an attachment, on one link.
@@ -151,7 +153,7 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 		return fail(err)
 	}
 	former, there := t.attachments[a.ID]
-	a.Since = t.now()
+	a.Since, a.Problem = t.now(), ""
 	if there {
 		a.Since = former.Since
 	}
@@ -273,15 +275,61 @@ func (t *Table) drop(a Attachment) {
 	}
 }
 
-// Unheld says of each attachment whose client has another IPv4 side than when
-// it was attached, or none any more, that it has to be attached again.
-func (t *Table) Unheld() (list []string) {
-	s := t.current.Load()
-	for _, a := range t.Attachments() {
-		g := &stage{t: t, v6: s.v6}
-		if _, err := g.settled(a); err != nil {
-			list = append(list, fmt.Sprintf("%s does not work: attach it again: %v", a, err))
+// Held says why an attachment does not work: its client has another IPv4 side than
+// when it was attached, or none any more. It is nil of one that works.
+func (t *Table) Held(a Attachment) error {
+	g := &stage{t: t, v6: t.current.Load().v6}
+	_, err := g.settled(a)
+	return err
+}
+
+// Regain lends to the client of an attachment again what that has lost, where a pool
+// has it and lends to the client again. It returns nil when the attachment works.
+// by says who asked.
+func (t *Table) Regain(ctx context.Context, a Attachment, by string) error {
+	err := t.Held(a)
+	if err == nil {
+		return nil
+	}
+	back := slices.ContainsFunc(t.current.Load().pools, func(p *pool) bool {
+		return p.IPv4.Contains(a.IPv4) && p.permits(a.IPv6)
+	})
+	if !back {
+		return err
+	}
+	if _, err := t.Lend(ctx, a.IPv6, a.Label, by); err != nil {
+		return err
+	}
+	return t.Held(a)
+}
+
+// keptForAttached are the units that attachments are recorded to have and that
+// nobody has had since, as far as the list of what came back knows: their clients get
+// them back. writing must be held.
+func (t *Table) keptForAttached(list []*returned, tick uint32) (kept []*returned) {
+	type unit struct {
+		netip.Addr
+		ports [2]uint16
+	}
+	back := make(map[unit]bool, len(list))
+	var wide []*returned // taken by maps
+	for _, r := range list {
+		if back[unit{r.addr(), r.ports}] = true; r.prefix.Bits() < 32 {
+			wide = append(wide, r)
 		}
 	}
-	return list
+	for _, a := range t.attachments {
+		if !a.IPv4.IsValid() {
+			continue
+		}
+		r := &returned{prefix: netip.PrefixFrom(a.IPv4, 32), client: a.IPv6, label: a.Label, kept: true, at: tick}
+		if _, err := fmt.Sscanf(a.Ports, "%d-%d", &r.ports[0], &r.ports[1]); err != nil && a.Ports != "" {
+			continue
+		}
+		within := func(x *returned) bool { return x.prefix.Contains(a.IPv4) }
+		if !back[unit{a.IPv4, r.ports}] && !slices.ContainsFunc(wide, within) {
+			kept = append(kept, r)
+		}
+	}
+	return kept
 }

@@ -41,7 +41,51 @@ func (d *daemon) Lend(client netip.Addr, label, by string) (mapping.Lease, error
 // Attachments are those that are not known to be gone: the number of a
 // namespace may be another's by now.
 func (d *daemon) Attachments() iter.Seq[any] {
-	return control.Each(slices.Values(slices.DeleteFunc(d.table.Attachments(), gone)))
+	list := slices.DeleteFunc(d.table.Attachments(), gone)
+	for i, a := range list {
+		list[i].Problem = d.broken(a)
+	}
+	return control.Each(slices.Values(list))
+}
+
+// broken says why an attachment does not work, as far as that can be seen from the
+// host; "" if nothing is wrong.
+func (d *daemon) broken(a mapping.Attachment) string {
+	if err := d.table.Held(a); err != nil {
+		return err.Error()
+	}
+	if h := a.Host; h != nil && h.Made && !hostnet.HasLink(h.Link, h.Index) {
+		return "its link " + h.Link + " is gone"
+	}
+	return ""
+}
+
+// unheld says of each attachment that does not work that it has to be attached
+// again.
+func (d *daemon) unheld() (list []string) {
+	for _, a := range d.table.Attachments() {
+		if problem := d.broken(a); problem != "" {
+			list = append(list, fmt.Sprintf("%s does not work: attach it again: %s", a, problem))
+		}
+	}
+	return list
+}
+
+// healTime is how long an attachment that is about to work again may keep others
+// waiting. Another attempt follows.
+const healTime = time.Second
+
+// heal gives attachments back what they have lost, as far as their pools have it
+// again. attaching must be held.
+func (d *daemon) heal() {
+	ctx, cancel := context.WithTimeout(context.Background(), healTime)
+	defer cancel()
+	for _, a := range d.table.Attachments() {
+		if d.table.Held(a) == nil || d.table.Regain(ctx, a, "its attachment") != nil {
+			continue
+		}
+		d.log.Info("attached again: its pool is back", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
+	}
 }
 
 // Attach records an attachment, with what the daemon sees of its target.
@@ -65,6 +109,7 @@ func (d *daemon) watchAttachments(ctx context.Context) {
 		d.attaching.Lock()
 		defer d.attaching.Unlock()
 		d.detachGone()
+		d.heal()
 	}
 	look()
 	every(ctx, lookTime, look)
