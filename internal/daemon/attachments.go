@@ -129,8 +129,8 @@ func (d *daemon) detachGone() {
 		}
 		if err == nil {
 			d.log.Info("detached: the target is gone", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
-			if err := attach.Vanished(a.Undo); err != nil {
-				d.log.Warn("what was changed for a target that is gone stays", "target", a.Target, "error", err)
+			for _, line := range attach.Vanished(a.Undo) {
+				d.log.Warn("what was changed for a target that is gone stays", "target", a.Target, "reason", line)
 			}
 			delete(d.stuck, a.ID)
 		} else if !d.stuck[a.ID] {
