@@ -39,11 +39,14 @@ while natless runs.`,
 			}
 			lines, err := hostnet.Down()
 			say(lines)
-			if err == nil { // natless does not run: nobody uses them
+			// While natless runs they are in use. Whatever else failed, the rest goes.
+			if !errors.As(err, new(*hostnet.RunningError)) {
+				var wrong error
 				if !cmd.Flags().Changed("state-dir") {
-					dir, err = stateDir(file)
+					dir, wrong = stateDir(file)
+					err = errors.Join(err, wrong)
 				}
-				lines, wrong := detachAll(dir, wait.lock(cmd))
+				lines, wrong = detachAll(dir, wait.lock(cmd))
 				say(lines)
 				err = errors.Join(err, wrong)
 				lines, wrong = attach.RemoveLinks()

@@ -103,6 +103,42 @@ func TestLabDetachBrokenContainer(t *testing.T) {
 	}
 }
 
+// What down cannot take back keeps it from nothing else.
+func TestLabDownGoesOn(t *testing.T) {
+	lab.Require(t)
+	t.Parallel()
+	w := attaching(t)
+	box := w.box(t, "box")
+	inside := snapshot(t, box)
+	w.query(t, "attach", box.Path(), "--link", "--label", "box")
+	require.NoError(t, w.daemon.Kill())
+	// The record of what natless has changed on the host is damaged.
+	var key uint64
+	require.NoError(t, w.Host.Do(func() error {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		key, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	}))
+	record := fmt.Sprintf("/run/natless/host-%d.json", key)
+	was, err := os.ReadFile(record)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(record, []byte("{"), 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	said, _ := w.daemon.Query(ctx, "down", "--state-dir="+w.Host.StateDir())
+	assert.Contains(t, said, "detached "+box.Path())
+	unchanged(t, box, inside, "after down")
+	if _, err := os.Stat(record); err == nil {
+		require.NoError(t, os.WriteFile(record, was, 0o600))
+	}
+	w.at(t, "down", "--state-dir="+w.Host.StateDir())
+	assert.NoFileExists(t, record)
+}
+
 // Where a command works on a namespace another says so, and waits as long as it is
 // told.
 func TestLabAttachWaits(t *testing.T) {

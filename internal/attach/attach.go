@@ -23,9 +23,12 @@ import (
 	"io/fs"
 	"iter"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
@@ -570,7 +573,7 @@ func holding(ctx context.Context, d Daemon, name string, wait lockfile.Wait, do 
 	}
 	n, err := now[0].open()
 	if err != nil && !errors.Is(err, errGone) {
-		return withRights(err)
+		return err
 	}
 	if n != nil {
 		defer n.Close()
@@ -667,7 +670,7 @@ func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool, wait 
 		n, err = e.open()
 	}
 	if err != nil && !errors.Is(err, errGone) {
-		return failed(withRights(err))
+		return failed(err)
 	}
 	if n != nil {
 		defer n.Close()
@@ -703,15 +706,24 @@ func (s *state) restore() (stays []string) {
 	return stays
 }
 
-// open opens the namespace by whatever still leads there.
+// open opens the namespace by whatever still leads there. That others have put
+// something else in the way makes it as good as gone.
 func (e entry) open() (n *Namespace, err error) {
 	n, err = open(e.Namespace, e.ID)
 	for _, h := range e.state.Holders {
-		if errors.Is(err, errGone) {
+		if err != nil {
 			n, err = open(h.Path, e.ID)
 		}
 	}
-	return n, err
+	for _, own := range []error{fs.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, own) && (own != fs.ErrPermission || os.Geteuid() != 0) {
+			return nil, withRights(err)
+		}
+	}
+	if err != nil {
+		return nil, errGone
+	}
+	return n, nil
 }
 
 // undo takes back all of an attachment, and has it forgotten when nothing is left

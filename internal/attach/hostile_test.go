@@ -2,6 +2,7 @@ package attach
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -520,4 +521,38 @@ func TestResolverInForeignFolder(t *testing.T) {
 	text, err := os.ReadFile(victim)
 	require.NoError(t, err)
 	assert.Equal(t, "secret\n", string(text))
+}
+
+// Whatever others have put where the namespace's file was, detach does not ask for
+// long, and takes back what is on the host.
+func TestNamespaceFileReplaced(t *testing.T) {
+	r := newRig(t)
+	before, err := r.host.Snapshot()
+	require.NoError(t, err)
+	for what, put := range map[string]func(path string) error{
+		"a FIFO":   func(path string) error { return syscall.Mkfifo(path, 0o666) },
+		"a folder": func(path string) error { return os.Mkdir(path, 0o755) },
+		"a loop":   func(path string) error { return os.Symlink(path, path) },
+		"a device": func(path string) error { return os.Symlink("/dev/null", path) },
+		"another":  func(path string) error { return os.Symlink(r.host.Path(), path) },
+		"a file": func(path string) error {
+			return errors.Join(os.Remove(filepath.Dir(path)), os.WriteFile(filepath.Dir(path), nil, 0o600))
+		},
+	} {
+		path := filepath.Join(t.TempDir(), "their", "web")
+		require.NoError(t, os.Mkdir(filepath.Dir(path), 0o755))
+		require.NoError(t, os.Symlink(r.client.Path(), path))
+		_, err := r.attach(t, path, Options{Link: true})
+		require.NoError(t, err)
+		require.NoError(t, os.Remove(path))
+		require.NoError(t, put(path), what)
+		within(t, what, func() {
+			_, err := r.detach(t, path)
+			assert.NoError(t, err, what)
+		})
+		assert.Empty(t, r.records, what)
+		now, err := r.host.Snapshot()
+		require.NoError(t, err)
+		assert.Empty(t, before.Diff(now), what)
+	}
 }

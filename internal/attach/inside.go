@@ -320,7 +320,7 @@ const root = 3
 func (j *job) folder() (int, error) {
 	dir, _ := split(j.Path)
 	if j.Base != "" {
-		return hostFolder(dir, j.UID)
+		return hostFolder(dir, j.UID, j.GID)
 	}
 	return unix.Openat2(root, dir, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
@@ -329,7 +329,7 @@ func (j *job) folder() (int, error) {
 
 // hostFolder opens a folder of the host, if nobody but its owner decides what is
 // in any of those that lead there.
-func hostFolder(dir string, owner int) (int, error) {
+func hostFolder(dir string, owner, group int) (int, error) {
 	at := root
 	for name := range parts(dir) {
 		fd, err := unix.Openat(at, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -341,8 +341,8 @@ func hostFolder(dir string, owner int) (int, error) {
 		}
 		var st unix.Stat_t
 		err = unix.Fstat(fd, &st)
-		if err == nil && (int(st.Uid) != owner || st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0) {
-			err = fmt.Errorf("others may change what is in the folder %s on the way there", name)
+		if err == nil && !keptBy(&st, owner, group) {
+			err = fmt.Errorf("others may change what is in the folder %s on the way there: give it to root alone", name)
 		}
 		if err != nil {
 			unix.Close(fd)
@@ -351,6 +351,19 @@ func hostFolder(dir string, owner int) (int, error) {
 		at = fd
 	}
 	return unix.FcntlInt(uintptr(at), unix.F_DUPFD_CLOEXEC, root+1)
+}
+
+// keptBy reports whether nobody but its owner and the owner's group may change what
+// is in a folder. In one as /tmp others may, but not what is the owner's.
+func keptBy(st *unix.Stat_t, owner, group int) bool {
+	if int(st.Uid) != owner {
+		return false
+	}
+	theirs := uint32(0o002)
+	if int(st.Gid) != group {
+		theirs = 0o022
+	}
+	return uint32(st.Mode)&theirs == 0 || uint32(st.Mode)&unix.S_ISVTX != 0
 }
 
 // open opens the file, which has to be a regular one of its owner's; fs.ErrNotExist
