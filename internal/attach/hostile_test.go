@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -201,7 +202,8 @@ func TestResolverBrokenLater(t *testing.T) {
 	}
 }
 
-// silentFS mounts a file system that never answers at a path.
+// silentFS mounts a file system at a path that answers nothing but that it is there.
+// What it was asked the kernel waits for, also of a process that is killed.
 func silentFS(t *testing.T, path string) {
 	t.Helper()
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -211,8 +213,31 @@ func silentFS(t *testing.T, path string) {
 	if err != nil {
 		testenv.Skip(t, "no file system in user space: "+err.Error())
 	}
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		buf := make([]byte, 1<<17)
+		for {
+			n, err := unix.Read(fd, buf)
+			if err != nil {
+				return // unmounted
+			}
+			if n < 40 || binary.NativeEndian.Uint32(buf[4:]) != 26 { // FUSE_INIT
+				continue
+			}
+			out := make([]byte, 16+64) // fuse_out_header and fuse_init_out of fuse(4)
+			binary.NativeEndian.PutUint32(out, uint32(len(out)))
+			copy(out[8:16], buf[8:16])
+			binary.NativeEndian.PutUint32(out[16:], 7)
+			binary.NativeEndian.PutUint32(out[20:], 31)
+			binary.NativeEndian.PutUint32(out[36:], 4096) // max_write
+			_, err = unix.Write(fd, out)
+			assert.NoError(t, err)
+		}
+	}()
 	t.Cleanup(func() {
 		assert.NoError(t, unix.Unmount(path, unix.MNT_DETACH|unix.MNT_FORCE))
+		<-asked
 		assert.NoError(t, unix.Close(fd))
 	})
 }
@@ -221,6 +246,9 @@ func silentFS(t *testing.T, path string) {
 // although the kernel may not let go of the process that asked it.
 func TestResolverOnSilentFileSystem(t *testing.T) {
 	r := newRig(t)
+	was := fileTime
+	fileTime = time.Second
+	defer func() { fileTime = was }()
 	pid, etc := r.rooted(t)
 	_, err := r.attach(t, pid, Options{Link: true, DNS: nameserver})
 	require.NoError(t, err)
@@ -228,12 +256,12 @@ func TestResolverOnSilentFileSystem(t *testing.T) {
 	within(t, "detach", func() {
 		got, err := r.detach(t, pid)
 		assert.NoError(t, err)
-		assert.Contains(t, strings.Join(got.Warnings, "\n"), "its file system did not answer within 3s; it stays as it is")
+		assert.Contains(t, strings.Join(got.Warnings, "\n"), "its file system did not answer within 1s; it stays as it is")
 	})
 	assert.Empty(t, r.records)
 	within(t, "attach", func() {
 		_, err := r.attach(t, pid, Options{Link: true, DNS: nameserver})
-		assert.ErrorContains(t, err, "its file system did not answer within 3s")
+		assert.ErrorContains(t, err, "its file system did not answer within 1s")
 	})
 	assert.Empty(t, r.records)
 }
