@@ -41,6 +41,7 @@ type Attachment struct {
 	Since         time.Time       `json:"since"`             // when it was first recorded
 	Boot          string          `json:"boot,omitempty"`    // of the host, since when it is known: none outlives that
 	Seen          string          `json:"seen,omitempty"`    // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
+	Gone          bool            `json:"gone,omitempty"`    // the target is, and something of Undo is left to do: it pins nothing
 	Problem       string          `json:"problem,omitempty"` // of a listing: why it does not work; it is not recorded
 }
 
@@ -108,7 +109,7 @@ func (t *Table) Attachments() []Attachment {
 // holder is an attachment of a client that has one. writing must be held, or mu.
 func (t *Table) holder(client netip.Addr) (holder Attachment) {
 	for _, a := range t.attachments {
-		if a.IPv6 == client && (holder.ID == "" || a.ID < holder.ID) {
+		if a.IPv6 == client && !a.Gone && (holder.ID == "" || a.ID < holder.ID) {
 			holder = a
 		}
 	}
@@ -148,7 +149,10 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
 	g := t.stage(1)
-	a, err := g.settled(a)
+	var err error
+	if !a.Gone {
+		a, err = g.settled(a)
+	}
 	if err != nil {
 		return fail(err)
 	}
@@ -157,12 +161,15 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 	if there {
 		a.Since = former.Since
 	}
-	if there && former.IPv6 != a.IPv6 {
+	if there && (a.Gone || former.IPv6 != a.IPv6) {
 		g.unpin(former, by)
 	}
 	b := g.batch(t.current.Load())
 	b.PutAttachments = []Attachment{a}
-	l := g.leaseOf(a.IPv6)
+	var l *lease
+	if !a.Gone {
+		l = g.leaseOf(a.IPv6)
+	}
 	label := a.Label
 	if l != nil {
 		saved := l.saved(time.Time{})
@@ -179,8 +186,7 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 	if there {
 		t.drop(former)
 	}
-	t.attachments[a.ID] = a
-	t.pins[a.IPv6]++
+	t.record(a)
 	if l != nil && (!l.pinned.Load() || l.labelled() != label) {
 		l.pinned.Store(true)
 		l.proven.Store(true)
@@ -262,14 +268,25 @@ func (t *Table) Detach(id, by string) (Attachment, error) {
 
 // unpin ends the lease that an attachment pins, if it is the last to do so.
 func (g *stage) unpin(a Attachment, by string) {
-	if l := g.leaseOf(a.IPv6); l != nil && g.t.pins[a.IPv6] == 1 {
+	if l := g.leaseOf(a.IPv6); l != nil && !a.Gone && g.t.pins[a.IPv6] == 1 {
 		g.end(l, by)
+	}
+}
+
+// record keeps an attachment. writing and mu must be held.
+func (t *Table) record(a Attachment) {
+	t.attachments[a.ID] = a
+	if !a.Gone {
+		t.pins[a.IPv6]++
 	}
 }
 
 // drop forgets an attachment. writing and mu must be held.
 func (t *Table) drop(a Attachment) {
 	delete(t.attachments, a.ID)
+	if a.Gone {
+		return
+	}
 	if t.pins[a.IPv6]--; t.pins[a.IPv6] == 0 {
 		delete(t.pins, a.IPv6)
 	}
@@ -278,6 +295,9 @@ func (t *Table) drop(a Attachment) {
 // Held says why an attachment does not work: its client has another IPv4 side than
 // when it was attached, or none any more. It is nil of one that works.
 func (t *Table) Held(a Attachment) error {
+	if a.Gone {
+		return nil
+	}
 	g := &stage{t: t, v6: t.current.Load().v6}
 	_, err := g.settled(a)
 	return err
@@ -319,7 +339,7 @@ func (t *Table) keptForAttached(list []*returned, tick uint32) (kept []*returned
 		}
 	}
 	for _, a := range t.attachments {
-		if !a.IPv4.IsValid() {
+		if a.Gone || !a.IPv4.IsValid() {
 			continue
 		}
 		r := &returned{prefix: netip.PrefixFrom(a.IPv4, 32), client: a.IPv6, label: a.Label, kept: true, at: tick}

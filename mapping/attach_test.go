@@ -523,6 +523,39 @@ func TestAttachmentsLoseTheirLeases(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// What is left to undo of a target that is gone is recorded, and pins nothing.
+func TestAttachmentOfGoneTarget(t *testing.T) {
+	store := newMemory()
+	r := rigOf(t, store, poolOf("192.0.2.0/29"))
+	a := r.attach(1)
+	a.Gone = true
+	_, err := r.x.Attach(a, "me")
+	require.NoError(t, err)
+	assert.Empty(t, r.x.Leases())
+	assert.NoError(t, r.x.Held(a))
+	require.Len(t, r.x.Attachments(), 1)
+	assert.True(t, r.x.Attachments()[0].Gone)
+	r.start()
+	assert.True(t, r.x.Attachments()[0].Gone, "saved")
+	r.wears(1, "192.0.2.2") // kept for it
+	assert.False(t, r.x.Leases()[0].Pinned)
+	_, err = r.x.Detach(a.ID, "me")
+	require.NoError(t, err)
+	assert.Len(t, r.x.Leases(), 1, "not the attachment's")
+	assert.Empty(t, r.x.Attachments())
+
+	// Another namespace may have got its number.
+	a = r.attach(1)
+	a.Gone = true
+	_, err = r.x.Attach(a, "me")
+	require.NoError(t, err)
+	r.attach(1)
+	assert.True(t, r.x.Leases()[0].Pinned)
+	_, err = r.x.Detach(a.ID, "me")
+	require.NoError(t, err)
+	assert.Empty(t, r.x.Leases())
+}
+
 // What an attachment has lost it regains when its pool is back, also where nothing
 // is saved, and not what others have by then.
 func TestAttachmentsRegain(t *testing.T) {

@@ -111,17 +111,17 @@ func (h holder) point() error {
 	return nil
 }
 
-// restore undoes point. What keeps it from that is the target's own doing, and is
-// said among the lines.
-func (h holder) restore() (stays []string) {
+// restore undoes point.
+func (h holder) restore() (stays []string, err error) {
 	if h.Resolver == nil || h.Resolver.PID != 0 && h.gone() {
-		return nil
+		return nil, nil
 	}
 	beforeStep("restoring " + h.Resolver.Path)
-	if line := h.Resolver.restore(); line != "" {
+	line, err := h.Resolver.restore()
+	if line != "" {
 		stays = []string{line}
 	}
-	return stays
+	return stays, err
 }
 
 // words says what is changed.
@@ -167,6 +167,11 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	}
 	defer n.Close()
 	defer outside.Close()
+	stays, err := takeUp(ctx, d, o.Wait)
+	if err != nil {
+		return r, err
+	}
+	r.Warnings = stays
 	lock, err := o.Wait.Take(ctx, lockOf(t.ID))
 	if err != nil {
 		return r, err
@@ -190,7 +195,9 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 			return share(ctx, d, former[0], n, t, o)
 		}
 		// Another attach was killed over it, or what it did has been taken away.
-		if r.Warnings, err = undo(ctx, d, former[0], n); err != nil {
+		stays, err := undo(ctx, d, former[0], n)
+		r.Warnings = append(r.Warnings, stays...)
+		if err != nil {
 			return r, err
 		}
 	}
@@ -571,6 +578,9 @@ func holding(ctx context.Context, d Daemon, name string, wait lockfile.Wait, do 
 	if len(now) == 0 {
 		return errors.New("somebody else has just detached it")
 	}
+	if now[0].Gone { // another may have its number by now
+		return do(now[0], nil, mine)
+	}
 	n, err := now[0].open()
 	if err != nil && !errors.Is(err, errGone) {
 		return err
@@ -639,7 +649,8 @@ func release(ctx context.Context, d Daemon, e entry, n *Namespace, mine func(hol
 	}
 	for _, h := range e.state.Holders {
 		if mine(h) {
-			stays = append(stays, h.restore()...)
+			lines, broken := h.restore()
+			stays = append(append(stays, lines...), linesOf(broken)...)
 		}
 	}
 	e.state.Holders = left
@@ -689,21 +700,44 @@ func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool, wait 
 }
 
 // Vanished takes back what an attachment's Undo has outside of its namespace and
-// beside its link, both of which are gone. The lines say what of it stays.
-func Vanished(undo json.RawMessage) (stays []string) {
+// beside its link, both of which are gone. The error says what of it is left to do,
+// for somebody who has the rights.
+func Vanished(undo json.RawMessage) error {
 	var s state
 	if json.Unmarshal(undo, &s) != nil {
 		return nil // another program's
 	}
-	return s.restore()
+	_, err := s.restore()
+	return err
+}
+
+// takeUp takes back what is left of attachments whose targets are gone, which the
+// daemon has no rights for.
+func takeUp(ctx context.Context, d Daemon, wait lockfile.Wait) (stays []string, err error) {
+	left, err := recorded(ctx, d, func(a mapping.Attachment, _ state) bool { return a.Gone })
+	for _, e := range left {
+		lock, err := wait.Take(ctx, lockOf(e.ID))
+		if err != nil {
+			return stays, err
+		}
+		lines, err := undo(ctx, d, e, nil)
+		lock.Release()
+		stays = append(stays, lines...)
+		if err != nil && !errors.Is(err, mapping.ErrUnknown) { // somebody else did
+			return stays, err
+		}
+	}
+	return stays, err
 }
 
 // restore restores the resolvers of all holders.
-func (s *state) restore() (stays []string) {
+func (s *state) restore() (stays []string, err error) {
+	var errs []error
 	for _, h := range s.Holders {
-		stays = append(stays, h.restore()...)
+		lines, err := h.restore()
+		stays, errs = append(stays, lines...), append(errs, err)
 	}
-	return stays
+	return stays, errors.Join(errs...)
 }
 
 // open opens the namespace by whatever still leads there. That others have put
@@ -731,7 +765,8 @@ func (e entry) open() (n *Namespace, err error) {
 // that: the lines tell of it. n is nil where the namespace is gone: of its link the
 // name may be another's by now.
 func undo(ctx context.Context, d Records, e entry, n *Namespace) (stays []string, err error) {
-	stays = e.state.restore()
+	stays, broken := e.state.restore()
+	stays = append(stays, linesOf(broken)...)
 	if n != nil {
 		lines, broken := e.state.undo(n)
 		stays = append(stays, lines...)

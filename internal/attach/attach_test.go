@@ -693,20 +693,50 @@ func TestVanished(t *testing.T) {
 	got, err := r.attach(t, "client", Options{Link: true, DNS: nameserver})
 	require.NoError(t, err)
 	assert.FileExists(t, filepath.Join(netnsEtc, "client/resolv.conf"))
-	require.Empty(t, Vanished(got.Undo))
+	require.NoError(t, Vanished(got.Undo))
 	assert.NoDirExists(t, netnsEtc)
-	assert.Empty(t, Vanished(nil))
-	assert.Empty(t, Vanished(json.RawMessage(`"another's"`)))
+	assert.NoError(t, Vanished(nil))
+	assert.NoError(t, Vanished(json.RawMessage(`"another's"`)))
+}
+
+// What the daemon could not take back of a target that is gone the next attach does,
+// before it plans its own, and so does a detach.
+func TestLeftByTheDaemon(t *testing.T) {
+	r := newRig(t)
+	file := filepath.Join(netnsEtc, "client/resolv.conf")
+	for _, again := range []bool{true, false} {
+		got, err := r.attach(t, "client", Options{Link: true, DNS: nameserver})
+		require.NoError(t, err)
+		require.NoError(t, r.host.Do(func() error { _, err := RemoveLinks(); return err }))
+		left := got.Attachment
+		delete(r.records, left.ID)
+		left.ID, left.Gone, left.Host = "4:1", true, nil
+		r.records[left.ID] = left
+		if again {
+			got, err = r.attach(t, "client", Options{Link: true, DNS: nameserver})
+			require.NoError(t, err)
+			assert.Len(t, r.records, 1)
+			assert.Contains(t, r.records, got.ID)
+		}
+		_, err = r.detach(t, "client")
+		require.NoError(t, err)
+		assert.Empty(t, r.records)
+		assert.NoFileExists(t, file, "there was none before")
+	}
 }
 
 // A writer that was killed leaves the beginning of one text or the other.
 func TestResolverTorn(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "resolv.conf")
+	etc(t)
+	require.NoError(t, os.Mkdir(netnsEtc, 0o755))
+	path := filepath.Join(netnsEtc, "resolv.conf")
 	f := &File{Path: path, Was: "nameserver 2001:db8::53\n", Set: "# by natless attach\nnameserver fd00::53\n"}
 	for _, text := range []string{f.Was, f.Set} {
 		for n := range len(text) + 1 {
 			require.NoError(t, os.WriteFile(path, []byte(text[:n]), 0o644))
-			assert.Empty(t, f.restore())
+			stays, err := f.restore()
+			require.NoError(t, err)
+			assert.Empty(t, stays)
 			now, err := os.ReadFile(path)
 			require.NoError(t, err)
 			assert.Equal(t, f.Was, string(now), "after %q", text[:n])

@@ -184,13 +184,13 @@ func (f *File) point() error {
 }
 
 // restore gives the file its text back, if it still has what was set, or a part
-// of either as when the writer was killed. The line says what stays, and why.
-func (f *File) restore() (stays string) {
+// of either as when the writer was killed. The line says that it is another's by now.
+func (f *File) restore() (stays string, err error) {
 	a, err := f.ask(jobRestore)
 	if err != nil {
-		return fmt.Sprintf("%v; it stays as it is", err)
+		return "", fmt.Errorf("%w; it stays as it is", err)
 	}
-	return a.Stays
+	return a.Stays, nil
 }
 
 // The jobs, as they are done by the process for it.
