@@ -3,6 +3,7 @@ package mapping
 import (
 	"cmp"
 	"container/heap"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,9 +38,11 @@ type Attachment struct {
 	Count         int             `json:"count"`          // attach calls that hold it
 	Undo          json.RawMessage `json:"undo,omitempty"` // what must be restored inside; the command's own
 	Host          *HostSide       `json:"host,omitempty"`
-	Since         time.Time       `json:"since"`          // when it was first recorded
-	Boot          string          `json:"boot,omitempty"` // of the host, since when it is known: none outlives that
-	Seen          string          `json:"seen,omitempty"` // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
+	Since         time.Time       `json:"since"`             // when it was first recorded
+	Boot          string          `json:"boot,omitempty"`    // of the host, since when it is known: none outlives that
+	Seen          string          `json:"seen,omitempty"`    // by what the daemon knows the target again; "": it cannot see it, and will not notice that it is gone
+	Gone          bool            `json:"gone,omitempty"`    // the target is, and something of Undo is left to do: it pins nothing
+	Problem       string          `json:"problem,omitempty"` // of a listing: why it does not work; it is not recorded
 }
 
 // HostSide is what was made on the host for an attachment, on one link.
@@ -106,7 +109,7 @@ func (t *Table) Attachments() []Attachment {
 // holder is an attachment of a client that has one. writing must be held, or mu.
 func (t *Table) holder(client netip.Addr) (holder Attachment) {
 	for _, a := range t.attachments {
-		if a.IPv6 == client && (holder.ID == "" || a.ID < holder.ID) {
+		if a.IPv6 == client && !a.Gone && (holder.ID == "" || a.ID < holder.ID) {
 			holder = a
 		}
 	}
@@ -146,21 +149,27 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 	t.writing.Lock()
 	defer t.writing.Unlock()
 	g := t.stage(1)
-	a, err := g.settled(a)
+	var err error
+	if !a.Gone {
+		a, err = g.settled(a)
+	}
 	if err != nil {
 		return fail(err)
 	}
 	former, there := t.attachments[a.ID]
-	a.Since = t.now()
+	a.Since, a.Problem = t.now(), ""
 	if there {
 		a.Since = former.Since
 	}
-	if there && former.IPv6 != a.IPv6 {
+	if there && (a.Gone || former.IPv6 != a.IPv6) {
 		g.unpin(former, by)
 	}
 	b := g.batch(t.current.Load())
 	b.PutAttachments = []Attachment{a}
-	l := g.leaseOf(a.IPv6)
+	var l *lease
+	if !a.Gone {
+		l = g.leaseOf(a.IPv6)
+	}
 	label := a.Label
 	if l != nil {
 		saved := l.saved(time.Time{})
@@ -177,8 +186,7 @@ func (t *Table) Attach(a Attachment, by string) (Attachment, error) {
 	if there {
 		t.drop(former)
 	}
-	t.attachments[a.ID] = a
-	t.pins[a.IPv6]++
+	t.record(a)
 	if l != nil && (!l.pinned.Load() || l.labelled() != label) {
 		l.pinned.Store(true)
 		l.proven.Store(true)
@@ -260,28 +268,88 @@ func (t *Table) Detach(id, by string) (Attachment, error) {
 
 // unpin ends the lease that an attachment pins, if it is the last to do so.
 func (g *stage) unpin(a Attachment, by string) {
-	if l := g.leaseOf(a.IPv6); l != nil && g.t.pins[a.IPv6] == 1 {
+	if l := g.leaseOf(a.IPv6); l != nil && !a.Gone && g.t.pins[a.IPv6] == 1 {
 		g.end(l, by)
+	}
+}
+
+// record keeps an attachment. writing and mu must be held.
+func (t *Table) record(a Attachment) {
+	t.attachments[a.ID] = a
+	if !a.Gone {
+		t.pins[a.IPv6]++
 	}
 }
 
 // drop forgets an attachment. writing and mu must be held.
 func (t *Table) drop(a Attachment) {
 	delete(t.attachments, a.ID)
+	if a.Gone {
+		return
+	}
 	if t.pins[a.IPv6]--; t.pins[a.IPv6] == 0 {
 		delete(t.pins, a.IPv6)
 	}
 }
 
-// Unheld says of each attachment whose client has another IPv4 side than when
-// it was attached, or none any more, that it has to be attached again.
-func (t *Table) Unheld() (list []string) {
-	s := t.current.Load()
-	for _, a := range t.Attachments() {
-		g := &stage{t: t, v6: s.v6}
-		if _, err := g.settled(a); err != nil {
-			list = append(list, fmt.Sprintf("%s does not work: attach it again: %v", a, err))
+// Held says why an attachment does not work: its client has another IPv4 side than
+// when it was attached, or none any more. It is nil of one that works.
+func (t *Table) Held(a Attachment) error {
+	if a.Gone {
+		return nil
+	}
+	g := &stage{t: t, v6: t.current.Load().v6}
+	_, err := g.settled(a)
+	return err
+}
+
+// Regain lends to the client of an attachment again what that has lost, where a pool
+// has it and lends to the client again. It returns nil when the attachment works.
+// by says who asked.
+func (t *Table) Regain(ctx context.Context, a Attachment, by string) error {
+	err := t.Held(a)
+	if err == nil {
+		return nil
+	}
+	back := slices.ContainsFunc(t.current.Load().pools, func(p *pool) bool {
+		return p.IPv4.Contains(a.IPv4) && p.permits(a.IPv6)
+	})
+	if !back {
+		return err
+	}
+	if _, err := t.Lend(ctx, a.IPv6, a.Label, by); err != nil {
+		return err
+	}
+	return t.Held(a)
+}
+
+// keptForAttached are the units that attachments are recorded to have and that
+// nobody has had since, as far as the list of what came back knows: their clients get
+// them back. writing must be held.
+func (t *Table) keptForAttached(list []*returned, tick uint32) (kept []*returned) {
+	type unit struct {
+		netip.Addr
+		ports [2]uint16
+	}
+	back := make(map[unit]bool, len(list))
+	var wide []*returned // taken by maps
+	for _, r := range list {
+		if back[unit{r.addr(), r.ports}] = true; r.prefix.Bits() < 32 {
+			wide = append(wide, r)
 		}
 	}
-	return list
+	for _, a := range t.attachments {
+		if a.Gone || !a.IPv4.IsValid() {
+			continue
+		}
+		r := &returned{prefix: netip.PrefixFrom(a.IPv4, 32), client: a.IPv6, label: a.Label, kept: true, at: tick}
+		if _, err := fmt.Sscanf(a.Ports, "%d-%d", &r.ports[0], &r.ports[1]); err != nil && a.Ports != "" {
+			continue
+		}
+		within := func(x *returned) bool { return x.prefix.Contains(a.IPv4) }
+		if !back[unit{a.IPv4, r.ports}] && !slices.ContainsFunc(wide, within) {
+			kept = append(kept, r)
+		}
+	}
+	return kept
 }

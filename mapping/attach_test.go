@@ -491,16 +491,18 @@ func TestAttachmentsLoseTheirLeases(t *testing.T) {
 	store := newMemory()
 	r := rigOf(t, store, poolOf("192.0.2.0/29"))
 	a := r.attach(1)
-	assert.Empty(t, r.x.Unheld())
+	assert.NoError(t, r.x.Held(a))
 	next := r.config
 	next.Pools = []Pool{poolOf("198.51.100.0/29")}
 	diff, err := r.x.Reload(next, "me")
 	require.NoError(t, err)
 	require.Len(t, diff.LeasesEnded, 1)
 	assert.True(t, diff.LeasesEnded[0].Pinned)
-	assert.Equal(t, []string{"the attachment of box1 (web) does not work: attach it again: no such entry: 2001:db8::1 has neither a lease nor a map"}, r.x.Unheld())
+	assert.EqualError(t, r.x.Held(a), "no such entry: 2001:db8::1 has neither a lease nor a map")
 	r.wears(1, "198.51.100.1")
-	assert.Equal(t, []string{"the attachment of box1 (web) does not work: attach it again: 2001:db8::1 has 198.51.100.1, and not 192.0.2.2"}, r.x.Unheld())
+	const other = "2001:db8::1 has 198.51.100.1, and not 192.0.2.2"
+	assert.EqualError(t, r.x.Held(a), other)
+	assert.EqualError(t, r.x.Regain(t.Context(), a, "me"), other)
 	l := r.x.Leases()[0]
 	assert.Equal(t, []any{true, "web", true}, []any{l.Pinned, l.Label, l.Proven})
 	r.pass(5000)
@@ -509,17 +511,77 @@ func TestAttachmentsLoseTheirLeases(t *testing.T) {
 	r.start()
 	assert.Len(t, r.x.Leases(), 1)
 	a.IPv4 = netip.Addr{}
-	_, err = r.x.Attach(a, "me")
+	a, err = r.x.Attach(a, "me")
 	require.NoError(t, err)
-	assert.Empty(t, r.x.Unheld())
+	assert.NoError(t, r.x.Held(a))
 
 	_, err = r.x.Apply([]Change{{Add: &Map{IPv4: pfx("203.0.113.1/32"), IPv6: netip.PrefixFrom(lessee(1), 128)}}}, "me")
 	require.NoError(t, err)
 	assert.Empty(t, r.x.Leases())
-	assert.Len(t, r.x.Unheld(), 1)
+	assert.Error(t, r.x.Held(a))
 	_, err = r.x.Detach(a.ID, "me")
 	require.NoError(t, err)
-	assert.Empty(t, r.x.Unheld())
+}
+
+// What is left to undo of a target that is gone is recorded, and pins nothing.
+func TestAttachmentOfGoneTarget(t *testing.T) {
+	store := newMemory()
+	r := rigOf(t, store, poolOf("192.0.2.0/29"))
+	a := r.attach(1)
+	a.Gone = true
+	_, err := r.x.Attach(a, "me")
+	require.NoError(t, err)
+	assert.Empty(t, r.x.Leases())
+	assert.NoError(t, r.x.Held(a))
+	require.Len(t, r.x.Attachments(), 1)
+	assert.True(t, r.x.Attachments()[0].Gone)
+	r.start()
+	assert.True(t, r.x.Attachments()[0].Gone, "saved")
+	r.wears(1, "192.0.2.2") // kept for it
+	assert.False(t, r.x.Leases()[0].Pinned)
+	_, err = r.x.Detach(a.ID, "me")
+	require.NoError(t, err)
+	assert.Len(t, r.x.Leases(), 1, "not the attachment's")
+	assert.Empty(t, r.x.Attachments())
+
+	// Another namespace may have got its number.
+	a = r.attach(1)
+	a.Gone = true
+	_, err = r.x.Attach(a, "me")
+	require.NoError(t, err)
+	r.attach(1)
+	assert.True(t, r.x.Leases()[0].Pinned)
+	_, err = r.x.Detach(a.ID, "me")
+	require.NoError(t, err)
+	assert.Empty(t, r.x.Leases())
+}
+
+// What an attachment has lost it regains when its pool is back, also where nothing
+// is saved, and not what others have by then.
+func TestAttachmentsRegain(t *testing.T) {
+	ranges := rangesOf("192.0.2.0/29")
+	ranges.Ports = Ports{PerClient: 1024, Session: 128, First: 1024, Last: 65535}
+	for _, p := range []Pool{poolOf("192.0.2.0/29"), ranges} {
+		for _, store := range []Store{newMemory(), nil} {
+			r := rigOf(t, store, p)
+			first, a := r.attach(1), r.attach(2)
+			gone, back := r.config, r.config
+			gone.Pools = []Pool{poolOf("198.51.100.0/29")}
+			gone.Pools[0].Clients = []netip.Prefix{pfx("fd00::/64")}
+			_, err := r.x.Reload(gone, "me")
+			require.NoError(t, err)
+			assert.Error(t, r.x.Held(a))
+			assert.ErrorContains(t, r.x.Regain(t.Context(), a, "me"), "has neither a lease nor a map")
+			_, err = r.x.Reload(back, "me")
+			require.NoError(t, err)
+			assert.Error(t, r.x.Held(a), "its client is silent")
+			require.NoError(t, r.x.Regain(t.Context(), a, "me"))
+			require.NoError(t, r.x.Regain(t.Context(), a, "me"))
+			assert.NoError(t, r.x.Held(a))
+			assert.True(t, r.x.Leases()[0].Pinned)
+			require.NoError(t, r.x.Regain(t.Context(), first, "me"), "whoever came before")
+		}
+	}
 }
 
 // A range rests, also one that nobody ever answered: its neighbours go on with

@@ -64,8 +64,7 @@ func (t *Table) load(saved Saved) (problems []string, b Batch) {
 		}
 	}
 	for _, a := range saved.Attachments {
-		t.attachments[a.ID] = a
-		t.pins[a.IPv6]++
+		t.record(a)
 	}
 	now := t.now()
 	var leases []*lease

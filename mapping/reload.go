@@ -254,5 +254,5 @@ func (t *Table) settle(r *reload, before []SavedLease) {
 		t.uncount(l)
 		list = append(list, givenBack(l, tick, t.rests(l)))
 	}
-	r.keepAll(list)
+	r.keepAll(append(list, t.keptForAttached(list, tick)...))
 }

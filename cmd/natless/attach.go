@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/natless/natless/internal/attach"
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/lockfile"
+	"github.com/natless/natless/internal/printable"
 	"github.com/natless/natless/mapping"
 )
 
@@ -22,6 +25,7 @@ several of them, netns:NAME, podman:NAME or docker:NAME says which.`
 func attachCommand() *cobra.Command {
 	var ask asking
 	var o attach.Options
+	var wait waiting
 	var dns string
 	cmd := &cobra.Command{
 		Use:   "attach TARGET [--dns [ADDRESS]]",
@@ -56,21 +60,48 @@ that need no state. Everything is undone by natless detach.
 				if err != nil {
 					return err
 				}
+				o.Wait = wait.lock(cmd)
 				r, err := attach.Attach(ctx, ask.client(), t, o)
 				if err != nil {
 					return err
 				}
-				return said(cmd, &ask, r, "attached "+name(r.Attachment, args[0]), "detach "+args[0])
+				what := "attached "
+				if r.Already {
+					what = "already attached "
+				}
+				return said(cmd, &ask, r, what+name(r.Attachment, args[0]), "detach "+args[0])
 			})(cmd, args)
 		},
 	}
 	ask.register(cmd)
 	cmd.Flags().BoolVar(&o.Link, "link", false, "make a link to the host, with a ULA, where it has no IPv6 that leads to natless")
-	cmd.Flags().StringVar(&o.Label, "label", "", "call the lease `NAME` (default the container's or namespace's name)")
+	cmd.Flags().StringVar(&o.Label, "label", "", "call the lease `NAME` (default the container's or namespace's name, or for a process its unit's)")
 	cmd.Flags().StringVar(&dns, "dns", "", "have its programs ask natless's DNS64, or the resolver at this `ADDRESS`")
 	cmd.Flags().Lookup("dns").NoOptDefVal = ownDNS
 	cmd.Flags().BoolVar(&o.Force, "force", false, "also where it has IPv4 of its own")
+	wait.register(cmd)
 	return cmd
+}
+
+// waiting is how long a command waits for another of natless's.
+type waiting struct{ limit time.Duration }
+
+func (w *waiting) register(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&w.limit, "timeout", lockfile.DefaultLimit, "wait so long at most for another natless that works on the same namespace")
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if w.limit <= 0 {
+			return fmt.Errorf("--timeout %v: expected a duration above 0, such as 30s", w.limit)
+		}
+		if before == nil {
+			return nil
+		}
+		return before(cmd, args)
+	}
+}
+
+func (w *waiting) lock(cmd *cobra.Command) lockfile.Wait {
+	return lockfile.Wait{Limit: w.limit, Say: func(line string) { note(cmd, line) }}
 }
 
 // ownDNS is what --dns means without an address.
@@ -113,12 +144,17 @@ func said(cmd *cobra.Command, ask *asking, r attach.Result, what, undo string) e
 
 func warn(cmd *cobra.Command, r attach.Result) {
 	for _, w := range r.Warnings {
-		fmt.Fprintln(cmd.ErrOrStderr(), "natless: note:", w)
+		note(cmd, w)
 	}
+}
+
+func note(cmd *cobra.Command, line string) {
+	fmt.Fprintln(cmd.ErrOrStderr(), "natless: note:", printable.Text(line))
 }
 
 func detachCommand() *cobra.Command {
 	var ask asking
+	var wait waiting
 	cmd := &cobra.Command{
 		Use:   "detach TARGET",
 		Short: "Undo what attach did",
@@ -133,7 +169,7 @@ has. It need not be there any more.`,
 		RunE: does(func(cmd *cobra.Command, args []string) error {
 			ctx, stop := background()
 			defer stop()
-			r, err := attach.Detach(ctx, ask.client(), args[0])
+			r, err := attach.Detach(ctx, ask.client(), args[0], wait.lock(cmd))
 			if err != nil {
 				return err
 			}
@@ -142,6 +178,7 @@ has. It need not be there any more.`,
 		}),
 	}
 	ask.register(cmd)
+	wait.register(cmd)
 	cmd.ValidArgsFunction = completeRows(&ask, attachedListing(),
 		func(a mapping.Attachment) string { return a.Target + "\t" + a.Label })
 	return cmd
@@ -164,16 +201,24 @@ func psCommand() *cobra.Command {
 func attachedListing() *listing[mapping.Attachment] {
 	return &listing[mapping.Attachment]{
 		ask:  func(ctx context.Context, c *control.Client) (control.Listing, error) { return c.ListAttachments(ctx) },
-		head: []any{"TARGET", "LABEL", "IPV6", "IPV4", "PORTS", "SINCE"},
+		head: []any{"TARGET", "LABEL", "IPV6", "IPV4", "PORTS", "SINCE", "STATE"},
 		cells: func(a mapping.Attachment) []any {
 			ipv4 := "-"
 			if a.IPv4.IsValid() {
 				ipv4 = a.IPv4.String()
 			}
-			return []any{a.Target, orDash(a.Label), a.IPv6, ipv4, cmp.Or(a.Ports, "-"), local(a.Since)}
+			return []any{a.Target, orDash(a.Label), a.IPv6, ipv4, cmp.Or(a.Ports, "-"), local(a.Since), health(a)}
 		},
 		admit: func(mapping.Attachment) bool { return true },
 	}
+}
+
+// health is whether an attachment works, as far as natless sees.
+func health(a mapping.Attachment) string {
+	if a.Problem == "" {
+		return "ok"
+	}
+	return "broken: " + a.Problem
 }
 
 func portRangeCommand() *cobra.Command {
@@ -194,6 +239,7 @@ which these commands show, take back and set again.
 
 func portRangeSetCommand() *cobra.Command {
 	var ask asking
+	var wait waiting
 	cmd := &cobra.Command{
 		Use:   "set TARGET",
 		Short: "Have connections of a namespace take the ports of its range",
@@ -201,7 +247,7 @@ func portRangeSetCommand() *cobra.Command {
 		RunE: does(func(cmd *cobra.Command, args []string) error {
 			ctx, stop := background()
 			defer stop()
-			r, err := attach.SetRange(ctx, ask.client(), args[0])
+			r, err := attach.SetRange(ctx, ask.client(), args[0], wait.lock(cmd))
 			if err != nil {
 				return err
 			}
@@ -209,11 +255,13 @@ func portRangeSetCommand() *cobra.Command {
 		}),
 	}
 	ask.register(cmd)
+	wait.register(cmd)
 	return cmd
 }
 
 func portRangeUnsetCommand() *cobra.Command {
 	var ask asking
+	var wait waiting
 	cmd := &cobra.Command{
 		Use:   "unset TARGET",
 		Short: "Give an attached namespace back the ports it had",
@@ -221,7 +269,7 @@ func portRangeUnsetCommand() *cobra.Command {
 		RunE: does(func(cmd *cobra.Command, args []string) error {
 			ctx, stop := background()
 			defer stop()
-			r, err := attach.UnsetRange(ctx, ask.client(), args[0])
+			r, err := attach.UnsetRange(ctx, ask.client(), args[0], wait.lock(cmd))
 			if err != nil {
 				return err
 			}
@@ -230,6 +278,7 @@ func portRangeUnsetCommand() *cobra.Command {
 		}),
 	}
 	ask.register(cmd)
+	wait.register(cmd)
 	return cmd
 }
 

@@ -225,7 +225,7 @@ func TestLabAttachRefuses(t *testing.T) {
 	for _, args := range [][]string{{box.Path(), "--link", "--dns", "fd00::53"}, {"--dns", "fd00::53", box.Path()}, {"--dns=fd00::53", box.Path()}} {
 		w.refused(t, "its resolver: a namespace that is known by its path alone has none", append([]string{"attach"}, args...)...)
 	}
-	for _, args := range [][]string{{"one", "two"}, {"one", "two", "--dns"}, {"one", "fd00::53"}, {"one", "fd00::53", "--dns=fd00::54"}, {"one", "--dns=two"}} {
+	for _, args := range [][]string{{"--timeout", "0", "one"}, {"one", "two"}, {"one", "two", "--dns"}, {"one", "fd00::53"}, {"one", "fd00::53", "--dns=fd00::54"}, {"one", "--dns=two"}} {
 		out, err := w.daemon.Query(t.Context(), append([]string{"attach"}, args...)...)
 		var exit *exec.ExitError
 		if assert.ErrorAs(t, err, &exit, args) {
@@ -238,7 +238,10 @@ func TestLabAttachRefuses(t *testing.T) {
 
 	w.query(t, "attach", box.Path(), "--link")
 	inside = snapshot(t, box)
-	w.refused(t, "it is attached already, with 169.254.64.", "attach", box.Path(), "--link")
+	already := w.query(t, "attach", box.Path(), "--link")
+	assert.Regexp(t, `^already attached `+box.Path()+` \(.*\): .* is 169\.254\.64\..*; undo: natless detach `+box.Path()+`\n$`, already)
+	assert.Contains(t, w.query(t, "attach", box.Path(), "-o", "json"), `"already":true`)
+	w.refused(t, "it is attached already, with 169.254.64.", "attach", box.Path(), "--label", "other")
 	w.refused(t, "no range of ports but all of 169.254.64.", "port-range", "set", box.Path())
 	assert.Empty(t, inside.Diff(snapshot(t, box)))
 	assert.Len(t, w.ps(t), 1)
@@ -336,7 +339,7 @@ func TestLabAttachContainer(t *testing.T) {
 	t.Setenv("DOCKER_HOST", "unix://"+socket)
 
 	assert.Contains(t, w.query(t, "attach", "docker:web", "--link"), "attached docker:web (web): ")
-	w.refused(t, "it is attached already", "attach", "web")
+	assert.Contains(t, w.query(t, "attach", "web"), "already attached web: ")
 	w.query(t, "attach", "sidecar")
 	list := w.ps(t)
 	require.Len(t, list, 1)

@@ -15,6 +15,7 @@ import (
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/daemon"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/printable"
 	"github.com/natless/natless/internal/snippets"
 	"github.com/natless/natless/mapping"
 )
@@ -67,7 +68,7 @@ func checkHost(out io.Writer, c *config.Config) error {
 	sends, warnings := daemon.Advertisements(c).Check()
 	report.Actions = append(report.Actions, sends...)
 	report.Warnings = slices.Concat(report.Warnings, warnings, c.Warnings(), c.Notes())
-	fmt.Fprint(out, report)
+	fmt.Fprint(out, printable.Lines(report.String()))
 	if len(report.Conflicts) > 0 {
 		return errors.New("checking this host: it could not run, see what stands in the way")
 	}

@@ -11,11 +11,14 @@ import (
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/daemon"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/lockfile"
+	"github.com/natless/natless/internal/printable"
 )
 
 func downCommand() *cobra.Command {
 	var socket config.Flags
 	var file, dir string
+	var wait waiting
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Remove everything natless ever made on this host",
@@ -27,7 +30,7 @@ while natless runs.`,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			say := func(lines []string) {
 				for _, line := range lines {
-					fmt.Fprintln(cmd.OutOrStdout(), line)
+					fmt.Fprintln(cmd.OutOrStdout(), printable.Text(line))
 				}
 			}
 			path := socket.Socket()
@@ -36,11 +39,14 @@ while natless runs.`,
 			}
 			lines, err := hostnet.Down()
 			say(lines)
-			if err == nil { // natless does not run: nobody uses them
+			// While natless runs they are in use. Whatever else failed, the rest goes.
+			if !errors.As(err, new(*hostnet.RunningError)) {
+				var wrong error
 				if !cmd.Flags().Changed("state-dir") {
-					dir, err = stateDir(file)
+					dir, wrong = stateDir(file)
+					err = errors.Join(err, wrong)
 				}
-				lines, wrong := detachAll(dir)
+				lines, wrong = detachAll(dir, wait.lock(cmd))
 				say(lines)
 				err = errors.Join(err, wrong)
 				lines, wrong = attach.RemoveLinks()
@@ -54,6 +60,7 @@ while natless runs.`,
 		}),
 	}
 	socket.RegisterSocket(cmd.Flags())
+	wait.register(cmd)
 	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration `FILE` that natless had (default "+config.DefaultFile+" when there)")
 	cmd.Flags().StringVar(&dir, "state-dir", "", `directory of the state that natless had, in place of the configuration's; "": none`)
 	return cmd
@@ -68,8 +75,8 @@ func stateDir(file string) (string, error) {
 	return c.State.Dir, nil
 }
 
-func detachAll(dir string) ([]string, error) {
+func detachAll(dir string, wait lockfile.Wait) ([]string, error) {
 	ctx, stop := background()
 	defer stop()
-	return daemon.DetachAll(ctx, dir)
+	return daemon.DetachAll(ctx, dir, wait)
 }

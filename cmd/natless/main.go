@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/natless/natless/internal/printable"
 )
 
 // Exit codes people script against.
@@ -26,7 +28,7 @@ func main() {
 	if err == nil {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "natless: %v\n", err)
+	fmt.Fprintf(os.Stderr, "natless: %s\n", printable.Lines(err.Error()))
 	if failed := (*failure)(nil); errors.As(err, &failed) {
 		os.Exit(exitFailed)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/printable"
 )
 
 // asking is what the commands that ask the daemon have in common.
@@ -59,7 +60,7 @@ func (o *output) line(out io.Writer, v any, format string, args ...any) error {
 	if o.json() {
 		return json.NewEncoder(out).Encode(v)
 	}
-	_, err := fmt.Fprintf(out, format+"\n", args...)
+	_, err := fmt.Fprintln(out, printable.Text(fmt.Sprintf(format, args...)))
 	return err
 }
 
@@ -86,7 +87,7 @@ func (r *rows) flush() error { return r.w.Flush() }
 func texts[T any](cells []T) []string {
 	text := make([]string, len(cells))
 	for i, c := range cells {
-		text[i] = fmt.Sprint(c)
+		text[i] = printable.Text(fmt.Sprint(c))
 	}
 	return text
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/printable"
 )
 
 func reloadCommand() *cobra.Command {
@@ -27,7 +28,7 @@ change go on. "natless check --diff" tells beforehand.`,
 				return err
 			}
 			for _, line := range changes {
-				fmt.Fprintln(cmd.OutOrStdout(), line)
+				fmt.Fprintln(cmd.OutOrStdout(), printable.Text(line))
 			}
 			if len(changes) == 0 {
 				fmt.Fprintln(cmd.OutOrStdout(), "nothing changed")

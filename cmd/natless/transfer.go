@@ -11,6 +11,7 @@ import (
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/printable"
 	"github.com/natless/natless/mapping"
 )
 
@@ -166,7 +167,7 @@ func (r *imported) print(cmd *cobra.Command, ask *asking) error {
 		return ask.line(cmd.OutOrStdout(), r, "")
 	}
 	for _, l := range r.Left {
-		fmt.Fprintf(cmd.ErrOrStderr(), "line %d: not imported: %s: %s\n", l.Line, l.Directive, l.Instead)
+		fmt.Fprintf(cmd.ErrOrStderr(), "line %d: not imported: %s: %s\n", l.Line, printable.Text(l.Directive), printable.Text(l.Instead))
 	}
 	out := cmd.OutOrStdout()
 	if !r.DryRun {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/printable"
 	"github.com/natless/natless/mapping"
 )
 
@@ -208,11 +209,13 @@ func (v *lines[T]) event(e mapping.Event, row T, _ bool) error {
 	if e.By != "" && !strings.HasSuffix(text, " by "+e.By) { // as an origin ends
 		text += "  by " + e.By
 	}
-	_, err := fmt.Fprintln(v.out, text)
+	_, err := fmt.Fprintln(v.out, printable.Text(text))
 	return err
 }
 
-func (v *lines[T]) notice(err error) { fmt.Fprintf(v.log, "natless: %v: listing again\n", err) }
+func (v *lines[T]) notice(err error) {
+	fmt.Fprintf(v.log, "natless: %s: listing again\n", printable.Lines(err.Error()))
+}
 
 // picture is a view that keeps the rows, and shows as many as there is room
 // for.
@@ -277,7 +280,7 @@ func (v *picture[T]) draw(height int) string {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "natless %s: %d rows\n", v.name, len(v.rows))
 	if v.problem != nil {
-		fmt.Fprintf(&b, "%v: trying again\n", v.problem)
+		fmt.Fprintf(&b, "%s: trying again\n", printable.Lines(v.problem.Error()))
 	}
 	room := max(0, height-strings.Count(b.String(), "\n")-1) // below the head
 	shown := min(len(v.rows), room)
@@ -301,7 +304,9 @@ func (v *picture[T]) draw(height int) string {
 func poll(cmd *cobra.Command, o *output, show func(context.Context, io.Writer) error) error {
 	ctx, stop := watching(cmd)
 	defer stop()
-	out, notice := cmd.OutOrStdout(), func(err error) { fmt.Fprintf(cmd.ErrOrStderr(), "natless: %v: asking again\n", err) }
+	out, notice := cmd.OutOrStdout(), func(err error) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "natless: %s: asking again\n", printable.Lines(err.Error()))
+	}
 	s := o.screen(out)
 	if s != nil {
 		defer s.close()

@@ -20,8 +20,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -31,6 +33,7 @@ import (
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/lockfile"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 )
@@ -57,11 +60,14 @@ type Options struct {
 	Label string     // "": that of the target
 	DNS   netip.Addr // point its resolver there, if valid
 	DNS64 bool       // or to natless's own
+
+	Wait lockfile.Wait // for another command that works on the same namespace
 }
 
 // Result is what was done.
 type Result struct {
 	mapping.Attachment
+	Already  bool     `json:"already,omitempty"`  // it was so before
 	Done     []string `json:"done,omitempty"`     // what was changed, in words
 	Warnings []string `json:"warnings,omitempty"` // what the user should know
 }
@@ -100,7 +106,7 @@ func (h holder) point() error {
 	}
 	beforeStep("pointing " + h.Resolver.Path)
 	if err := h.Resolver.point(); err != nil {
-		return fmt.Errorf("pointing %s: %w", h.Resolver.Path, err)
+		return fmt.Errorf("pointing its resolver: %w", err)
 	}
 	return nil
 }
@@ -112,13 +118,10 @@ func (h holder) restore() (stays []string, err error) {
 	}
 	beforeStep("restoring " + h.Resolver.Path)
 	line, err := h.Resolver.restore()
-	if err != nil {
-		return nil, fmt.Errorf("restoring %s: %w", h.Resolver.Path, err)
-	}
 	if line != "" {
 		stays = []string{line}
 	}
-	return stays, nil
+	return stays, err
 }
 
 // words says what is changed.
@@ -164,6 +167,16 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 	}
 	defer n.Close()
 	defer outside.Close()
+	stays, err := takeUp(ctx, d, o.Wait)
+	if err != nil {
+		return r, err
+	}
+	r.Warnings = stays
+	lock, err := o.Wait.Take(ctx, lockOf(t.ID))
+	if err != nil {
+		return r, err
+	}
+	defer lock.Release()
 	if o.DNS64 {
 		if o.DNS, err = nameserver64(s, n); err != nil {
 			return r, err
@@ -182,7 +195,9 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 			return share(ctx, d, former[0], n, t, o)
 		}
 		// Another attach was killed over it, or what it did has been taken away.
-		if _, err := undo(ctx, d, former[0], n); err != nil {
+		stays, err := undo(ctx, d, former[0], n)
+		r.Warnings = append(r.Warnings, stays...)
+		if err != nil {
 			return r, err
 		}
 	}
@@ -196,7 +211,7 @@ func attach(ctx context.Context, d Daemon, t *Target, o Options) (r Result, err 
 		return r, errors.Join(err, w.takeBack(context.WithoutCancel(ctx)))
 	}
 	r.Attachment, r.Done = w.record, w.state.words()
-	r.Warnings = append(w.warnings, w.verify(ctx, s.OwnIPv4.IsValid())...)
+	r.Warnings = append(append(r.Warnings, w.warnings...), w.verify(ctx, s.OwnIPv4.IsValid())...)
 	firewalls, err := hostnet.Firewalls(s.Device)
 	if err != nil {
 		r.Warnings = append(r.Warnings, err.Error())
@@ -229,16 +244,16 @@ func prepare(ctx context.Context, d Daemon, t *Target) (s control.Status, n, out
 		outside.Close()
 		return s, nil, nil, fmt.Errorf("natless's device %s is not in this network namespace: attach where natless runs: %w", s.Device, err)
 	}
-	if n, err = t.Open(); err == nil {
-		// Whoever attaches or detaches it too has to wait.
-		err = unix.Flock(int(n.file), unix.LOCK_EX)
-	}
-	if err != nil {
+	if n, err = t.Open(); err != nil {
 		outside.Close()
 		return s, nil, nil, err
 	}
 	return s, n, outside, nil
 }
+
+// lockOf is the name of the lock that keeps two commands from working on the same
+// namespace at once.
+func lockOf(id string) string { return "namespace-" + strings.ReplaceAll(id, ":", "-") }
 
 // entry is an attachment that the daemon has recorded.
 type entry struct {
@@ -305,8 +320,8 @@ func record(ctx context.Context, d Daemon, a mapping.Attachment, s state) (mappi
 
 // share has one more target hold an attachment.
 func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Options) (r Result, err error) {
-	if slices.ContainsFunc(e.state.Holders, func(h holder) bool { return h.is(t) }) {
-		return r, fmt.Errorf("it is attached already, with %s: natless detach %s undoes it", e.Side4(), t.Given)
+	if i := slices.IndexFunc(e.state.Holders, func(h holder) bool { return h.is(t) }); i >= 0 {
+		return e.already(e.state.Holders[i], o)
 	}
 	if _, ok := n.wayTo(o.DNS); o.DNS64 && !ok {
 		return r, fmt.Errorf("it has no route to natless's DNS64 at %v, which --dns makes for the first that is attached of those that share a namespace", o.DNS)
@@ -325,6 +340,26 @@ func share(ctx context.Context, d Daemon, e entry, n *Namespace, t *Target, o Op
 		return r, errors.Join(err, back)
 	}
 	r.Warnings = []string{"it shares its namespace with " + r.Target + ", and what that has"}
+	r.Target, r.Label = h.Target, h.Label
+	return r, nil
+}
+
+// already is the result of attaching a holder again, if it has all that is asked
+// for.
+func (e entry) already(h holder, o Options) (r Result, err error) {
+	differs := func(what string) error {
+		return fmt.Errorf("it is attached already, with %s %s: natless detach %s first", e.Side4(), what, h.Target)
+	}
+	if o.Label != "" && o.Label != h.Label {
+		return r, differs(fmt.Sprintf("and the label %q", h.Label))
+	}
+	if o.DNS.IsValid() && h.Resolver == nil {
+		return r, differs("and the resolver it had")
+	}
+	if o.DNS.IsValid() && h.Resolver.Set != pointed(h.Resolver.Was, o.DNS) {
+		return r, differs("and another resolver")
+	}
+	r.Attachment, r.Already = e.Attachment, true
 	r.Target, r.Label = h.Target, h.Label
 	return r, nil
 }
@@ -412,7 +447,7 @@ func (w *work) source(ctx context.Context, label string) (from netip.Addr, lease
 		from, lease, refused, err = w.lend(ctx, list, label)
 	}
 	if len(refused) == len(list) {
-		err = errors.New(strings.Join(refused, "; "))
+		err = errors.New(strings.Join(few(refused), "; "))
 	}
 	return from, lease, err
 }
@@ -511,8 +546,8 @@ func (w *work) takeBack(ctx context.Context) error {
 // attachment too, only what was its own. A target that is not there any more is
 // known by what it was called, by its label, or by the attachment's id. The
 // warnings say what others have changed since, which stays.
-func Detach(ctx context.Context, d Daemon, name string) (r Result, err error) {
-	err = holding(ctx, d, name, func(e entry, n *Namespace, mine func(holder) bool) (err error) {
+func Detach(ctx context.Context, d Daemon, name string, wait lockfile.Wait) (r Result, err error) {
+	err = holding(ctx, d, name, wait, func(e entry, n *Namespace, mine func(holder) bool) (err error) {
 		r.Attachment = e.Attachment
 		r.Warnings, err = release(ctx, d, e, n, mine)
 		return err
@@ -525,22 +560,16 @@ func Detach(ctx context.Context, d Daemon, name string) (r Result, err error) {
 
 // holding calls do with the attachment that a name means, and keeps others off
 // it. n is nil where the namespace is gone.
-func holding(ctx context.Context, d Daemon, name string, do func(e entry, n *Namespace, mine func(holder) bool) error) error {
+func holding(ctx context.Context, d Daemon, name string, wait lockfile.Wait, do func(e entry, n *Namespace, mine func(holder) bool) error) error {
 	e, mine, err := attached(ctx, d, name)
 	if err != nil {
 		return err
 	}
-	n, err := e.open()
-	if errors.Is(err, errGone) {
-		return do(e, nil, mine)
-	}
+	lock, err := wait.Take(ctx, lockOf(e.ID))
 	if err != nil {
-		return withRights(err)
-	}
-	defer n.Close()
-	if err := unix.Flock(int(n.file), unix.LOCK_EX); err != nil {
 		return err
 	}
+	defer lock.Release()
 	// Another may have attached or detached it while this one waited.
 	now, err := recorded(ctx, d, func(a mapping.Attachment, _ state) bool { return a.ID == e.ID })
 	if err != nil {
@@ -548,6 +577,16 @@ func holding(ctx context.Context, d Daemon, name string, do func(e entry, n *Nam
 	}
 	if len(now) == 0 {
 		return errors.New("somebody else has just detached it")
+	}
+	if now[0].Gone { // another may have its number by now
+		return do(now[0], nil, mine)
+	}
+	n, err := now[0].open()
+	if err != nil && !errors.Is(err, errGone) {
+		return err
+	}
+	if n != nil {
+		defer n.Close()
 	}
 	return do(now[0], n, mine)
 }
@@ -610,11 +649,8 @@ func release(ctx context.Context, d Daemon, e entry, n *Namespace, mine func(hol
 	}
 	for _, h := range e.state.Holders {
 		if mine(h) {
-			lines, err := h.restore()
-			if err != nil {
-				return nil, err
-			}
-			stays = append(stays, lines...)
+			lines, broken := h.restore()
+			stays = append(append(stays, lines...), linesOf(broken)...)
 		}
 	}
 	e.state.Holders = left
@@ -625,7 +661,7 @@ func release(ctx context.Context, d Daemon, e entry, n *Namespace, mine func(hol
 // Undo takes back an attachment while no daemon runs, if it was made from the
 // caller's network namespace. gone tells that its target is. The lines say what
 // was done, and what others have changed since, which stays.
-func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool) (lines []string, err error) {
+func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool, wait lockfile.Wait) (lines []string, err error) {
 	failed := func(err error) ([]string, error) { return lines, fmt.Errorf("detaching %s: %w", a.Target, err) }
 	e := entryOf(a)
 	here, err := own()
@@ -635,18 +671,20 @@ func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool) (line
 	if e.state.Home != here {
 		return nil, nil
 	}
+	lock, err := wait.Take(ctx, lockOf(a.ID))
+	if err != nil {
+		return failed(err)
+	}
+	defer lock.Release()
 	var n *Namespace
 	if !gone {
 		n, err = e.open()
 	}
 	if err != nil && !errors.Is(err, errGone) {
-		return failed(withRights(err))
+		return failed(err)
 	}
 	if n != nil {
 		defer n.Close()
-		if err := unix.Flock(int(n.file), unix.LOCK_EX); err != nil {
-			return failed(err)
-		}
 	}
 	lines, err = undo(ctx, d, e, n)
 	if err != nil {
@@ -662,7 +700,8 @@ func Undo(ctx context.Context, d Records, a mapping.Attachment, gone bool) (line
 }
 
 // Vanished takes back what an attachment's Undo has outside of its namespace and
-// beside its link, both of which are gone. The error says what of it stays.
+// beside its link, both of which are gone. The error says what of it is left to do,
+// for somebody who has the rights.
 func Vanished(undo json.RawMessage) error {
 	var s state
 	if json.Unmarshal(undo, &s) != nil {
@@ -670,6 +709,25 @@ func Vanished(undo json.RawMessage) error {
 	}
 	_, err := s.restore()
 	return err
+}
+
+// takeUp takes back what is left of attachments whose targets are gone, which the
+// daemon has no rights for.
+func takeUp(ctx context.Context, d Daemon, wait lockfile.Wait) (stays []string, err error) {
+	left, err := recorded(ctx, d, func(a mapping.Attachment, _ state) bool { return a.Gone })
+	for _, e := range left {
+		lock, err := wait.Take(ctx, lockOf(e.ID))
+		if err != nil {
+			return stays, err
+		}
+		lines, err := undo(ctx, d, e, nil)
+		lock.Release()
+		stays = append(stays, lines...)
+		if err != nil && !errors.Is(err, mapping.ErrUnknown) { // somebody else did
+			return stays, err
+		}
+	}
+	return stays, err
 }
 
 // restore restores the resolvers of all holders.
@@ -682,31 +740,54 @@ func (s *state) restore() (stays []string, err error) {
 	return stays, errors.Join(errs...)
 }
 
-// open opens the namespace by whatever still leads there.
+// open opens the namespace by whatever still leads there. That others have put
+// something else in the way makes it as good as gone.
 func (e entry) open() (n *Namespace, err error) {
 	n, err = open(e.Namespace, e.ID)
 	for _, h := range e.state.Holders {
-		if errors.Is(err, errGone) {
+		if err != nil {
 			n, err = open(h.Path, e.ID)
 		}
 	}
-	return n, err
+	for _, own := range []error{fs.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, own) && (own != fs.ErrPermission || os.Geteuid() != 0) {
+			return nil, withRights(err)
+		}
+	}
+	if err != nil {
+		return nil, errGone
+	}
+	return n, nil
 }
 
-// undo takes back all of an attachment, and has it forgotten when nothing is
-// left of it. n is nil where the namespace is gone: of its link the name may be
-// another's by now.
+// undo takes back all of an attachment, and has it forgotten when nothing is left
+// of it that is the host's. What the target has broken in itself keeps nobody from
+// that: the lines tell of it. n is nil where the namespace is gone: of its link the
+// name may be another's by now.
 func undo(ctx context.Context, d Records, e entry, n *Namespace) (stays []string, err error) {
-	stays, err = e.state.restore()
+	stays, broken := e.state.restore()
+	stays = append(stays, linesOf(broken)...)
 	if n != nil {
-		lines, wrong := e.state.undo(n)
-		stays, err = append(stays, lines...), errors.Join(err, wrong)
+		lines, broken := e.state.undo(n)
+		stays = append(stays, lines...)
+		if errors.Is(broken, fs.ErrPermission) {
+			return stays, broken // who asks is not root, and another can do it
+		}
+		stays = append(stays, linesOf(broken)...)
+		err = e.state.unlink()
 	} else if h := e.Host; h != nil {
-		err = errors.Join(err, hostnet.ClearLink(h.Link, h.Index, h.Made, h.Routes))
+		err = hostnet.ClearLink(h.Link, h.Index, h.Made, h.Routes)
 	}
 	if err != nil {
 		return stays, err
 	}
 	_, err = d.Detach(ctx, e.ID)
 	return stays, err
+}
+
+func linesOf(err error) []string {
+	if err == nil {
+		return nil
+	}
+	return strings.Split(err.Error(), "\n")
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/lab"
+	"github.com/natless/natless/internal/lockfile"
 	"github.com/natless/natless/mapping"
 )
 
@@ -160,7 +161,7 @@ func (r *rig) attach(t *testing.T, given string, o Options) (result Result, err 
 func (r *rig) detach(t *testing.T, given string) (result Result, err error) {
 	t.Helper()
 	err = r.host.Do(func() error {
-		result, err = Detach(t.Context(), r.fake, given)
+		result, err = Detach(t.Context(), r.fake, given, lockfile.Wait{})
 		return err
 	})
 	return result, err
@@ -320,8 +321,17 @@ func TestAttachTwice(t *testing.T) {
 	_, err := r.attach(t, "client", Options{Link: true})
 	require.NoError(t, err)
 	attached := r.settled(t)
-	_, err = r.attach(t, "client", Options{Link: true})
-	assert.ErrorContains(t, err, "it is attached already, with 192.0.2.7: natless detach client undoes it")
+	for _, o := range []Options{{Link: true}, {}, {Label: "client"}} {
+		again, err := r.attach(t, "client", o)
+		require.NoError(t, err)
+		assert.True(t, again.Already)
+		assert.Equal(t, "192.0.2.7", again.IPv4.String())
+		assert.Empty(t, again.Done)
+	}
+	_, err = r.attach(t, "client", Options{Label: "other"})
+	assert.ErrorContains(t, err, `it is attached already, with 192.0.2.7 and the label "client": natless detach client first`)
+	_, err = r.attach(t, "client", Options{DNS: nameserver})
+	assert.ErrorContains(t, err, "it is attached already, with 192.0.2.7 and the resolver it had: natless detach client first")
 	r.unchanged(t, attached, "after the second attach")
 
 	// Another target in the same namespace counts.
@@ -528,10 +538,10 @@ func TestPortRange(t *testing.T) {
 }
 
 // ranged calls one of the functions about port ranges on the host.
-func (r *rig) ranged(t *testing.T, do func(context.Context, Daemon, string) (Result, error)) (result Result, err error) {
+func (r *rig) ranged(t *testing.T, do func(context.Context, Daemon, string, lockfile.Wait) (Result, error)) (result Result, err error) {
 	t.Helper()
 	err = r.host.Do(func() error {
-		result, err = do(t.Context(), r.fake, "client")
+		result, err = do(t.Context(), r.fake, "client", lockfile.Wait{})
 		return err
 	})
 	return result, err
@@ -689,9 +699,37 @@ func TestVanished(t *testing.T) {
 	assert.NoError(t, Vanished(json.RawMessage(`"another's"`)))
 }
 
+// What the daemon could not take back of a target that is gone the next attach does,
+// before it plans its own, and so does a detach.
+func TestLeftByTheDaemon(t *testing.T) {
+	r := newRig(t)
+	file := filepath.Join(netnsEtc, "client/resolv.conf")
+	for _, again := range []bool{true, false} {
+		got, err := r.attach(t, "client", Options{Link: true, DNS: nameserver})
+		require.NoError(t, err)
+		require.NoError(t, r.host.Do(func() error { _, err := RemoveLinks(); return err }))
+		left := got.Attachment
+		delete(r.records, left.ID)
+		left.ID, left.Gone, left.Host = "4:1", true, nil
+		r.records[left.ID] = left
+		if again {
+			got, err = r.attach(t, "client", Options{Link: true, DNS: nameserver})
+			require.NoError(t, err)
+			assert.Len(t, r.records, 1)
+			assert.Contains(t, r.records, got.ID)
+		}
+		_, err = r.detach(t, "client")
+		require.NoError(t, err)
+		assert.Empty(t, r.records)
+		assert.NoFileExists(t, file, "there was none before")
+	}
+}
+
 // A writer that was killed leaves the beginning of one text or the other.
 func TestResolverTorn(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "resolv.conf")
+	etc(t)
+	require.NoError(t, os.Mkdir(netnsEtc, 0o755))
+	path := filepath.Join(netnsEtc, "resolv.conf")
 	f := &File{Path: path, Was: "nameserver 2001:db8::53\n", Set: "# by natless attach\nnameserver fd00::53\n"}
 	for _, text := range []string{f.Was, f.Set} {
 		for n := range len(text) + 1 {
@@ -710,34 +748,12 @@ func TestResolverTorn(t *testing.T) {
 // there leads out of it.
 func TestResolverOfProcess(t *testing.T) {
 	r := newRig(t)
-	root := t.TempDir()
-	require.NoError(t, os.MkdirAll(filepath.Join(root, "etc"), 0o755))
-	for _, dir := range []string{"bin", "lib", "lib64", "usr"} {
-		if _, err := os.Stat("/" + dir); err == nil {
-			require.NoError(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
-		}
-	}
+	given, etc := r.rooted(t)
+	file := filepath.Join(etc, "resolv.conf")
 	secret := filepath.Join(t.TempDir(), "secret")
 	require.NoError(t, os.WriteFile(secret, []byte("nameserver 192.0.2.1\n"), 0o600))
-	file := filepath.Join(root, "etc/resolv.conf")
-	require.NoError(t, os.WriteFile(file, []byte("nameserver 2001:db8::1\n"), 0o644))
-	// A child in the client's namespace with that root.
-	script := fmt.Sprintf(`PATH=/usr/sbin:/usr/bin:/sbin:/bin; for d in bin lib lib64 usr; do [ -d %[1]s/$d ] && mount --rbind /$d %[1]s/$d; done; exec chroot %[1]s /bin/sleep 60`, root)
-	c := r.client.Command(t.Context(), "/usr/bin/unshare", "-m", "/bin/sh", "-c", script)
-	require.NoError(t, c.Start())
-	defer func() { c.Process.Kill(); c.Wait() }()
-	given := fmt.Sprint(c.Process.Pid)
-	for range 400 {
-		if link, _ := os.Readlink("/proc/" + given + "/root"); link == root {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	link, err := os.Readlink("/proc/" + given + "/root")
-	require.NoError(t, err)
-	require.Equal(t, root, link, "the child has its root")
 
-	_, err = r.attach(t, given, Options{Link: true, DNS: nameserver})
+	_, err := r.attach(t, given, Options{Link: true, DNS: nameserver})
 	require.NoError(t, err)
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
@@ -758,7 +774,7 @@ func TestResolverOfProcess(t *testing.T) {
 
 	require.NoError(t, os.Symlink(secret, file))
 	_, err = r.attach(t, given, Options{Link: true, DNS: nameserver})
-	assert.ErrorContains(t, err, "file exists", "the link leads nowhere inside")
+	assert.ErrorContains(t, err, "it is a symbolic link, which natless does not follow")
 	text, err = os.ReadFile(secret)
 	require.NoError(t, err)
 	assert.Equal(t, "nameserver 192.0.2.1\n", string(text))

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // engine is a program that runs containers. Podman answers at its socket as
@@ -54,6 +56,8 @@ type container struct {
 	HostConfig      struct{ NetworkMode string }
 	NetworkSettings struct{ SandboxKey string } // the file of its network namespace
 	ResolvConfPath  string
+
+	owner uint32 // of the engine: who names its containers
 }
 
 // unasked is an error of an engine that cannot say whether it has a container.
@@ -76,12 +80,15 @@ func (e engine) find(ctx context.Context, name string) (*Target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s container %s: %w", e.title, c.Name, err)
 	}
-	t.Kind, t.Label = e.kind, c.Name
+	t.Kind, t.Label = e.kind, ownedLabel(c.Name, c.owner)
 	t.HostNetwork = c.HostConfig.NetworkMode == "host"
 	t.resolvConf = c.ResolvConfPath
-	// The file stays when the process ends and others share the namespace.
-	if id, err := identify(c.NetworkSettings.SandboxKey); err == nil && id == t.ID {
-		t.Path = c.NetworkSettings.SandboxKey
+	// The file stays when the process ends and others share the namespace. That of
+	// another user's engine lies where that user may put anything later.
+	if key := c.NetworkSettings.SandboxKey; c.owner == 0 || int(c.owner) == os.Geteuid() {
+		if id, err := identify(key); err == nil && id == t.ID {
+			t.Path = key
+		}
 	}
 	return t, nil
 }
@@ -163,9 +170,11 @@ func (e engine) ask(ctx context.Context, socket, name string) (*container, error
 		return nil, failed(errors.New(said.Message))
 	}
 	c := new(container)
-	if err := json.Unmarshal(body, c); err != nil {
+	var st unix.Stat_t
+	if err := errors.Join(json.Unmarshal(body, c), unix.Stat(socket, &st)); err != nil {
 		return nil, failed(err)
 	}
+	c.owner = st.Uid
 	return c, nil
 }
 

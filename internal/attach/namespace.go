@@ -3,7 +3,6 @@ package attach
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -16,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/printable"
 )
 
 // Namespace is a network namespace that is open, so that it stays when whoever
@@ -39,25 +40,30 @@ func (t *Target) Open() (*Namespace, error) {
 var errGone = errors.New("the namespace is gone")
 
 func open(path, id string) (*Namespace, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	file := netns.NsHandle(fd)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+	fd, now, err := openNamespace(path)
+	if errors.As(err, new(noNamespace)) || err == nil && now != id {
+		_ = unix.Close(fd)
 		return nil, errGone
 	}
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
-	if now, err := identity(int(file), path); err != nil || now != id {
-		file.Close()
-		return nil, errGone
-	}
+	file := netns.NsHandle(fd)
 	handle, err := netlink.NewHandleAt(file, unix.NETLINK_ROUTE)
+	if err == nil {
+		err = handle.SetSocketTimeout(answerLimit)
+	}
 	if err != nil {
 		file.Close()
 		return nil, err
 	}
 	return &Namespace{handle, file}, nil
 }
+
+// answerLimit is how long the kernel may take to answer a question about a
+// namespace, and a whole list of what is in it: others keep it busy, and change the
+// list under who reads it.
+const answerLimit = 3 * time.Second
 
 // host is the namespace of the caller.
 func host() (*Namespace, error) {
@@ -105,7 +111,7 @@ func (n *Namespace) sysctl(name string) (value string, err error) {
 
 func (n *Namespace) setSysctl(name, value string) error {
 	return n.do(func() error {
-		f, err := os.OpenFile(filepath.Join(procSys, name), os.O_WRONLY, 0)
+		f, err := os.OpenFile(filepath.Join(procSys, name), os.O_WRONLY|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return err
 		}
@@ -152,14 +158,20 @@ func (n *Namespace) addresses(family int) ([]address, error) {
 	return list, nil
 }
 
-// whole dumps again when the kernel's tables changed under it.
+// whole dumps again when the kernel's tables changed under it, a few times. Then
+// what was read has to do, where something is missing or there twice: a container
+// that changes its own all the time does not keep others waiting.
 func whole(dump func() error) (err error) {
+	until := time.Now().Add(answerLimit)
 	for range 10 {
 		if err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return err
 		}
+		if time.Now().After(until) {
+			break
+		}
 	}
-	return err
+	return nil
 }
 
 func (n *Namespace) linkName(index int) (string, error) {
@@ -176,16 +188,29 @@ func (n *Namespace) ownIPv4() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var words []string
-	for _, a := range list {
+	words := make([]string, 0, len(list))
+	for _, a := range list[:min(len(list), manyAddresses)] {
 		name, err := n.linkName(a.link)
 		if err != nil {
 			return "", err
 		}
-		words = append(words, fmt.Sprintf("%v on %s", a.Addr(), name))
+		words = append(words, fmt.Sprintf("%v on %s", a.Addr(), printable.Text(name)))
 	}
-	return strings.Join(words, ", "), nil
+	return strings.Join(few(words), ", "), nil
 }
+
+// few is the beginning of a list that a container may make as long as it likes, and
+// how much more there is.
+func few(list []string) []string {
+	const some = 4
+	if len(list) <= some {
+		return list
+	}
+	return append(list[:some:some], fmt.Sprintf("and %d more", len(list)-some))
+}
+
+// manyAddresses are how many are looked at: a container may give itself any number.
+const manyAddresses = 64
 
 // way is how the kernel would send a packet.
 type way struct {
@@ -255,6 +280,8 @@ func (n *Namespace) sources(outside *Namespace, pref64 netip.Prefix, to netip.Ad
 		return nil, errNoSource("it has no IPv6 address that connections can come from")
 	}
 	w, routed := n.wayTo(to)
+	slices.SortStableFunc(fit, func(a, b address) int { return before(a.Addr() != w.src, b.Addr() != w.src) })
+	fit = fit[:min(len(fit), manyAddresses)]
 	if !routed {
 		if w, err = n.neighbour(outside, fit); err != nil {
 			return nil, err
@@ -283,6 +310,17 @@ func (n *Namespace) sources(outside *Namespace, pref64 netip.Prefix, to netip.Ad
 		}
 	}
 	return list, nil
+}
+
+// before orders what is false before what is true.
+func before(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // neighbour is the way to the host over a link that both are on, for a namespace

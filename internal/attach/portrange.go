@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/natless/natless/internal/lockfile"
 	"github.com/natless/natless/mapping"
 )
 
@@ -102,8 +103,8 @@ func (n *Namespace) native(p Ports) []string {
 
 // SetRange makes connections of a target take the ports of its lease that need no
 // state. Attach does so already, and what is not attached is attached here.
-func SetRange(ctx context.Context, d Daemon, name string) (r Result, err error) {
-	err = holding(ctx, d, name, func(e entry, n *Namespace, _ func(holder) bool) error {
+func SetRange(ctx context.Context, d Daemon, name string, wait lockfile.Wait) (r Result, err error) {
+	err = holding(ctx, d, name, wait, func(e entry, n *Namespace, _ func(holder) bool) error {
 		if n == nil {
 			return errGone
 		}
@@ -130,7 +131,7 @@ func SetRange(ctx context.Context, d Daemon, name string) (r Result, err error) 
 		return changes.make(n)
 	})
 	if errors.As(err, new(notAttached)) {
-		r, err = attachRange(ctx, d, name)
+		r, err = attachRange(ctx, d, name, wait)
 	}
 	if err != nil {
 		return r, fmt.Errorf("setting the port range of %s: %w", name, err)
@@ -139,14 +140,14 @@ func SetRange(ctx context.Context, d Daemon, name string) (r Result, err error) 
 }
 
 // attachRange attaches a target, unless what it gets is no range.
-func attachRange(ctx context.Context, d Daemon, name string) (r Result, err error) {
+func attachRange(ctx context.Context, d Daemon, name string, wait lockfile.Wait) (r Result, err error) {
 	t, err := Find(ctx, name)
 	if err != nil {
 		return r, err
 	}
-	if r, err = Attach(ctx, d, t, Options{}); err == nil && r.Ports == "" {
-		_, back := Detach(context.WithoutCancel(ctx), d, name)
-		err = errors.Join(noRange(r.Attachment), back)
+	if r, err = Attach(ctx, d, t, Options{Wait: wait}); err == nil && r.Ports == "" && !r.Already {
+		_, back := Detach(context.WithoutCancel(ctx), d, name, wait)
+		return r, errors.Join(noRange(r.Attachment), back)
 	}
 	return r, err
 }
@@ -178,8 +179,8 @@ func merged(old, plan []Sysctl) []Sysctl {
 }
 
 // UnsetRange takes back what SetRange or Attach set. The attachment stays.
-func UnsetRange(ctx context.Context, d Daemon, name string) (r Result, err error) {
-	err = holding(ctx, d, name, func(e entry, n *Namespace, _ func(holder) bool) error {
+func UnsetRange(ctx context.Context, d Daemon, name string, wait lockfile.Wait) (r Result, err error) {
+	err = holding(ctx, d, name, wait, func(e entry, n *Namespace, _ func(holder) bool) error {
 		if n == nil {
 			return errGone
 		}

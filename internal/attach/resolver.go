@@ -3,13 +3,14 @@ package attach
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"iter"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,7 @@ type File struct {
 
 const (
 	resolvConf  = "/etc/resolv.conf"
-	maxResolver = 64 << 10 // bytes of a resolv.conf
+	maxResolver = 16 << 10 // bytes of a resolv.conf: what it was and is goes into the record
 )
 
 // netnsEtc is where `ip netns exec` takes files from in place of those in /etc.
@@ -111,50 +112,39 @@ func (t *Target) resolver(address netip.Addr) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("its resolver: %w", withRights(err))
 	}
-	f.Was, err = f.read()
-	if errors.Is(err, fs.ErrNotExist) {
-		f.Absent, err = true, nil
-		for dir := filepath.Dir(f.Path); f.PID == 0 && !exists(dir); dir = filepath.Dir(dir) {
-			f.Dirs = append([]string{dir}, f.Dirs...)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("its resolver: %w", withRights(err))
-	}
 	f.Set = pointed(f.Was, address)
 	return f, nil
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-// resolverFile is the file that the target's programs read.
+// resolverFile is the file that the target's programs read, as it is.
 func (t *Target) resolverFile() (*File, error) {
 	if t.Kind == KindNetNS {
-		return &File{Path: filepath.Join(netnsEtc, t.Label, "resolv.conf")}, nil
+		named := &File{Path: filepath.Join(netnsEtc, t.Label, "resolv.conf")}
+		_, err := named.look()
+		return named, err
 	}
 	if t.PID == 0 {
 		return nil, errors.New("a namespace that is known by its path alone has none: name it in " + netnsDir + ", or give a PID")
 	}
 	inside := &File{Path: resolvConf, PID: t.PID, Started: t.Started}
-	its, err := inside.stat()
-	if errors.Is(err, fs.ErrNotExist) {
-		return inside, nil
-	}
-	if err != nil {
-		return nil, err
+	its, err := inside.look()
+	if err != nil || inside.Absent {
+		return inside, err
 	}
 	same := func(path string) bool {
 		var st unix.Stat_t
-		return unix.Stat(path, &st) == nil && st.Dev == its.Dev && st.Ino == its.Ino
+		return unix.Stat(path, &st) == nil && uint64(st.Dev) == its.Dev && st.Ino == its.Ino
 	}
 	if same(resolvConf) {
-		return nil, fmt.Errorf("the %s of process %d is the host's own", resolvConf, t.PID)
+		return nil, fmt.Errorf("%v: %w", inside, errHosts)
 	}
-	if t.resolvConf != "" && same(t.resolvConf) {
-		return &File{Path: t.resolvConf}, nil // the same file, and there when the container has stopped
+	// The same file, and there when the container has stopped; if nobody but root
+	// decides what is there then.
+	if path, err := filepath.EvalSymlinks(t.resolvConf); err == nil && filepath.IsAbs(path) {
+		kept := &File{Path: path}
+		if now, err := kept.look(); err == nil && now.Dev == its.Dev && now.Ino == its.Ino {
+			return kept, nil
+		}
 	}
 	return inside, nil
 }
@@ -170,134 +160,168 @@ func pointed(text string, address netip.Addr) string {
 	return strings.Join(lines, "\n") + "\n"
 }
 
-// open opens the file where it is. Inside another's root, no link leads out of
-// it: what is there is not trusted.
-func (f *File) open(flags int) (*os.File, error) {
-	if f.PID == 0 {
-		return os.OpenFile(f.Path, flags|unix.O_CLOEXEC, 0o644)
+// base is the directory below which a path of the host is walked with care.
+func (f *File) base() string {
+	if etc := filepath.Dir(netnsEtc) + "/"; strings.HasPrefix(f.Path, netnsEtc+"/") {
+		return etc
 	}
-	fd, err := f.openInside(f.Path, flags|unix.O_NONBLOCK)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Path), nil
+	return "/"
 }
 
-// openInside opens a path in the root of the file's process.
-func (f *File) openInside(path string, flags int) (fd int, err error) {
-	failed := func(err error) (int, error) {
-		return -1, &fs.PathError{Op: "open", Path: fmt.Sprintf("%s of process %d", path, f.PID), Err: err}
+// look notes what is in the file, or that there is none.
+func (f *File) look() (answer, error) {
+	a, err := f.ask(jobLook)
+	if err == nil {
+		*f = a.File
 	}
-	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", f.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return failed(err)
-	}
-	defer unix.Close(root)
-	if !alive(f.PID, f.Started) {
-		return failed(unix.ESRCH)
-	}
-	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	if flags&unix.O_CREAT != 0 {
-		how.Mode = 0o644
-	}
-	if fd, err = unix.Openat2(root, path, &how); err != nil {
-		return failed(err)
-	}
-	return fd, nil
+	return a, err
 }
 
-// remove removes the file itself.
-func (f *File) remove() error {
-	if f.PID == 0 {
-		return os.Remove(f.Path)
-	}
-	dir, err := f.openInside(filepath.Dir(f.Path), unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dir)
-	return unix.Unlinkat(dir, filepath.Base(f.Path), 0)
-}
-
-func (f *File) stat() (st unix.Stat_t, err error) {
-	file, err := f.open(unix.O_RDONLY)
-	if err != nil {
-		return st, err
-	}
-	defer file.Close()
-	err = unix.Fstat(int(file.Fd()), &st)
-	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = fmt.Errorf("%s of process %d is not a file", f.Path, f.PID)
-	}
-	return st, err
-}
-
-func (f *File) read() (string, error) {
-	file, err := f.open(unix.O_RDONLY)
-	if err != nil {
-		return "", err
-	}
-	defer file.Close()
-	b, err := io.ReadAll(io.LimitReader(file, maxResolver+1))
-	if err == nil && len(b) > maxResolver {
-		err = fmt.Errorf("%s is longer than %d bytes", f.Path, maxResolver)
-	}
-	return string(b), err
-}
-
-// write writes into the file that is there: a container has that one mounted,
-// whatever else gets its name.
-func (f *File) write(text string, flags int) error {
-	file, err := f.open(unix.O_WRONLY | unix.O_TRUNC | flags)
-	if err != nil {
-		return err
-	}
-	_, err = file.WriteString(text)
-	return errors.Join(err, file.Close())
-}
-
+// point has the file be what was planned, if it is still what it was then.
 func (f *File) point() error {
-	for _, dir := range f.Dirs {
+	_, err := f.ask(jobPoint)
+	return err
+}
+
+// restore gives the file its text back, if it still has what was set, or a part
+// of either as when the writer was killed. The line says that it is another's by now.
+func (f *File) restore() (stays string, err error) {
+	a, err := f.ask(jobRestore)
+	if err != nil {
+		return "", fmt.Errorf("%w; it stays as it is", err)
+	}
+	return a.Stays, nil
+}
+
+// The jobs, as they are done by the process for it.
+
+func (j *job) look(a *answer) error {
+	o, err := j.open()
+	if absent(err) {
+		a.File.Absent = true
+		if j.Base != "" {
+			a.File.Dirs = j.missing()
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	a.Dev, a.Ino = uint64(o.stat.Dev), o.stat.Ino
+	a.File.Was, err = o.text()
+	if err == nil && !utf8.ValidString(a.File.Was) {
+		err = errors.New("it is not text")
+	}
+	return err
+}
+
+// missing lists the folders that there are not, outermost first.
+func (j *job) missing() (dirs []string) {
+	dir, _ := split(j.Path)
+	at := j.Base
+	for name := range parts(dir) {
+		at = filepath.Join(at, name)
+		if _, err := os.Lstat(at); absent(err) {
+			dirs = append(dirs, at)
+		}
+	}
+	return dirs
+}
+
+func (j *job) point() error {
+	if j.File.Absent {
+		return j.create()
+	}
+	o, err := j.open()
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	now, err := o.text()
+	if err == nil && now != j.File.Was {
+		err = errors.New("somebody else has just changed it")
+	}
+	if err != nil {
+		return err
+	}
+	return o.write(j.File.Set)
+}
+
+// create makes the file, and on the host the folders that are missing.
+func (j *job) create() error {
+	for _, dir := range j.File.Dirs {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
-	flags := 0
-	if f.Absent {
-		flags = unix.O_CREAT | unix.O_EXCL
+	dir, err := j.folder()
+	if err != nil {
+		return err
 	}
-	return f.write(f.Set, flags)
+	defer unix.Close(dir)
+	_, name := split(j.Path)
+	o := &opened{}
+	o.fd, err = unix.Openat(dir, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	defer o.close()
+	return o.write(j.File.Set)
 }
 
-// restore gives the file its text back, if it still has what was set, or a part
-// of either as when the writer was killed.
-func (f *File) restore() (stays string, err error) {
-	now, err := f.read()
-	if errors.Is(err, fs.ErrNotExist) {
+func (j *job) restore() (stays string, err error) {
+	f := &j.File
+	o, err := j.open()
+	if absent(err) {
 		return "", f.removeDirs()
 	}
 	if err != nil {
 		return "", err
 	}
-	if !strings.HasPrefix(f.Set, now) && !strings.HasPrefix(f.Was, now) {
+	defer o.close()
+	now, err := o.text()
+	switch {
+	case err != nil:
+		return "", err
+	case !strings.HasPrefix(f.Set, now) && !strings.HasPrefix(f.Was, now):
 		return f.Path + " was changed by others", nil
+	case !f.Absent:
+		return "", o.write(f.Was)
 	}
-	if f.Absent {
-		if err := f.remove(); err != nil {
-			return "", err
-		}
-		return "", f.removeDirs()
+	dir, err := j.folder()
+	if err != nil {
+		return "", err
 	}
-	return "", f.write(f.Was, 0)
+	defer unix.Close(dir)
+	_, name := split(j.Path)
+	if err := unix.Unlinkat(dir, name, 0); err != nil && !absent(err) {
+		return "", err
+	}
+	return "", f.removeDirs()
 }
 
 // removeDirs removes the folders that were made, unless others use them.
 func (f *File) removeDirs() error {
-	for i := len(f.Dirs) - 1; i >= 0; i-- {
-		err := os.Remove(f.Dirs[i])
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+	for _, dir := range slices.Backward(f.Dirs) {
+		err := os.Remove(dir)
+		if err != nil && !absent(err) && !errors.Is(err, unix.ENOTEMPTY) {
 			return err
 		}
 	}
 	return nil
+}
+
+// split is a path's folder and the name in it.
+func split(path string) (dir, name string) { return filepath.Dir("/" + path), filepath.Base(path) }
+
+// parts are the names in an absolute path.
+func parts(path string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for name := range strings.SplitSeq(path, "/") {
+			if name != "" && !yield(name) {
+				return
+			}
+		}
+	}
 }

@@ -37,7 +37,7 @@ var netnsDir = "/run/netns"
 type Target struct {
 	Given   string // as the user wrote it
 	Kind    Kind
-	Label   string // the container's name, the namespace's, or the process's
+	Label   string // the container's name or the namespace's; of a process what the host alone decides
 	Path    string // of the namespace; where there is one a file that outlives the process
 	ID      string // of the namespace: DEV:INODE in hex
 	PID     int    // a process inside, or 0
@@ -144,7 +144,10 @@ func byName(name string) (*Target, error) {
 	return &Target{Kind: KindNetNS, Label: name, Path: path, ID: id}, nil
 }
 
-var procPath = regexp.MustCompile(`^/proc/([0-9]+)/ns/net$`)
+var (
+	procPath   = regexp.MustCompile(`^/proc/([0-9]+)/ns/net$`)
+	threadPath = regexp.MustCompile(`^/proc/[0-9]+/task/([0-9]+)/ns/net$`)
+)
 
 func byPath(path string) (*Target, error) {
 	path, err := filepath.Abs(path)
@@ -163,7 +166,37 @@ func byPath(path string) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Target{Kind: KindPath, Label: filepath.Base(path), Path: path, ID: id}, nil
+	label, err := pathLabel(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Target{Kind: KindPath, Label: label, Path: path, ID: id}, nil
+}
+
+// pathLabel is a label for a namespace that is known by its path alone: its name,
+// as far as nobody but root gives such names in its folder.
+func pathLabel(path string) (string, error) {
+	if m := threadPath.FindStringSubmatch(path); m != nil {
+		tid, err := strconv.Atoi(m[1])
+		if err != nil {
+			return "", err
+		}
+		started, err := proc.Started(tid)
+		return processLabel(tid, started), err
+	}
+	folder := filepath.Dir(path)
+	var st unix.Stat_t
+	if err := unix.Stat(folder, &st); err != nil {
+		return "", &fs.PathError{Op: "stat", Path: folder, Err: err}
+	}
+	if st.Mode&0o022 != 0 || strings.HasPrefix(path, "/proc/") {
+		// Anybody may give it any name, or whoever made the process: of no use
+		// to know it by again.
+		var its unix.Stat_t
+		err := unix.Stat(path, &its)
+		return fmt.Sprintf("netns-%x-%x-%d", its.Dev, its.Ino, its.Ctim.Nano()), err
+	}
+	return ownedLabel(filepath.Base(path), st.Uid), nil
 }
 
 // byPID finds the namespace of a process. The start time is read on both sides
@@ -173,11 +206,8 @@ func byPID(pid int) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Target{Kind: KindPID, Label: strconv.Itoa(pid), Path: fmt.Sprintf("/proc/%d/ns/net", pid), PID: pid, Started: started}
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if name := strings.TrimSpace(string(comm)); err == nil && name != "" && mapping.CheckLabel(name) == nil {
-		t.Label = name // which may be anything
-	}
+	t := &Target{Kind: KindPID, Path: fmt.Sprintf("/proc/%d/ns/net", pid), PID: pid, Started: started}
+	t.Label = processLabel(pid, started)
 	id, failed := identify(t.Path)
 	again, err := proc.Started(pid)
 	if err == nil && again != started {
@@ -192,32 +222,85 @@ func byPID(pid int) (*Target, error) {
 	return t, nil
 }
 
+// processLabel is a label for what is found by a process: the name of its unit or
+// machine, or a name that no other process ever has. Whoever has the label of
+// another that is gone gets its addresses, so it is not what the process calls
+// itself.
+func processLabel(pid int, started uint64) string {
+	if h, err := proc.Open(pid, started); err == nil {
+		defer h.Close()
+		if unit, err := h.Unit(); err == nil && unit != "" && mapping.CheckLabel(unit) == nil {
+			return unit
+		}
+	}
+	return fmt.Sprintf("pid-%d-%d", pid, started)
+}
+
+// ownedLabel is a label for what somebody other than root names: it gets nothing of
+// what root calls so.
+func ownedLabel(name string, owner uint32) string {
+	if owner == 0 || int(owner) == os.Geteuid() {
+		return name
+	}
+	return fmt.Sprintf("uid-%d-%s", owner, name)
+}
+
 // alive reports whether a process is still the one that started then.
 func alive(pid int, started uint64) bool {
 	now, err := proc.Started(pid)
 	return err == nil && now == started
 }
 
+// noNamespace is the error that a path leads nowhere, or to something else.
+type noNamespace struct{ error }
+
+func (e noNamespace) Unwrap() error { return e.error }
+
 // identify is the identity of the network namespace that a path leads to.
 func identify(path string) (string, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return "", &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	return identity(fd, path)
+	fd, id, err := openNamespace(path)
+	_ = unix.Close(fd)
+	return id, err
 }
 
-// identity is identify for a file that is open.
-func identity(fd int, path string) (string, error) {
-	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
-		return "", fmt.Errorf("%s is not a network namespace", path)
+// openNamespace opens the network namespace that a path leads to, and tells its
+// identity. What is there is known before it is opened: others may have put there
+// what does something when it is, a FIFO or a device.
+func openNamespace(path string) (fd int, id string, err error) {
+	failed := func(err error) (int, string, error) {
+		return -1, "", &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	there, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
+		return -1, "", noNamespace{&fs.PathError{Op: "open", Path: path, Err: err}}
+	}
+	if err != nil {
+		return failed(err)
+	}
+	defer unix.Close(there)
+	none := noNamespace{fmt.Errorf("%s is not a network namespace", path)}
+	var on unix.Statfs_t
+	if err := unix.Fstatfs(there, &on); err != nil {
+		return failed(err)
+	}
+	if on.Type != unix.NSFS_MAGIC {
+		return -1, "", none
+	}
+	if fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", there), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
+		return failed(err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return "", &fs.PathError{Op: "stat", Path: path, Err: err}
+	kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
+	if err == nil && kind == unix.CLONE_NEWNET {
+		err = unix.Fstat(fd, &st)
+	} else {
+		err = none
 	}
-	return fmt.Sprintf("%x:%x", st.Dev, st.Ino), nil
+	if err != nil {
+		unix.Close(fd)
+		return -1, "", err
+	}
+	return fd, fmt.Sprintf("%x:%x", st.Dev, st.Ino), nil
 }
 
 // own is the identity of the caller's namespace, which is taken for the host's.

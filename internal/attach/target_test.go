@@ -143,13 +143,17 @@ func TestFind(t *testing.T) {
 	started, err := proc.Started(pid)
 	require.NoError(t, err)
 	process := fmt.Sprintf("/proc/%d/ns/net", pid)
+	label := processLabel(pid, started)
+	thread, err := pathLabel(ns[0].Path())
+	require.NoError(t, err)
+	require.NotEqual(t, label, thread)
 	for given, want := range map[string]Target{
 		"netns:web":                    {Kind: KindNetNS, Label: "web", Path: filepath.Join(netnsDir, "web"), ID: web},
 		filepath.Join(netnsDir, "web"): {Kind: KindNetNS, Label: "web", Path: filepath.Join(netnsDir, "web"), ID: web},
-		ns[0].Path():                   {Kind: KindPath, Label: "net", Path: ns[0].Path(), ID: web},
-		strconv.Itoa(pid):              {Kind: KindPID, Label: "sleep", Path: process, ID: db, PID: pid, Started: started},
-		process:                        {Kind: KindPID, Label: "sleep", Path: process, ID: db, PID: pid, Started: started},
-		"pid:" + strconv.Itoa(pid):     {Kind: KindPID, Label: "sleep", Path: process, ID: db, PID: pid, Started: started},
+		ns[0].Path():                   {Kind: KindPath, Label: thread, Path: ns[0].Path(), ID: web},
+		strconv.Itoa(pid):              {Kind: KindPID, Label: label, Path: process, ID: db, PID: pid, Started: started},
+		process:                        {Kind: KindPID, Label: label, Path: process, ID: db, PID: pid, Started: started},
+		"pid:" + strconv.Itoa(pid):     {Kind: KindPID, Label: label, Path: process, ID: db, PID: pid, Started: started},
 		"db":                           {Kind: KindPodman, Label: "db", Path: process, ID: db, PID: pid, Started: started},
 		"f00":                          {Kind: KindPodman, Label: "db", Path: process, ID: db, PID: pid, Started: started},
 		"podman:db":                    {Kind: KindPodman, Label: "db", Path: process, ID: db, PID: pid, Started: started},

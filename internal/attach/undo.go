@@ -53,8 +53,8 @@ func (s Sysctl) text(value string) string {
 	return strings.ReplaceAll(s.Name, "/", ".") + " = " + strings.Join(strings.Fields(value), " ")
 }
 
-// undo takes back what is still as it was made, whether or not all of it was
-// done; a second time it does nothing. The lines say what others have changed
+// undo takes back what is inside and still as it was made, whether or not all of it
+// was done; a second time it does nothing. The lines say what others have changed
 // since, which stays. Whatever fails, it goes on with the rest.
 func (c *Changes) undo(n *Namespace) (stays []string, err error) {
 	var errs []error
@@ -71,13 +71,19 @@ func (c *Changes) undo(n *Namespace) (stays []string, err error) {
 			errs = append(errs, fmt.Errorf("removing the route to %v: %w", r.To, err))
 		}
 	}
-	if l := c.Link; l != nil {
-		beforeStep("removing the link")
-		if err := l.remove(); err != nil {
-			errs = append(errs, fmt.Errorf("removing link %s: %w", l.Host, err))
-		}
-	}
 	return stays, errors.Join(errs...)
+}
+
+// unlink takes back the link, by its end on the host.
+func (c *Changes) unlink() error {
+	if c.Link == nil {
+		return nil
+	}
+	beforeStep("removing the link")
+	if err := c.Link.remove(); err != nil {
+		return fmt.Errorf("removing link %s: %w", c.Link.Host, err)
+	}
+	return nil
 }
 
 // restore sets a setting back, unless others have set it since.

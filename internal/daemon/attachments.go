@@ -38,10 +38,62 @@ func (d *daemon) Lend(client netip.Addr, label, by string) (mapping.Lease, error
 	return d.table.Lend(ctx, client, label, by)
 }
 
-// Attachments are those that are not known to be gone: the number of a
-// namespace may be another's by now.
+// Attachments are those that are not known to be gone, the number of whose
+// namespace may be another's by now, but for what a command has left to undo.
 func (d *daemon) Attachments() iter.Seq[any] {
-	return control.Each(slices.Values(slices.DeleteFunc(d.table.Attachments(), gone)))
+	list := slices.DeleteFunc(d.table.Attachments(), func(a mapping.Attachment) bool { return !a.Gone && gone(a) })
+	for i, a := range list {
+		list[i].Problem = d.broken(a)
+	}
+	return control.Each(slices.Values(list))
+}
+
+// attached counts the attachments of targets that are there.
+func (d *daemon) attached() int {
+	return len(slices.DeleteFunc(d.table.Attachments(), func(a mapping.Attachment) bool { return a.Gone }))
+}
+
+// broken says why an attachment does not work, as far as that can be seen from the
+// host; "" if nothing is wrong.
+func (d *daemon) broken(a mapping.Attachment) string {
+	if a.Gone {
+		return "its target is gone; natless detach takes back what is left of it"
+	}
+	if err := d.table.Held(a); err != nil {
+		return err.Error()
+	}
+	if h := a.Host; h != nil && h.Made && !hostnet.HasLink(h.Link, h.Index) {
+		return "its link " + h.Link + " is gone"
+	}
+	return ""
+}
+
+// unheld says of each attachment that does not work that it has to be attached
+// again.
+func (d *daemon) unheld() (list []string) {
+	for _, a := range d.table.Attachments() {
+		if problem := d.broken(a); problem != "" && !a.Gone {
+			list = append(list, fmt.Sprintf("%s does not work: attach it again: %s", a, problem))
+		}
+	}
+	return list
+}
+
+// healTime is how long an attachment that is about to work again may keep others
+// waiting. Another attempt follows.
+const healTime = time.Second
+
+// heal gives attachments back what they have lost, as far as their pools have it
+// again. attaching must be held.
+func (d *daemon) heal() {
+	ctx, cancel := context.WithTimeout(context.Background(), healTime)
+	defer cancel()
+	for _, a := range d.table.Attachments() {
+		if d.table.Held(a) == nil || d.table.Regain(ctx, a, "its attachment") != nil {
+			continue
+		}
+		d.log.Info("attached again: its pool is back", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
+	}
 }
 
 // Attach records an attachment, with what the daemon sees of its target.
@@ -65,6 +117,7 @@ func (d *daemon) watchAttachments(ctx context.Context) {
 		d.attaching.Lock()
 		defer d.attaching.Unlock()
 		d.detachGone()
+		d.heal()
 	}
 	look()
 	every(ctx, lookTime, look)
@@ -75,24 +128,39 @@ func (d *daemon) watchAttachments(ctx context.Context) {
 // must be held.
 func (d *daemon) detachGone() {
 	for _, a := range d.table.Attachments() {
-		if !gone(a) {
+		if a.Gone || !gone(a) {
 			continue
 		}
 		err := clearHost(a.Host)
 		if err == nil {
-			_, err = d.table.Detach(a.ID, "its target is gone")
+			err = d.detach(a)
 		}
 		if err == nil {
 			d.log.Info("detached: the target is gone", "target", a.Target, "label", a.Label, "ipv6", a.IPv6, "ipv4", a.IPv4, "ports", a.Ports)
-			if err := attach.Vanished(a.Undo); err != nil {
-				d.log.Warn("what was changed for a target that is gone stays", "target", a.Target, "error", err)
-			}
 			delete(d.stuck, a.ID)
 		} else if !d.stuck[a.ID] {
 			d.log.Warn("a target is gone and cannot be detached yet", "target", a.Target, "label", a.Label, "error", err)
 			d.stuck[a.ID] = true
 		}
 	}
+}
+
+// detach ends an attachment whose target is gone. What was changed for it outside of
+// its namespace may take rights that natless does not have: then a command of root's
+// has that to do, and it stays recorded without a lease.
+func (d *daemon) detach(a mapping.Attachment) error {
+	const by = "its target is gone"
+	left := attach.Vanished(a.Undo)
+	if left == nil {
+		_, err := d.table.Detach(a.ID, by)
+		return err
+	}
+	a.Gone, a.Host = true, nil
+	_, err := d.table.Attach(a, by)
+	if err == nil {
+		d.log.Warn("what was changed for a target that is gone is left: natless detach takes it back", "target", a.Target, "reason", left)
+	}
+	return err
 }
 
 // gone reports whether a target is not there any more. Of one that was not seen

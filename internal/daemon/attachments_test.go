@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/natless/natless/internal/proc"
+	"github.com/natless/natless/internal/testenv"
 	"github.com/natless/natless/mapping"
 )
 
@@ -103,4 +106,49 @@ func TestLostByReload(t *testing.T) {
 	}
 	assert.Equal(t, []string{"the attachment of web has lost 192.0.2.7: no pool has that for 2001:db8::5 any more: attach it again"},
 		lostByReload(ended, []mapping.Attachment{{Target: "web", IPv6: v6}, {Target: "db", IPv6: v6.Prev()}}))
+}
+
+// What the daemon may not take back of a target that is gone stays recorded without
+// a lease, until a command of root's does.
+func TestDetachWithoutRights(t *testing.T) {
+	if os.Geteuid() != 0 {
+		testenv.Skip(t, "it takes root to own files as another")
+	}
+	client := netip.MustParseAddr("2001:db8::5")
+	table, err := mapping.New(mapping.Config{
+		Pref64:  netip.MustParsePrefix("64:ff9b::/96"),
+		OwnIPv4: netip.MustParseAddr("192.0.2.1"), OwnIPv6: netip.MustParseAddr("fd00::1"),
+		Pools: []mapping.Pool{{IPv4: netip.MustParsePrefix("192.0.2.0/29"), Clients: []netip.Prefix{netip.MustParsePrefix("2001:db8::/64")}}},
+	})
+	require.NoError(t, err)
+	_, err = table.Keep(mapping.Keeper{Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	_, err = table.Lend(t.Context(), client, "web", "me")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "resolv.conf")
+	require.NoError(t, os.WriteFile(file, []byte("set\n"), 0o644))
+	a, err := table.Attach(mapping.Attachment{
+		ID: "4:1", Target: "web", Label: "web", Namespace: "/run/netns/web", IPv6: client, Count: 1,
+		Undo: json.RawMessage(`{"holders":[{"target":"web","resolver":{"path":"` + file + `","was":"was\n","set":"set\n"}}]}`),
+	}, "me")
+	require.NoError(t, err)
+	d := &daemon{table: table, log: slog.New(slog.DiscardHandler)}
+
+	require.NoError(t, os.Chown(dir, 65534, 65534))
+	require.NoError(t, d.detach(a))
+	assert.Empty(t, table.Leases())
+	require.Len(t, table.Attachments(), 1)
+	assert.Zero(t, d.attached())
+	assert.Empty(t, d.unheld())
+	for x := range d.Attachments() {
+		assert.Equal(t, "its target is gone; natless detach takes back what is left of it", x.(mapping.Attachment).Problem)
+	}
+
+	require.NoError(t, os.Chown(dir, 0, 0))
+	require.NoError(t, d.detach(table.Attachments()[0]))
+	assert.Empty(t, table.Attachments())
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	assert.Equal(t, "was\n", string(text))
 }

@@ -299,7 +299,7 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	if s := d.nameStatus(); s != nil && s.Problem != "" {
 		warnings = append(warnings, "DNS64 cannot answer: "+s.Problem)
 	}
-	warnings = append(warnings, d.table.Unheld()...)
+	warnings = append(warnings, d.unheld()...)
 	silent, others := raProblems(d.ra.Status())
 	warnings = append(warnings, silent...)
 	degraded = len(warnings) > 0 || d.stateProblem() != ""

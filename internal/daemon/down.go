@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"github.com/natless/natless/internal/attach"
+	"github.com/natless/natless/internal/lockfile"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/mapping/store"
 )
@@ -24,7 +25,7 @@ func (l left) Detach(_ context.Context, id string) (a mapping.Attachment, err er
 // DetachAll takes back what attach did from this network namespace, by the state
 // that a daemon has left in a directory, and tells in lines what that was. Of a
 // state that somebody uses it is not asked.
-func DetachAll(ctx context.Context, dir string) (lines []string, err error) {
+func DetachAll(ctx context.Context, dir string, wait lockfile.Wait) (lines []string, err error) {
 	if dir == "" || !store.Exists(dir) {
 		return nil, nil
 	}
@@ -43,7 +44,7 @@ func DetachAll(ctx context.Context, dir string) (lines []string, err error) {
 	}
 	var errs []error
 	for _, a := range saved.Attachments {
-		done, err := attach.Undo(ctx, left{s}, a, gone(a))
+		done, err := attach.Undo(ctx, left{s}, a, gone(a), wait)
 		lines, errs = append(lines, done...), append(errs, err)
 	}
 	return append(lines, s.Problems()...), errors.Join(errs...)

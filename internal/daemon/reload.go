@@ -55,6 +55,9 @@ func (d *daemon) Reload(by string) ([]string, error) {
 		changes = append(changes, fmt.Sprintf("leases ended: %d, of addresses or clients that no pool has any more", n))
 	}
 	d.logReload(changes, by)
+	d.attaching.Lock()
+	d.heal()
+	d.attaching.Unlock()
 	for _, line := range lostByReload(diff.LeasesEnded, d.table.Attachments()) {
 		d.log.Warn("reload: " + line)
 		changes = append(changes, line)

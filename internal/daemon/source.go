@@ -30,7 +30,7 @@ func (d *daemon) Status() control.Status {
 		Pools:    d.table.Pools(),
 		Networks: d.table.Networks(),
 		Sessions: d.sessionCount(),
-		Attached: len(d.table.Attachments()),
+		Attached: d.attached(),
 		State:    control.State{Dir: c.State.Dir, Problem: d.stateProblem()},
 		Revision: d.table.Revision(),
 		DNS64:    d.nameStatus(),

@@ -39,3 +39,13 @@ func ClearLink(name string, index int, made bool, routes []netip.Prefix) error {
 	}
 	return nil
 }
+
+// HasLink reports whether a link still has its name and its index, or that cannot
+// be told.
+func HasLink(name string, index int) bool {
+	link, err := netlink.LinkByIndex(index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false
+	}
+	return err != nil || link.Attrs().Name == name
+}
