@@ -116,6 +116,7 @@ func (v *view) unknown() (lines []string) {
 	candidates := []struct{ family, key, value string }{
 		{"ipv4", keyForwarding, yes}, {"ipv6", keyForceForwarding, yes}, {"ipv6", keyForwarding, yes},
 		{"ipv6", keyAcceptRA, acceptRAForwarding}, {"ipv6", keyNDISCNotify, yes},
+		{"ipv6", keyAcceptRA, no}, {"ipv6", keyAutoconf, no}, {"ipv6", keyAcceptRedirects, no}, {"ipv4", keyAcceptRedirects, no},
 	}
 	for _, c := range candidates {
 		var links []string
