@@ -82,14 +82,25 @@ func (a *asked) judge(b []byte) (*dns.Msg, judgement) {
 	if b[2]&flagTC == 0 && (m.Unpack(b) != nil || !answers(a.query, m)) {
 		return nil, guess
 	}
+	a.restore(m)
+	return m, is
+}
+
+// restore puts names into lower case that are the one asked for, or made of it
+// by a DNAME, and were not only referred to.
+func (a *asked) restore(m *dns.Msg) {
+	name := a.query.Question[0].Name
+	made := has(m, dns.TypeDNAME)
 	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
-			if h := rr.Header(); strings.EqualFold(h.Name, a.query.Question[0].Name) {
-				h.Name = a.query.Question[0].Name
+			if h := rr.Header(); made || strings.EqualFold(h.Name, name) {
+				h.Name = strings.ToLower(h.Name)
+			}
+			if r, ok := rr.(*dns.CNAME); ok && made {
+				r.Target = strings.ToLower(r.Target)
 			}
 		}
 	}
-	return m, is
 }
 
 func (a *asked) sendUDP(ctx context.Context, to netip.AddrPort) (*dns.Msg, judgement, error) {

@@ -1,6 +1,7 @@
 package dns64
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -177,8 +178,22 @@ func TestMixedCase(t *testing.T) {
 		}
 		w.WriteMsg(m)
 	})
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
+		if !strings.HasSuffix(strings.ToLower(q.Question[0].Name), ".tree.example.") {
+			answers()
+			return
+		}
+		m := new(dns.Msg).SetReply(q)
+		target := q.Question[0].Name[:len("www.")] + "example.net."
+		m.Answer = append(rrs(t, "tree.example. 60 IN DNAME example.net."),
+			&dns.CNAME{Hdr: header(q.Question[0].Name, dns.TypeCNAME, 60), Target: target},
+			&dns.A{Hdr: header(target, dns.TypeA, 60), A: net.IPv4(192, 0, 2, 1)})
+		w.WriteMsg(m)
+	})
 	for range 50 {
 		s := serverOf(t, small(), u.addr)
+		assert.Equal(t, []string{"tree.example. 60 IN DNAME example.net.", "www.tree.example. 60 IN CNAME www.example.net.", "www.example.net. 60 IN A 192.0.2.1"},
+			lines(get(t, s, "www.tree.example.", dns.TypeA).Answer))
 		assert.Equal(t, "alias.example. 30 IN CNAME two.example.", lines(get(t, s, "alias.example.", dns.TypeA).Answer)[0])
 		assert.Equal(t, []string{soa}, lines(get(t, s, "alias.missing.example.", dns.TypeA).Ns))
 	}
