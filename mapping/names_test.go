@@ -19,9 +19,9 @@ func TestReach(t *testing.T) {
 		"203.0.113.80":    "2001:db8:64::203.0.113.80",
 		"198.51.100.5":    "2001:db8:1::5", // mapped
 		"198.51.100.7":    "2001:db8:2::7", // mapped inside another map
-		"169.254.64.2":    "", // of a pool, lent: packets get there
-		"169.254.64.5":    "", // of a pool, not lent
-		"10.0.0.1":        "", // private
+		"169.254.64.2":    "",              // of a pool, lent: packets get there
+		"169.254.64.5":    "",              // of a pool, not lent
+		"10.0.0.1":        "",              // private
 		"169.254.169.254": "",
 		"127.0.0.1":       "",
 		"0.0.0.0":         "",
