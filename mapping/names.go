@@ -4,16 +4,18 @@ import "net/netip"
 
 // What is here is for name servers: what a name is to lead to.
 
-// Reach is the IPv6 address by which IPv6 clients reach an IPv4 address: that
-// of its map, else the one under pref64. ok is false where no packet would get
-// there: then nobody should be told of one.
+// Reach is the IPv6 address that a name may lead IPv6 clients to for an IPv4
+// address: that of its map, else the one under pref64. ok is false where no
+// packet would get there, and for addresses of pools and natless's own: anybody
+// can write such an address into a zone of theirs, and would have a client's
+// browser talk to its neighbours (DNS rebinding).
 func (t *Table) Reach(a netip.Addr) (v6 netip.Addr, ok bool) {
 	s := t.current.Load()
 	e, _ := s.v4.Lookup(a)
 	switch {
 	case e != nil && e.kind == kindMap:
 		return e.to6(a), true
-	case !t.pref64.IsValid() || e != nil && !e.verdict4(s.hairpin).Leaves():
+	case e != nil || !t.pref64.IsValid():
 		return netip.Addr{}, false
 	}
 	return t.pref64.Embed(a), true

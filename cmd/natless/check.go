@@ -14,6 +14,7 @@ import (
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/daemon"
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/internal/printable"
 	"github.com/natless/natless/internal/snippets"
@@ -62,12 +63,16 @@ func checkHost(out io.Writer, c *config.Config) error {
 	if err != nil {
 		return err
 	}
-	if dns64 := c.DNS64.String(); dns64 != "" {
-		report.Actions = append(report.Actions, "answer as "+dns64)
+	if names := c.DNS64.String(); names != "" {
+		report.Actions = append(report.Actions, "answer as "+names)
+	}
+	absent, err := dns64.Absent(c.DNS64.Listen)
+	if err != nil {
+		return err
 	}
 	sends, warnings := daemon.Advertisements(c).Check()
 	report.Actions = append(report.Actions, sends...)
-	report.Warnings = slices.Concat(report.Warnings, warnings, c.Warnings(), c.Notes())
+	report.Warnings = slices.Concat(report.Warnings, warnings, daemon.AbsentNames(absent), c.Warnings(), c.Notes())
 	fmt.Fprint(out, printable.Lines(report.String()))
 	if len(report.Conflicts) > 0 {
 		return errors.New("checking this host: it could not run, see what stands in the way")

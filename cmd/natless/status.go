@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/natless/natless/internal/control"
+	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/hostnet"
 	"github.com/natless/natless/translate"
 )
@@ -110,6 +111,12 @@ func tabulateStatus(r *rows, s control.Status) {
 	r.add("revision", s.Revision)
 	if d := s.DNS64; d != nil {
 		r.add("DNS64", fmt.Sprintf("%s; %d queries, %d answers synthesised, %d of others refused", listed(d.Listen), d.Queries, d.Synthesised, d.Refused))
+		if d.WrongLink > 0 {
+			r.add("", fmt.Sprintf("%d queries came by another link than their source is reached by: somebody forges them", d.WrongLink))
+		}
+		if d.Synthesise == dns64.All {
+			r.add("", "names are answered by their A records also where they have AAAA (dns64.synthesise)")
+		}
 		for _, u := range d.Upstreams {
 			state := ""
 			if u.Failing {

@@ -818,8 +818,11 @@ func TestResolverOfNatless(t *testing.T) {
 	own := Options{Link: true, DNS64: true}
 
 	before := r.snapshots(t)
+	absent := listening("[fd00::53]:53", "[::1]:53")
+	absent.Absent = absent.Listen[:1]
 	for want, s := range map[string]*dns64.Status{
-		"natless's DNS64 is off; natless run --dns64 ADDRESS has it on": nil,
+		"no link of this host that is up has fd00::53: give it to one (ip address add fd00::53/128 dev LINK)": absent,
+		"natless's DNS64 is off; natless run --dns64 ADDRESS has it on":                                       nil,
 		"natless's DNS64 listens at [fd00::53]:5353, [::1]:53, [fe80::1]:53, 192.0.2.53:53, and not at port 53 of": listening(
 			"[fd00::53]:5353", "[::1]:53", "[fe80::1]:53", "192.0.2.53:53"),
 	} {

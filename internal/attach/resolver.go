@@ -40,13 +40,13 @@ const (
 var netnsEtc = "/etc/netns"
 
 // resolvers are the addresses where natless's DNS64 answers those who are not the
-// host itself, on the only port that a resolv.conf knows.
+// host itself, on the only port that a resolv.conf knows, and that the host has.
 func resolvers(s control.Status) (list []netip.Addr) {
 	if s.DNS64 == nil {
 		return nil
 	}
 	for _, a := range s.DNS64.Listen {
-		if a.Port() == 53 && a.Addr().Is6() && a.Addr().IsGlobalUnicast() {
+		if a.Port() == 53 && a.Addr().Is6() && a.Addr().IsGlobalUnicast() && !slices.Contains(s.DNS64.Absent, a) {
 			list = append(list, a.Addr())
 		}
 	}
@@ -71,6 +71,10 @@ func nameserver64(s control.Status, n *Namespace) (netip.Addr, error) {
 	where := make([]string, len(s.DNS64.Listen))
 	for i, a := range s.DNS64.Listen {
 		where[i] = a.String()
+	}
+	if len(s.DNS64.Absent) > 0 {
+		return netip.Addr{}, fmt.Errorf("--dns without an address: natless's DNS64 listens at %s, but no link of this host that is up has %v: give it to one (ip address add %v dev LINK)",
+			strings.Join(where, ", "), s.DNS64.Absent[0].Addr(), netip.PrefixFrom(s.DNS64.Absent[0].Addr(), s.DNS64.Absent[0].Addr().BitLen()))
 	}
 	return netip.Addr{}, fmt.Errorf("--dns without an address: natless's DNS64 listens at %s, and not at port 53 of a global or unique local IPv6 address; natless run --dns64 ADDRESS has it there",
 		strings.Join(where, ", "))

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/google/gopacket"
@@ -59,11 +60,13 @@ func File(ctx context.Context, c Config, in, out string) (s Summary, err error) 
 	if err != nil {
 		return s, err
 	}
-	from, err := os.Open(in)
+	from, err := openInput(ctx, in)
 	if err != nil {
 		return s, fmt.Errorf("reading the capture: %w", err)
 	}
 	defer from.Close()
+	stop := context.AfterFunc(ctx, func() { from.Close() }) // a pipe may never say more
+	defer stop()
 	unfinished := filepath.Join(filepath.Dir(target), fmt.Sprintf(".%s.%x", filepath.Base(target), rand.Uint64()))
 	to, err := os.OpenFile(unfinished, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
@@ -74,6 +77,9 @@ func File(ctx context.Context, c Config, in, out string) (s Summary, err error) 
 
 	buffered := bufio.NewWriter(to)
 	if s, err = Translate(ctx, c, from, buffered); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		return s, fmt.Errorf("translating the capture %s: %w", in, err)
 	}
 	if err = buffered.Flush(); err == nil && replaced != nil {
@@ -86,6 +92,26 @@ func File(ctx context.Context, c Config, in, out string) (s Summary, err error) 
 		return s, fmt.Errorf("writing the capture: %w", err)
 	}
 	return s, nil
+}
+
+// openInput opens a file, or a pipe, which nobody may ever open at its other
+// end.
+func openInput(ctx context.Context, in string) (*os.File, error) {
+	type result struct {
+		file *os.File
+		err  error
+	}
+	opened := make(chan result, 1)
+	go func() {
+		f, err := os.Open(in)
+		opened <- result{f, err}
+	}()
+	select {
+	case r := <-opened:
+		return r.file, r.err
+	case <-ctx.Done(): // the process is about to end, and the wait with it
+		return nil, ctx.Err()
+	}
 }
 
 // place is the file that out names, links followed, and what is there now, nil
@@ -104,10 +130,27 @@ func place(in, out string) (target string, replaced fs.FileInfo, err error) {
 	if source, err := os.Stat(in); err == nil && os.SameFile(source, there) {
 		return "", nil, fmt.Errorf("writing the capture %s: it is the capture that is read: expected another file", out)
 	}
+	if err := ourLink(out); err != nil {
+		return "", nil, fmt.Errorf("writing the capture %s: %w", out, err)
+	}
 	if target, err = filepath.EvalSymlinks(out); err != nil {
 		return "", nil, fmt.Errorf("writing the capture: %w", err)
 	}
 	return target, there, nil
+}
+
+// ourLink refuses to follow a symbolic link of another user's, as the kernel does
+// in /tmp (protected_symlinks in proc_sys_fs(5)): root would replace a file of
+// that user's choice.
+func ourLink(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return err
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; int(owner) != os.Geteuid() {
+		return fmt.Errorf("it is a symbolic link of another user's (%d): expected a file, or a link of one's own", owner)
+	}
+	return nil
 }
 
 // Translate translates the capture in, pcap or pcapng, to out, which becomes

@@ -331,7 +331,7 @@ func TestDamagedCaptures(t *testing.T) {
 	good := pcap(t, layers.LinkTypeRaw, frame{data: packet(t, "tcp 2001:db8::1 4000 64:ff9b::203.0.113.9 80")})
 	for what, in := range map[string][]byte{
 		"it is neither pcap nor pcapng: EOF":                    nil,
-		"it is neither pcap nor pcapng: Unknown magic 6c6c6573": []byte("sellers of captures and other goods"),
+		"it is neither pcap nor pcapng: unknown magic 73656c6c": []byte("sellers of captures and other goods"),
 		"it is neither pcap nor pcapng: unexpected EOF":         good[:20],
 		"frame 1: unexpected EOF":                               good[:24+16+20],
 	} {

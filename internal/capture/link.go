@@ -1,67 +1,40 @@
 package capture
 
 import (
-	"bufio"
-	"bytes"
 	"encoding/binary"
-	"fmt"
-	"io"
+	"math"
+	"strconv"
 
-	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
-	"github.com/google/gopacket/pcapgo"
 )
 
-// frames are the frames of a capture, of either format.
-type frames struct {
-	pcap *pcapgo.Reader
-	ng   *pcapgo.NgReader
-}
+// linkType is what frames begin with, by the list of tcpdump.org/linktypes.html.
+// The type of gopacket has half the bits.
+type linkType uint16
 
-var ngMagic = []byte{0x0a, 0x0d, 0x0d, 0x0a}
-
-func open(in io.Reader) (f frames, err error) {
-	b := bufio.NewReader(in)
-	if magic, _ := b.Peek(len(ngMagic)); bytes.Equal(magic, ngMagic) {
-		f.ng, err = pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true})
-	} else if f.pcap, err = pcapgo.NewReader(b); err == nil {
-		f.pcap.SetSnaplen(maxFrame) // some write larger frames than they say
-	}
-	if err != nil {
-		return f, fmt.Errorf("it is neither pcap nor pcapng: %w", err)
-	}
-	return f, nil
-}
-
-// next is the next frame, valid until the one after; io.EOF at the end.
-func (f *frames) next() (frame []byte, link layers.LinkType, info gopacket.CaptureInfo, err error) {
-	if f.pcap != nil {
-		frame, info, err = f.pcap.ZeroCopyReadPacketData()
-		if err == io.EOF && info.CaptureLength > 0 {
-			err = io.ErrUnexpectedEOF // behind the header of a frame
-		}
-		return frame, f.pcap.LinkType(), info, err
-	}
-	frame, info, err = f.ng.ReadPacketData() // the other one makes a buffer of whatever snap length the file names
-	if err != nil {
-		return nil, 0, info, err
-	}
-	return frame, info.AncillaryData[0].(layers.LinkType), info, nil
-}
-
-// Link types that gopacket has no name for. It keeps a link type in 8 bits, and
-// nothing else has the low 8 of LINUX_SLL2, which is 276.
 const (
-	linkRaw12 layers.LinkType = 12 // RAW, as written on some systems
-	linkSLL2  layers.LinkType = 276 & 0xff
+	linkEthernet linkType = 1
+	linkRaw12    linkType = 12 // RAW, as written on some systems
+	linkRaw      linkType = 101
+	linkSLL      linkType = 113 // Linux cooked
+	linkIPv4     linkType = 228
+	linkIPv6     linkType = 229
+	linkSLL2     linkType = 276
 )
+
+func (l linkType) String() string {
+	if l > math.MaxUint8 {
+		return strconv.Itoa(int(l))
+	}
+	return layers.LinkType(l).String()
+}
 
 // etherTypeAt is where in a frame of a link type the Ethernet type is, and
 // where what it tells begins.
-var etherTypeAt = map[layers.LinkType][2]int{
-	layers.LinkTypeEthernet: {12, 14},
-	layers.LinkTypeLinuxSLL: {14, 16},
-	linkSLL2:                {0, 20},
+var etherTypeAt = map[linkType][2]int{
+	linkEthernet: {12, 14},
+	linkSLL:      {14, 16},
+	linkSLL2:     {0, 20},
 }
 
 const (
@@ -74,9 +47,9 @@ const (
 
 // network is the packet in a frame. known is false for a link type that is not
 // known here, ip for a frame that carries no IP.
-func network(frame []byte, link layers.LinkType) (packet []byte, known, ip bool) {
+func network(frame []byte, link linkType) (packet []byte, known, ip bool) {
 	switch link {
-	case layers.LinkTypeRaw, linkRaw12, layers.LinkTypeIPv4, layers.LinkTypeIPv6:
+	case linkRaw, linkRaw12, linkIPv4, linkIPv6:
 		return frame, true, true
 	}
 	at, known := etherTypeAt[link]

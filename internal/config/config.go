@@ -135,9 +135,10 @@ type Log struct {
 
 // DNS64 is the name server for IPv6-only clients.
 type DNS64 struct {
-	Listen    []netip.AddrPort `toml:"listen"`    // none: off
-	Upstreams []netip.AddrPort `toml:"upstreams"` // none: the host's own resolvers
-	Exclude   []netip.Prefix   `toml:"exclude" ip:"6 mapped"`
+	Listen     []netip.AddrPort `toml:"listen"`    // none: off
+	Upstreams  []netip.AddrPort `toml:"upstreams"` // none: the host's own resolvers
+	Exclude    []netip.Prefix   `toml:"exclude" ip:"6 mapped"`
+	Synthesise string           `toml:"synthesise" enum:"auto missing all"`
 }
 
 // RA is router advertisements with PREF64 (RFC 8781).
@@ -164,7 +165,7 @@ func Default() *Config {
 		Control:  Control{Socket: "/run/natless/natless.sock"},
 		State:    State{Dir: "/var/lib/natless", History: 30 * day},
 		Log:      Log{Level: "info", Format: "auto"},
-		DNS64:    DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}},
+		DNS64:    DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}, Synthesise: "auto"},
 		RA:       RA{Lifetime: 10 * time.Minute},
 	}
 }

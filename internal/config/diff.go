@@ -15,7 +15,7 @@ import (
 var live = []string{
 	"map", "pool", "network.masquerade", "network.firewall", "network.uplinks", "network.client_links",
 	"translation.rfc6791_ipv4", "translation.hairpin", "translation.private_ipv4",
-	"state.history", "log.level", "ra", "dns64.upstreams", "dns64.exclude",
+	"state.history", "log.level", "ra", "dns64",
 }
 
 // NeedsRestart reports whether a key, such as "device.mtu" or "pool[0].idle",

@@ -26,7 +26,7 @@ var restarts = map[string]bool{
 	"control.socket": true, "control.group": true, "control.read_group": true,
 	"state.dir": true, "state.history": false,
 	"log.level": false, "log.format": true,
-	"dns64.listen": true, "dns64.upstreams": false, "dns64.exclude": false,
+	"dns64.listen": false, "dns64.upstreams": false, "dns64.exclude": false, "dns64.synthesise": false,
 	"ra.interfaces": false, "ra.lifetime": false,
 }
 

@@ -44,7 +44,7 @@ func TestExample(t *testing.T) {
 		"translation.udp_zero_checksum", "translation.traffic_class", "translation.hairpin", "translation.private_ipv4",
 		"pool[0].ipv4", "pool[0].clients", "pool[0].mode", "pool[0].idle", "pool[0].max_life", "pool[0].quarantine",
 		"control.socket", "control.group", "control.read_group", "state.dir", "state.history", "log.level", "log.format", "ra.interfaces", "ra.lifetime",
-		"dns64.listen", "dns64.upstreams", "dns64.exclude",
+		"dns64.listen", "dns64.upstreams", "dns64.exclude", "dns64.synthesise",
 	} {
 		assert.Contains(t, given, key)
 	}
@@ -93,6 +93,7 @@ read_group = "monitor"
 listen = ["[fd00::1]:5353", "fd00::2"]
 upstreams = ["192.0.2.53"]
 exclude = []
+synthesise = "all"
 [log]
 level = "debug"
 format = "json"
@@ -125,7 +126,7 @@ format = "json"
 	want.DNS64 = DNS64{
 		Listen:    []netip.AddrPort{netip.MustParseAddrPort("[fd00::1]:5353"), netip.MustParseAddrPort("[fd00::2]:53")},
 		Upstreams: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")},
-		Exclude:   []netip.Prefix{},
+		Exclude:   []netip.Prefix{}, Synthesise: "all",
 	}
 	c.given = nil
 	assert.Equal(t, want, c)

@@ -71,13 +71,11 @@ func Run(ctx context.Context, version, file string, load func() (*config.Config,
 		return err
 	}
 
-	names, err := openNames(c, table, log)
+	names, err := dns64.Listen(names{table}, nameSettings(c), log)
 	if err != nil {
 		return err
 	}
-	if names != nil {
-		defer names.Close()
-	}
+	defer names.Close()
 	sharing, err := Sharing(c)
 	if err != nil {
 		return err
@@ -188,7 +186,7 @@ type daemon struct {
 	plane    *dataplane.Plane
 	sessions *conntrack.Table // nil: no clients share an address
 	server   *control.Server
-	names    *dns64.Server // nil: DNS64 is off
+	names    *dns64.Server
 	ra       *ra.Advertiser
 	log      *slog.Logger
 	level    *slog.LevelVar
@@ -232,7 +230,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
 	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
-	beside.Go(func() { defer cancel(); names = d.serveNames(ctx) })
+	beside.Go(func() { defer cancel(); names = d.names.Serve(ctx) })
 	beside.Go(func() { defer cancel(); advertiser = d.ra.Run(ctx) })
 	beside.Go(func() { d.reportRefusals(ctx) })
 	beside.Go(func() { d.watchAttachments(ctx) })
@@ -296,13 +294,17 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	for _, m := range d.lost {
 		warnings = append(warnings, "a saved map is not in force: "+m)
 	}
-	if s := d.nameStatus(); s != nil && s.Problem != "" {
+	s := d.nameStatus()
+	if s != nil && s.Problem != "" {
 		warnings = append(warnings, "DNS64 cannot answer: "+s.Problem)
 	}
 	warnings = append(warnings, d.unheld()...)
 	silent, others := raProblems(d.ra.Status())
 	warnings = append(warnings, silent...)
 	degraded = len(warnings) > 0 || d.stateProblem() != ""
+	if s != nil {
+		others = append(others, AbsentNames(s.Absent)...)
+	}
 	var loose []string
 	for _, problem := range d.confined.Problems {
 		loose = append(loose, "natless runs with more rights than it needs: "+problem)

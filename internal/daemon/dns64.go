@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"slices"
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/dns64"
@@ -31,42 +29,25 @@ func (n names) Behind(v6 netip.Addr) (v4 netip.Addr, mapped, ok bool) {
 
 func (n names) Why(v4 netip.Addr) (rule, detail string) {
 	x := n.Explain(v4)
+	switch x.Rule {
+	case mapping.RuleLease, mapping.RulePool:
+		x.Detail = "an address of the pool " + x.Pool + ": a name must not lead clients to one another"
+	case mapping.RuleOwn:
+		x.Detail = "an address of natless itself"
+	}
 	return string(x.Rule), x.Detail
 }
 
-// openNames opens the name server; nil where there is to be none.
-func openNames(c *config.Config, table *mapping.Table, log *slog.Logger) (*dns64.Server, error) {
-	if len(c.DNS64.Listen) == 0 {
-		return nil, nil
-	}
-	return dns64.Listen(c.DNS64.Listen, names{table}, nameSettings(c), log)
-}
-
 func nameSettings(c *config.Config) dns64.Settings {
-	return dns64.Settings{Upstreams: c.DNS64.Upstreams, Exclude: c.DNS64.Exclude}
+	return dns64.Settings{Listen: c.DNS64.Listen, Upstreams: c.DNS64.Upstreams, Exclude: c.DNS64.Exclude, Synthesise: c.DNS64.Synthesise}
 }
 
-// setNames puts a configuration in force; what is cached stays where nothing
-// has changed.
-func (d *daemon) setNames(before, next *config.Config) {
-	same := slices.Equal(before.DNS64.Upstreams, next.DNS64.Upstreams) && slices.Equal(before.DNS64.Exclude, next.DNS64.Exclude)
-	if d.names != nil && !same {
-		d.names.Set(nameSettings(next))
-	}
-}
-
-// serveNames answers queries until the context ends.
-func (d *daemon) serveNames(ctx context.Context) error {
-	if d.names == nil {
-		<-ctx.Done()
-		return nil
-	}
-	return d.names.Serve(ctx)
-}
+// namesOn reports whether anybody can be answered.
+func (d *daemon) namesOn() bool { return len(d.config().DNS64.Listen) > 0 }
 
 // DNS answers a question as clients are answered, and explains it.
 func (d *daemon) DNS(ctx context.Context, name, qtype string) (any, error) {
-	if d.names == nil {
+	if !d.namesOn() {
 		return nil, errors.New("DNS64 is off: dns64.listen names no address")
 	}
 	x, err := d.names.Explain(ctx, name, qtype)
@@ -76,11 +57,21 @@ func (d *daemon) DNS(ctx context.Context, name, qtype string) (any, error) {
 	return x, nil
 }
 
-// nameStatus is what the name server does; nil where there is none.
+// nameStatus is what the name server does; nil where it is off.
 func (d *daemon) nameStatus() *dns64.Status {
-	if d.names == nil {
+	if !d.namesOn() {
 		return nil
 	}
 	s := d.names.Status()
 	return &s
+}
+
+// AbsentNames says of addresses that DNS64 listens at that nobody gets there
+// now. They may come later, as that of a bridge does with its first container.
+func AbsentNames(list []netip.AddrPort) (lines []string) {
+	for _, a := range list {
+		lines = append(lines, fmt.Sprintf("DNS64 cannot be asked at %v yet: no link of this host that is up has the address: "+
+			"give it to one (ip address add %v dev LINK), or change dns64.listen", a, single(a.Addr())))
+	}
+	return lines
 }

@@ -84,6 +84,15 @@ func (d *daemon) putInForce(c *config.Config, by string) (diff mapping.Diff, err
 	if err := d.table.CheckReload(rules); err != nil {
 		return diff, err
 	}
+	names, err := d.names.Prepare(nameSettings(c))
+	if err != nil {
+		return diff, err
+	}
+	defer func() {
+		if err != nil {
+			names.Abandon()
+		}
+	}()
 	before, next := d.inForce.Load(), &inForce{c, Plan(c)}
 	if err := d.host.Update(withAdded(next.plan, d.added)); err != nil {
 		return diff, refusedByHost(err)
@@ -96,7 +105,7 @@ func (d *daemon) putInForce(c *config.Config, by string) (diff mapping.Diff, err
 		d.log.Warn("the host's routes are behind the configuration", "error", err)
 	}
 	setLevel(d.level, c.Log)
-	d.setNames(before.config, c)
+	names.Commit()
 	d.ra.Update(Advertisements(c))
 	if s := d.saved.store; s != nil {
 		s.SetHistory(c.State.History)

@@ -48,9 +48,9 @@ type reach struct {
 	ok     bool
 }
 
-// tie has two answers hold as long as both.
+// tie has two answers hold as long as both, the second as made of the first.
 func tie(aaaa, a *message) {
-	a.entry = aaaa.entry
+	a.entry, a.reached = aaaa.entry, aaaa.reached
 	if aaaa.since.Before(a.since) {
 		a.since = aaaa.since
 	}
@@ -121,19 +121,44 @@ func (s *Server) answerAAAA(ctx context.Context, q question, x *Explanation) *me
 		aaaa = code(dns.RcodeSuccess)
 	default:
 		s.exclude(aaaa, x)
-		if has(&aaaa.Msg, dns.TypeAAAA) {
-			return aaaa
-		}
+	}
+	native := has(&aaaa.Msg, dns.TypeAAAA)
+	if native && !s.allNames(s.now()) {
+		return aaaa
 	}
 	a, err := s.resolve(ctx, q.of(dns.TypeA), x)
-	if err != nil {
+	switch {
+	case err != nil && native:
+		return aaaa
+	case err != nil:
 		return failed(x, err)
 	}
 	tie(aaaa, a)
-	if a.Rcode == dns.RcodeSuccess && has(&a.Msg, dns.TypeA) {
-		return s.synthesise(a, aaaa, x)
+	if a.Rcode != dns.RcodeSuccess || !has(&a.Msg, dns.TypeA) {
+		if native {
+			return aaaa
+		}
+		return a // 5.1.6: what is wrong with A is the answer
 	}
-	return a // 5.1.6: what is wrong with A is the answer
+	m := s.synthesise(a, aaaa, x)
+	if m.made && native {
+		s.ignore(aaaa, x)
+	}
+	return m
+}
+
+// ignore notes the AAAA records that A records take the place of.
+func (s *Server) ignore(aaaa *message, x *Explanation) {
+	why := "its A records are used in place of it (dns64.synthesise = \"all\")"
+	if s.settings.Load().Synthesise == Auto {
+		why = "the host has no way to the IPv6 Internet: its A records are used in place of it (dns64.synthesise = \"auto\")"
+	}
+	for _, rr := range aaaa.Answer {
+		if r, ok := rr.(*dns.AAAA); ok {
+			a, _ := netip.AddrFromSlice(r.AAAA.To16())
+			x.left(a, why)
+		}
+	}
 }
 
 // synthesise makes the AAAA answer of an answer about A (RFC 6147 5.1.6, 5.1.7,
@@ -144,7 +169,8 @@ func (s *Server) synthesise(a, empty *message, x *Explanation) *message {
 	if soa := soaOf(&empty.Msg); soa != nil {
 		left, most = soa.Hdr.Ttl, soa.Minttl
 	}
-	var reached []reach
+	now := s.now()
+	reached := empty.reached
 	answer := make([]dns.RR, 0, len(a.Answer))
 	made := false
 	for _, rr := range a.Answer {
@@ -160,10 +186,10 @@ func (s *Server) synthesise(a, empty *message, x *Explanation) *message {
 		if !ok {
 			continue
 		}
-		v6, ok := s.table.Reach(v4)
+		v6, ok := s.reach(v4, now)
 		reached = append(reached, reach{v4, v6, ok})
 		if !ok {
-			x.leave(v4, s.table)
+			s.leave(v4, now, x)
 			continue
 		}
 		made = true
@@ -181,26 +207,52 @@ func (s *Server) synthesise(a, empty *message, x *Explanation) *message {
 	return empty
 }
 
+// leave notes an IPv4 address that clients are not told of.
+func (s *Server) leave(v4 netip.Addr, now time.Time, x *Explanation) {
+	if x == nil {
+		return
+	}
+	_, why := s.table.Why(v4)
+	if s.ways.to(v4, now).own {
+		why = "an address of this host, whose services a name must not lead clients to"
+	}
+	x.left(v4, why)
+}
+
 // exclude takes out the AAAA records that do not count (RFC 6147 5.1.4), and
 // signatures that do not fit what is left.
 func (s *Server) exclude(m *message, x *Explanation) {
-	prefixes := s.settings.Load().Exclude
 	n := len(m.Answer)
 	m.Answer = slices.DeleteFunc(m.Answer, func(rr dns.RR) bool {
 		r, ok := rr.(*dns.AAAA)
-		if !ok {
-			return false
-		}
-		a, _ := netip.AddrFromSlice(r.AAAA.To16())
-		i := slices.IndexFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
-		if i >= 0 {
-			x.left(a, fmt.Sprintf("excluded by %v (dns64.exclude; RFC 6147 5.1.4)", prefixes[i]))
-		}
-		return i >= 0
+		return ok && s.excluded(m, r, x)
 	})
 	if len(m.Answer) < n {
 		m.Answer = slices.DeleteFunc(m.Answer, signs(dns.TypeAAAA))
 	}
+}
+
+// excluded reports whether an AAAA record does not count: by configuration, or
+// since it has behind pref64 what natless would not put there itself. Whoever
+// has a zone can write both.
+func (s *Server) excluded(m *message, r *dns.AAAA, x *Explanation) bool {
+	a, _ := netip.AddrFromSlice(r.AAAA.To16())
+	prefixes := s.settings.Load().Exclude
+	if i := slices.IndexFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) }); i >= 0 {
+		x.left(a, fmt.Sprintf("excluded by %v (dns64.exclude; RFC 6147 5.1.4)", prefixes[i]))
+		return true
+	}
+	v4, mapped, ok := s.table.Behind(a)
+	if !ok || mapped {
+		return false
+	}
+	now := s.now()
+	v6, ok := s.reach(v4, now)
+	m.reached = append(m.reached, reach{v4, v6, ok})
+	if !ok {
+		s.leave(v4, now, x)
+	}
+	return !ok
 }
 
 // answerPTR answers about the addresses that stand for IPv4 ones with a CNAME

@@ -1,9 +1,12 @@
 package dns64
 
 import (
+	"net/netip"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	"github.com/stretchr/testify/assert"
@@ -20,6 +23,10 @@ var zone = []string{
 	"four.example. 60 IN A 192.0.2.4", "four.example. 60 IN A 192.0.2.5",
 	"long.example. 3600 IN A 192.0.2.6",
 	"long.nosoa.example. 3600 IN A 192.0.2.6",
+	"short.nosoa.example. 60 IN A 192.0.2.6",
+	"long.longsoa.example. 3600 IN A 192.0.2.6",
+	"hostile.example. 60 IN AAAA 2001:db8:64::10.0.0.1", "hostile.example. 60 IN AAAA 2001:db8:64::192.0.2.1",
+	"hostile.only.example. 60 IN AAAA 2001:db8:64::10.0.0.1",
 	"mapped.example. 60 IN A 198.51.100.7",
 	"private.example. 60 IN A 10.0.0.1",
 	"partly.example. 60 IN A 10.0.0.1", "partly.example. 60 IN A 192.0.2.8",
@@ -62,15 +69,19 @@ func TestAnswer(t *testing.T) {
 		asked  string // of the upstream, types
 	}{
 		"AAAA data is passed on, and A not asked for": {"both.example. AAAA", 0, []string{"both.example. 60 IN AAAA 2001:db8::1"}, "", "AAAA"},
-		"AAAA only":                          {"six.example. AAAA", 0, []string{"six.example. 60 IN AAAA 2001:db8::6"}, "", "AAAA"},
-		"A only":                             {"four.example. AAAA", 0, []string{"four.example. 60 IN AAAA 2001:db8:64::c000:204", "four.example. 60 IN AAAA 2001:db8:64::c000:205"}, "", "AAAA A"},
-		"the TTL of the SOA is shorter":      {"long.example. AAAA", 0, []string{"long.example. 300 IN AAAA 2001:db8:64::c000:206"}, "", "AAAA A"},
-		"there is no SOA":                    {"long.nosoa.example. AAAA", 0, []string{"long.nosoa.example. 600 IN AAAA 2001:db8:64::c000:206"}, "", "AAAA A"},
-		"a map has the address":              {"mapped.example. AAAA", 0, []string{"mapped.example. 60 IN AAAA 2001:db8:2::7"}, "", "AAAA A"},
-		"packets to the address are refused": {"private.example. AAAA", 0, []string{}, negative, "AAAA A"},
-		"packets to some of them are":        {"partly.example. AAAA", 0, []string{"partly.example. 60 IN AAAA 2001:db8:64::c000:208"}, "", "AAAA A"},
-		"all AAAA excluded":                  {"excluded.example. AAAA", 0, []string{"excluded.example. 60 IN AAAA 2001:db8:64::c000:209"}, "", "AAAA A"},
-		"some AAAA excluded":                 {"somewhat.example. AAAA", 0, []string{"somewhat.example. 60 IN AAAA 2001:db8::10"}, "", "AAAA"},
+		"AAAA only":                                        {"six.example. AAAA", 0, []string{"six.example. 60 IN AAAA 2001:db8::6"}, "", "AAAA"},
+		"A only":                                           {"four.example. AAAA", 0, []string{"four.example. 60 IN AAAA 2001:db8:64::c000:204", "four.example. 60 IN AAAA 2001:db8:64::c000:205"}, "", "AAAA A"},
+		"the TTL of the SOA is shorter":                    {"long.example. AAAA", 0, []string{"long.example. 300 IN AAAA 2001:db8:64::c000:206"}, "", "AAAA A"},
+		"there is no SOA":                                  {"long.nosoa.example. AAAA", 0, []string{"long.nosoa.example. 600 IN AAAA 2001:db8:64::c000:206"}, "", "AAAA A"},
+		"there is no SOA, and A is shorter":                {"short.nosoa.example. AAAA", 0, []string{"short.nosoa.example. 60 IN AAAA 2001:db8:64::c000:206"}, "", "AAAA A"},
+		"the TTL of the SOA is longer":                     {"long.longsoa.example. AAAA", 0, []string{"long.longsoa.example. 3600 IN AAAA 2001:db8:64::c000:206"}, "", "AAAA A"},
+		"AAAA of refused ones under pref64":                {"hostile.example. AAAA", 0, []string{"hostile.example. 60 IN AAAA 2001:db8:64::c000:201"}, "", "AAAA"},
+		"nothing but such":                                 {"hostile.only.example. AAAA", 0, []string{}, negative, "AAAA A"},
+		"a map has the address":                            {"mapped.example. AAAA", 0, []string{"mapped.example. 60 IN AAAA 2001:db8:2::7"}, "", "AAAA A"},
+		"packets to the address are refused":               {"private.example. AAAA", 0, []string{}, negative, "AAAA A"},
+		"packets to some of them are":                      {"partly.example. AAAA", 0, []string{"partly.example. 60 IN AAAA 2001:db8:64::c000:208"}, "", "AAAA A"},
+		"all AAAA excluded":                                {"excluded.example. AAAA", 0, []string{"excluded.example. 60 IN AAAA 2001:db8:64::c000:209"}, "", "AAAA A"},
+		"some AAAA excluded":                               {"somewhat.example. AAAA", 0, []string{"somewhat.example. 60 IN AAAA 2001:db8::10"}, "", "AAAA"},
 		"with DO what signs excluded AAAA too is left out": {"somewhat.example. AAAA do", 0, []string{"somewhat.example. 60 IN AAAA 2001:db8::10"}, "", "AAAA"},
 		"all AAAA excluded, and no A":                      {"only.excluded.example. AAAA", 0, []string{}, negative, "AAAA A"},
 		"a name that is not there":                         {"missing.example. AAAA", 3, []string{}, negative, "AAAA"},
@@ -155,7 +166,7 @@ func TestErrorAboutAAAA(t *testing.T) {
 		assert.Len(t, m.Ns, 1)
 
 		bad.Store(uint32(dns.TypeA))
-		s.Set(*s.settings.Load())
+		s.cache.clear()
 		m = get(t, s, "four.example.", dns.TypeAAAA)
 		assert.NotEqual(t, dns.RcodeSuccess, m.Rcode)
 		assert.Empty(t, m.Answer)
@@ -218,6 +229,117 @@ func TestVet(t *testing.T) {
 	q := question{name: "a.example.", qtype: dns.TypeA}
 	assert.ErrorIs(t, vet(q, &dns.Msg{Answer: long}), errLoop)
 	assert.NoError(t, vet(q, &dns.Msg{Answer: long[:maxChain]}))
+}
+
+// TestSynthesise: whether names that have AAAA records are answered by their A
+// records.
+func TestSynthesise(t *testing.T) {
+	const native, made = "both.example. 60 IN AAAA 2001:db8::1", "both.example. 60 IN AAAA 2001:db8:64::c000:201"
+	records := append(zone, "hidden.example. 60 IN A 10.0.0.1", "hidden.example. 60 IN AAAA 2001:db8::2", "old.example. 3600 IN A 192.0.2.1", "old.example. 3600 IN AAAA 2001:db8::3")
+	for _, c := range []struct {
+		mode string
+		ipv6 bool // the host has it
+		want string
+	}{{Missing, false, native}, {Missing, true, native}, {All, false, made}, {All, true, made}, {Auto, true, native}, {Auto, false, made}} {
+		u := scripted(t, records...)
+		s := serverOf(t, small(), u.addr)
+		s.ways.look = func(a netip.Addr) way {
+			if a.Is6() && !c.ipv6 {
+				return way{}
+			}
+			return way{links: []int{2}}
+		}
+		settings := *s.settings.Load()
+		settings.Synthesise = c.mode
+		s.set(settings)
+		assert.Equal(t, []string{c.want}, lines(get(t, s, "both.example.", dns.TypeAAAA).Answer), "%+v", c)
+		assert.Equal(t, map[bool]string{true: All, false: Missing}[c.want == made], s.Status().Synthesise)
+		assert.Equal(t, []string{"six.example. 60 IN AAAA 2001:db8::6"}, lines(get(t, s, "six.example.", dns.TypeAAAA).Answer), "it has no other")
+		assert.Equal(t, []string{"hidden.example. 60 IN AAAA 2001:db8::2"}, lines(get(t, s, "hidden.example.", dns.TypeAAAA).Answer), "its A leads nowhere")
+		assert.Equal(t, []string{native}, lines(get(t, s, "both.example.", dns.TypeAAAA, "do", "cd").Answer), "who validates synthesises (RFC 6147 5.5)")
+		x, err := s.Explain(t.Context(), "both.example", "AAAA")
+		require.NoError(t, err)
+		if c.want == made {
+			require.Len(t, x.Left, 1)
+			assert.Equal(t, mustAddr("2001:db8::1"), x.Left[0].Address)
+			assert.Contains(t, x.Left[0].Why, "dns64.synthesise = \""+c.mode+"\"")
+			assert.Equal(t, []string{"old.example. 600 IN AAAA 2001:db8:64::c000:201"}, lines(get(t, s, "old.example.", dns.TypeAAAA).Answer), "no SOA tells of a TTL (RFC 6147 5.1.7)")
+		}
+		u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
+			if q.Question[0].Qtype == dns.TypeA {
+				w.WriteMsg(new(dns.Msg).SetRcode(q, dns.RcodeServerFailure))
+				return
+			}
+			answers()
+		})
+		s.cache.clear()
+		assert.Equal(t, []string{native}, lines(get(t, s, "both.example.", dns.TypeAAAA).Answer), "what is wrong with A does not count where there is AAAA")
+	}
+}
+
+// TestSynthesiseFollows: what is kept is not given any more when the host gets a
+// way to the IPv6 Internet, or loses it.
+func TestSynthesiseFollows(t *testing.T) {
+	s := serverOf(t, small(), scripted(t, zone...).addr)
+	now := time.Unix(1000, 0)
+	s.now = func() time.Time { return now }
+	settings := *s.settings.Load()
+	settings.Synthesise = Auto
+	s.set(settings)
+	g, room := new(glance), make([]byte, maxUDP)
+	q := packetOf(t, "both.example.", dns.TypeAAAA)
+	for _, ipv6 := range []bool{true, false, true} {
+		s.ways.look = func(a netip.Addr) way {
+			if a.Is6() && !ipv6 {
+				return way{}
+			}
+			return way{links: []int{2}}
+		}
+		now = now.Add(waysLife)
+		assert.Nil(t, s.again(room, g, q))
+		s.handle(parse(q), client, true) // keeps beside what is in the cache
+		s.handle(parse(q), client, true)
+		again := s.again(room, g, q)
+		require.NotNil(t, again)
+		want := netip.MustParseAddr("2001:db8::1")
+		if !ipv6 {
+			want = netip.MustParseAddr("2001:db8:64::192.0.2.1")
+		}
+		assert.Equal(t, want.AsSlice(), []byte(parsed(t, again).Answer[0].(*dns.AAAA).AAAA))
+	}
+}
+
+// TestOwnAddress: no name leads to an address of the host itself, also when it
+// gets that later.
+func TestOwnAddress(t *testing.T) {
+	s := serverOf(t, small(), scripted(t, zone...).addr)
+	now := time.Unix(1000, 0)
+	s.now = func() time.Time { return now }
+	own := netip.MustParseAddr("192.0.2.4")
+	has := false
+	s.ways.look = func(a netip.Addr) way { return way{links: []int{2}, own: has && a == own} }
+	g, room := new(glance), make([]byte, maxUDP)
+	q := packetOf(t, "four.example.", dns.TypeAAAA)
+	for _, has = range []bool{false, true, false} {
+		now = now.Add(waysLife)
+		assert.Nil(t, s.again(room, g, q))
+		s.handle(parse(q), client, true)
+		s.handle(parse(q), client, true)
+		want := []string{"four.example. 60 IN AAAA 2001:db8:64::c000:205"}
+		if !has {
+			want = append([]string{"four.example. 60 IN AAAA 2001:db8:64::c000:204"}, want...)
+		}
+		var got []string
+		for _, rr := range lines(parsed(t, s.again(room, g, q)).Answer) {
+			got = append(got, regexp.MustCompile(` \d+ IN`).ReplaceAllString(rr, " 60 IN"))
+		}
+		assert.Equal(t, want, got)
+		x, err := s.Explain(t.Context(), "four.example", "AAAA")
+		require.NoError(t, err)
+		if has {
+			assert.Equal(t, []Left{{own, "an address of this host, whose services a name must not lead clients to"}}, x.Left)
+		}
+	}
 }
 
 func TestExplain(t *testing.T) {

@@ -25,7 +25,7 @@ func BenchmarkHandle(b *testing.B) {
 		g, answer := new(glance), make([]byte, maxUDP)
 		b.ReportAllocs()
 		for b.Loop() {
-			if s.again(answer, g, packet, client) == nil {
+			if s.again(answer, g, packet) == nil {
 				b.Fatal("no answer")
 			}
 		}

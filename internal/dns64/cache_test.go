@@ -23,6 +23,7 @@ func TestLife(t *testing.T) {
 		"zero":                           {zone: []string{"n.example. 0 IN A 192.0.2.1"}, ask: "n.example.", life: 0},
 		"no such name (RFC 2308)":        {ask: "n.example.", life: 300 * time.Second, ttl: 750},
 		"no such data (RFC 2308)":        {zone: []string{"n.example. 60 IN TXT x"}, ask: "n.example.", life: 300 * time.Second, ttl: 750},
+		"negative for very long":         {ask: "n.longsoa.example.", life: maxNegative * time.Second, ttl: maxTTL - maxNegative/2},
 		"negative without SOA":           {ask: "n.nosoa.", life: 0},
 		"a server failure (RFC 9520)":    {do: rcode(dns.RcodeServerFailure), ask: "n.example.", life: failureLife},
 		"no answer at all (RFC 9520)":    {do: func(dns.ResponseWriter, *dns.Msg) {}, ask: "n.example.", life: failureLife},
@@ -68,6 +69,6 @@ func TestSettings(t *testing.T) {
 	c := *s.settings.Load()
 	c.Upstreams = c.Upstreams[:0:0]
 	c.Upstreams = append(c.Upstreams, two.addr)
-	s.Set(c)
+	s.set(c)
 	assert.Equal(t, []string{"n.example. 60 IN A 192.0.2.2"}, lines(get(t, s, "n.example.", dns.TypeA).Answer))
 }

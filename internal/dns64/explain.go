@@ -105,13 +105,6 @@ func (x *Explanation) made(alias string) {
 	}
 }
 
-func (x *Explanation) leave(v4 netip.Addr, t Table) {
-	if x != nil {
-		_, detail := t.Why(v4)
-		x.left(v4, detail)
-	}
-}
-
 func (x *Explanation) left(a netip.Addr, why string) {
 	if x != nil {
 		x.Left = append(x.Left, Left{a, why})

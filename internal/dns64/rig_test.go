@@ -88,7 +88,7 @@ func (u *upstreamRig) start(t *testing.T) {
 	t.Helper()
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		u.mu.Lock()
-		u.asked = append(u.asked, w.RemoteAddr().Network()+" "+q.Question[0].Name+" "+dns.Type(q.Question[0].Qtype).String())
+		u.asked = append(u.asked, w.RemoteAddr().Network()+" "+strings.ToLower(q.Question[0].Name)+" "+dns.Type(q.Question[0].Qtype).String())
 		do := u.do
 		u.mu.Unlock()
 		do(w, q)
@@ -142,6 +142,9 @@ func rrs(t testing.TB, lines ...string) (list []dns.RR) {
 // soa is of the zone that all names here are in.
 const soa = "example. 900 IN SOA ns.example. hostmaster.example. 1 3600 600 86400 300"
 
+// longSOA is of a zone whose negative answers hold for a day.
+const longSOA = "longsoa.example. 86400 IN SOA ns.example. hostmaster.example. 1 3600 600 86400 86400"
+
 func fromZone(zone []dns.RR, q *dns.Msg) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetReply(q)
@@ -175,7 +178,12 @@ func fromZone(zone []dns.RR, q *dns.Msg) *dns.Msg {
 		if !exists {
 			m.Rcode = dns.RcodeNameError
 		}
-		if !strings.Contains(name, "nosoa") {
+		switch {
+		case strings.Contains(name, "nosoa"):
+		case strings.Contains(name, "longsoa"):
+			rr, _ := dns.NewRR(longSOA)
+			m.Ns = []dns.RR{rr}
+		default:
 			rr, _ := dns.NewRR(soa)
 			m.Ns = []dns.RR{rr}
 		}
@@ -193,9 +201,10 @@ func small() limits {
 // serverOf is a server on no address, with the upstreams.
 func serverOf(t testing.TB, l limits, upstreams ...netip.AddrPort) *Server {
 	t.Helper()
-	s, err := open(nil, table{}, Settings{Upstreams: upstreams, Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96"), netip.MustParsePrefix("2001:db8:bad::/48")}}, slog.New(slog.DiscardHandler), l)
+	s, err := open(table{}, Settings{Synthesise: Missing, Upstreams: upstreams, Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96"), netip.MustParsePrefix("2001:db8:bad::/48")}}, slog.New(slog.DiscardHandler), l)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	s.ways.look = func(netip.Addr) way { return way{links: []int{2}} }
 	return s
 }
 

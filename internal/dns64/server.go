@@ -23,14 +23,12 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/net/netutil"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -83,17 +81,29 @@ type Table interface {
 
 // Settings may change while the server is at work.
 type Settings struct {
-	Upstreams []netip.AddrPort // asked in this order; none: those of /etc/resolv.conf
-	Exclude   []netip.Prefix   // AAAA records that do not count (RFC 6147 5.1.4)
+	Listen     []netip.AddrPort // need not be addresses of the host yet; none: nobody is answered
+	Upstreams  []netip.AddrPort // asked in this order; none: those of /etc/resolv.conf
+	Exclude    []netip.Prefix   // AAAA records that do not count (RFC 6147 5.1.4)
+	Synthesise string           // Auto, Missing or All
 }
+
+// What is synthesised where a name has A records.
+const (
+	Auto    = "auto"    // All where the host has no way to the IPv6 Internet, else Missing
+	Missing = "missing" // where it has no AAAA records (RFC 6147 5.1.4)
+	All     = "all"     // also where it has some: these lead nowhere
+)
 
 // Status is what the server does.
 type Status struct {
 	Listen      []netip.AddrPort `json:"listen"`
+	Absent      []netip.AddrPort `json:"absent,omitempty"` // those of listen whose address no link has
 	Upstreams   []Upstream       `json:"upstreams"`
+	Synthesise  string           `json:"synthesise"`  // missing or all: what is in force now
 	Queries     uint64           `json:"queries"`     // of those who may ask
 	Synthesised uint64           `json:"synthesised"` // answers
 	Refused     uint64           `json:"refused"`     // queries of others
+	WrongLink   uint64           `json:"wrong_link"`  // that came by another link than their source is reached by
 	Dropped     uint64           `json:"dropped"`     // for want of room
 	Entries     int              `json:"cache_entries"`
 	Bytes       int              `json:"cache_bytes"`
@@ -104,102 +114,104 @@ type Status struct {
 type Upstream struct {
 	Address netip.AddrPort `json:"address"`
 	Failing bool           `json:"failing,omitempty"` // it did not answer last
+	Plain   bool           `json:"plain,omitempty"`   // it loses the case of letters, which else tells forged answers
 }
 
 // Server answers queries.
 type Server struct {
-	listen    []netip.AddrPort
-	packets   []*net.UDPConn
-	listeners []net.Listener
-
 	table     Table
 	log       *slog.Logger
 	limits    limits
 	now       func() time.Time
 	settings  atomic.Pointer[Settings]
 	upstreams upstreams
+	ways      *ways
 	cache     *cache
 	queries   chan struct{} // has one for each under way
 	asking    chan struct{}
 	ctx       context.Context
 	end       context.CancelFunc
 
-	counters struct{ queries, synthesised, refused, dropped, told atomic.Uint64 }
+	mu      sync.Mutex
+	points  map[netip.AddrPort]*point
+	serving bool
+	work    sync.WaitGroup
+	failed  chan error
+
+	counters struct{ queries, synthesised, refused, wrongLink, dropped, told atomic.Uint64 }
 }
 
-// Listen opens the addresses, which need not be there yet. Who asks waits until
-// Serve is called.
-func Listen(listen []netip.AddrPort, table Table, c Settings, log *slog.Logger) (*Server, error) {
-	return open(listen, table, c, log, defaultLimits)
+// Listen opens the addresses. Who asks waits until Serve is called.
+func Listen(table Table, c Settings, log *slog.Logger) (*Server, error) {
+	return open(table, c, log, defaultLimits)
 }
 
-func open(listen []netip.AddrPort, table Table, c Settings, log *slog.Logger, l limits) (*Server, error) {
+func open(table Table, c Settings, log *slog.Logger, l limits) (*Server, error) {
+	ways, err := newWays()
+	if err != nil {
+		return nil, fmt.Errorf("opening DNS64: asking the kernel for routes: %w", err)
+	}
 	s := &Server{
-		listen: listen, table: table, log: log, limits: l, now: time.Now,
-		upstreams: upstreams{file: resolvConf, self: listen},
+		table: table, log: log, limits: l, now: time.Now, ways: ways,
+		upstreams: upstreams{file: resolvConf},
 		cache:     newCache(l), queries: make(chan struct{}, l.queries), asking: make(chan struct{}, l.asking),
+		points: map[netip.AddrPort]*point{}, failed: make(chan error, 1),
 	}
 	s.ctx, s.end = context.WithCancel(context.Background())
-	s.Set(c)
-	for _, a := range listen {
-		if err := s.open(a); err != nil {
-			s.Close()
-			return nil, fmt.Errorf("listening for DNS at %v: %w", a, err)
-		}
+	change, err := s.Prepare(c)
+	if err != nil {
+		s.Close()
+		return nil, err
 	}
+	change.Commit()
 	return s, nil
 }
 
-func (s *Server) open(a netip.AddrPort) error {
-	c := net.ListenConfig{Control: early}
-	ln, err := c.Listen(s.ctx, "tcp", a.String())
-	if err != nil {
-		return errors.Unwrap(err)
+// set changes the settings. What the cache has by other upstreams or exclusions
+// it forgets.
+func (s *Server) set(c Settings) {
+	before := s.settings.Swap(&c)
+	s.upstreams.set(c.Upstreams, c.Listen)
+	if before == nil || !slices.Equal(before.Upstreams, c.Upstreams) || !slices.Equal(before.Exclude, c.Exclude) {
+		s.cache.clear()
 	}
-	s.listeners = append(s.listeners, netutil.LimitListener(ln, s.limits.connections))
-	conn, err := c.ListenPacket(s.ctx, "udp", a.String())
-	if err != nil {
-		return errors.Unwrap(err)
-	}
-	udp := conn.(*net.UDPConn)
-	s.packets = append(s.packets, udp)
-	return udp.SetReadBuffer(1 << 20)
 }
 
-// early lets a socket be bound to an address that the host does not have yet.
-func early(network, _ string, c syscall.RawConn) error {
-	var failed error
-	err := c.Control(func(fd uintptr) {
-		if network == "tcp4" || network == "udp4" {
-			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
-		} else {
-			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1)
-		}
-	})
-	return errors.Join(err, failed)
+// allNames reports whether addresses are synthesised also of names that have
+// AAAA records.
+func (s *Server) allNames(now time.Time) bool {
+	mode := s.settings.Load().Synthesise
+	return mode == All || mode == Auto && !s.ways.ipv6(now)
 }
 
-// Set changes the settings. What the cache had of other upstreams it forgets.
-func (s *Server) Set(c Settings) {
-	s.settings.Store(&c)
-	s.upstreams.set(c.Upstreams)
-	s.cache.clear()
+// reach is what clients are told of an IPv4 address: nothing of one of the
+// host's own, behind which its services are that face other networks.
+func (s *Server) reach(v4 netip.Addr, now time.Time) (v6 netip.Addr, ok bool) {
+	if v6, ok = s.table.Reach(v4); ok && s.ways.to(v4, now).own {
+		return netip.Addr{}, false
+	}
+	return v6, ok
 }
 
 // Status is what the server does, now.
 func (s *Server) Status() Status {
+	now := s.now()
 	st := Status{
-		Listen: s.listen, Upstreams: []Upstream{},
+		Listen: s.settings.Load().Listen, Upstreams: []Upstream{}, Synthesise: Missing,
 		Queries: s.counters.queries.Load(), Synthesised: s.counters.synthesised.Load(),
-		Refused: s.counters.refused.Load(), Dropped: s.counters.dropped.Load(),
+		Refused: s.counters.refused.Load(), WrongLink: s.counters.wrongLink.Load(), Dropped: s.counters.dropped.Load(),
 	}
+	if s.allNames(now) {
+		st.Synthesise = All
+	}
+	st.Absent = s.ways.absent(st.Listen, now)
 	st.Entries, st.Bytes = s.cache.usage()
 	u := &s.upstreams
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.follow(s.now())
+	u.follow(now)
 	for _, o := range u.list {
-		st.Upstreams = append(st.Upstreams, Upstream{o.addr, o.failures > 0})
+		st.Upstreams = append(st.Upstreams, Upstream{o.addr, o.failures > 0, o.plain.Load()})
 	}
 	switch {
 	case u.problem != "":
@@ -210,63 +222,34 @@ func (s *Server) Status() Status {
 	return st
 }
 
-// Close gives the addresses up.
-func (s *Server) Close() error {
-	s.end()
-	var errs []error
-	for _, c := range s.packets {
-		errs = append(errs, ignoreClosed(c.Close()))
-	}
-	for _, c := range s.listeners {
-		errs = append(errs, ignoreClosed(c.Close()))
-	}
-	return errors.Join(errs...)
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
-}
-
-// Serve answers until the context ends, and then closes the server.
-func (s *Server) Serve(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, s.end)
-	defer stop()
-	var serving sync.WaitGroup
-	failures := make(chan error, len(s.packets)+len(s.listeners))
-	for _, conn := range s.packets {
-		serving.Go(func() { failures <- s.serveUDP(conn, &serving) })
-	}
-	for _, ln := range s.listeners {
-		serving.Go(func() { failures <- s.serveTCP(ln, &serving) })
-	}
-	var err error
-	select {
-	case err = <-failures:
-	case <-s.ctx.Done():
-	}
-	err = errors.Join(ignoreClosed(err), s.Close())
-	serving.Wait()
-	return err
-}
-
 // serveUDP answers packets. Beyond the limit they are dropped: who sent them
-// asks again.
-func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
-	buffer, answer := make([]byte, maxQuery), make([]byte, maxUDP)
+// asks again. So are those of a client that came by a link it is not reached
+// by: somebody else sent them, and the answers would go to the client.
+func (s *Server) serveUDP(conn *net.UDPConn) error {
+	buffer, control, answer := make([]byte, maxQuery), make([]byte, queryRoom), make([]byte, maxUDP)
 	g := new(glance)
 	for {
-		n, from, err := conn.ReadFromUDPAddrPort(buffer)
+		n, told, _, from, err := conn.ReadMsgUDPAddrPort(buffer, control)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
 			return fmt.Errorf("reading DNS queries: %w", err)
 		}
-		if answer := s.again(answer, g, buffer[:n], from.Addr()); answer != nil {
-			conn.WriteToUDPAddrPort(answer, from) // nobody is left to tell of an error
+		link := ingress(control[:told])
+		expected := func() bool { return s.ways.over(link, from.Addr(), s.now()) }
+		if !s.permits(from.Addr()) {
+			if answer := s.refuse(parse(buffer[:n])); answer != nil && expected() {
+				conn.WriteToUDPAddrPort(answer, from) // nobody is left to tell of an error
+			}
+			continue
+		}
+		if !expected() {
+			s.counters.wrongLink.Add(1)
+			continue
+		}
+		if answer := s.again(answer, g, buffer[:n]); answer != nil {
+			conn.WriteToUDPAddrPort(answer, from)
 			continue
 		}
 		select {
@@ -276,7 +259,7 @@ func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
 			continue
 		}
 		query := parse(buffer[:n])
-		serving.Go(func() {
+		s.work.Go(func() {
 			defer func() { <-s.queries }()
 			if answer := s.handle(query, from.Addr(), true); answer != nil {
 				conn.WriteToUDPAddrPort(answer, from)
@@ -285,29 +268,30 @@ func (s *Server) serveUDP(conn *net.UDPConn, serving *sync.WaitGroup) error {
 	}
 }
 
-// serveTCP answers connections.
-func (s *Server) serveTCP(ln net.Listener, serving *sync.WaitGroup) error {
+// serveTCP answers connections. Their handshake shows that the source is where
+// it is reached.
+func (s *Server) serveTCP(p *point) error {
 	for {
-		conn, err := ln.Accept()
+		conn, err := p.listener.Accept()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return nil
 		case err != nil: // of one connection, or for want of descriptors
 			s.log.Warn("accepting a DNS connection", "error", err)
 			select {
-			case <-s.ctx.Done():
+			case <-p.ctx.Done():
 			case <-time.After(100 * time.Millisecond):
 			}
 		default:
-			serving.Go(func() { s.converse(conn) })
+			s.work.Go(func() { s.converse(p.ctx, conn) })
 		}
 	}
 }
 
 // converse answers the queries of a connection, several at once and as they are
 // done (RFC 7766 6.2.1.1). Who sends more than that, or does not read, waits.
-func (s *Server) converse(c net.Conn) {
-	stop := context.AfterFunc(s.ctx, func() { c.Close() })
+func (s *Server) converse(ctx context.Context, c net.Conn) {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	defer c.Close()
 	from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
@@ -385,14 +369,7 @@ func (s *Server) handle(m *query, from netip.Addr, udp bool) []byte {
 		return nil
 	}
 	if !s.permits(from) {
-		s.counters.refused.Add(1)
-		if m.bad || !s.mayTell() {
-			return nil
-		}
-		if answer := packed(reply(&m.Msg, dns.RcodeRefused)); len(answer) <= m.size {
-			return answer
-		}
-		return nil // the question was not whole
+		return s.refuse(m)
 	}
 	s.counters.queries.Add(1)
 	if m.bad {
@@ -420,6 +397,18 @@ func (s *Server) handle(m *query, from netip.Addr, udp bool) []byte {
 		a.udp(told)
 	}
 	return w.write(nil, &a, s.now())
+}
+
+// refuse tells who may not ask, now and then.
+func (s *Server) refuse(m *query) []byte {
+	s.counters.refused.Add(1)
+	if m.size < headerSize || m.Response || m.bad || !s.mayTell() {
+		return nil
+	}
+	if answer := packed(reply(&m.Msg, dns.RcodeRefused)); len(answer) <= m.size {
+		return answer
+	}
+	return nil // the question was not whole
 }
 
 // reject is the code for a well-formed query that is not answered.
@@ -476,12 +465,16 @@ func reply(query *dns.Msg, rcode int) *dns.Msg {
 func (s *Server) respond(q question) *wire {
 	ctx, cancel := context.WithTimeout(s.ctx, s.limits.query)
 	defer cancel()
+	all := s.allNames(s.now())
 	m := s.answer(ctx, q, nil)
 	if s.log.Enabled(ctx, slog.LevelDebug) {
 		s.log.Debug("dns query", "name", q.name, "type", dns.Type(q.qtype).String(), "code", dns.RcodeToString[m.Rcode], "answers", len(m.Answer))
 	}
 	now := s.now()
 	w := wireOf(q, m, now)
+	if w != nil {
+		w.all = all
+	}
 	// What is said of PTR is a matter of the table, too, and seldom asked.
 	if w != nil && m.entry != nil && now.Before(m.until) && q.qtype != dns.TypePTR {
 		s.cache.keep(m.entry, w)

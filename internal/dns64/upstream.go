@@ -9,8 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -32,25 +32,29 @@ type upstream struct {
 	addr     netip.AddrPort
 	failures int       // in a row
 	rests    time.Time // asked after the others until then
+
+	plain atomic.Bool // it does not keep the case of letters
 }
 
 // upstreams are those of the configuration, or those of resolv.conf.
 type upstreams struct {
-	file string           // resolv.conf
-	self []netip.AddrPort // never asked
+	file string // resolv.conf
 
 	mu      sync.Mutex
-	given   bool // by the configuration
+	self    []netip.AddrPort // never asked
+	given   bool             // by the configuration
 	list    []*upstream
 	looked  time.Time
 	was     os.FileInfo
 	problem string // with resolv.conf
 }
 
-// set takes those of the configuration; none: those of resolv.conf.
-func (u *upstreams) set(list []netip.AddrPort) {
+// set takes those of the configuration; none: those of resolv.conf. self are
+// the server's own addresses.
+func (u *upstreams) set(list, self []netip.AddrPort) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.self = self
 	u.given, u.was, u.looked, u.problem = len(list) > 0, nil, time.Time{}, ""
 	u.replace(list)
 }
@@ -166,7 +170,7 @@ func (s *Server) exchange(ctx context.Context, q question) (m *dns.Msg, where st
 			try, cancel = context.WithTimeout(ctx, firstTry)
 			defer cancel()
 		}
-		m, err := ask(try, o.addr, q)
+		m, err := ask(try, o, q)
 		if err != nil {
 			s.upstreams.failed(o, s.now())
 			errs = append(errs, err)
@@ -191,72 +195,47 @@ func (s *Server) exchange(ctx context.Context, q question) (m *dns.Msg, where st
 }
 
 // ask asks one upstream, from a port and with an ID of its own.
-func ask(ctx context.Context, to netip.AddrPort, q question) (*dns.Msg, error) {
+func ask(ctx context.Context, o *upstream, q question) (*dns.Msg, error) {
 	m := new(dns.Msg)
 	m.SetQuestion(q.name, q.qtype)
 	m.CheckingDisabled = q.cd
 	m.SetEdns0(maxUDP, q.do)
-	answer, err := send(ctx, to, m)
+	answer, err := send(ctx, o, m)
 	if err == nil && answer.Rcode == dns.RcodeFormatError && answer.IsEdns0() == nil { // it is from before EDNS (RFC 6891 7)
 		m.Extra = nil
-		answer, err = send(ctx, to, m)
+		answer, err = send(ctx, o, m)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking %v: %w", to, err)
+		return nil, fmt.Errorf("asking %v: %w", o.addr, err)
 	}
 	return answer, nil
 }
 
-// send asks by UDP and, when the answer is truncated, by TCP.
-func send(ctx context.Context, to netip.AddrPort, m *dns.Msg) (*dns.Msg, error) {
-	query, err := m.Pack()
+// send asks by UDP and, when the answer is truncated or the name in it has lost
+// its case, by TCP, where nobody guesses. An upstream that loses it always, or
+// does not do TCP, is asked in lower case from then on.
+func send(ctx context.Context, o *upstream, m *dns.Msg) (*dns.Msg, error) {
+	a, err := newAsked(m, !o.plain.Load())
 	if err != nil {
 		return nil, err
 	}
-	conn, err := dial(ctx, "udp", to)
-	if err != nil {
-		return nil, err
+	answer, is, err := a.sendUDP(ctx, o.addr)
+	switch {
+	case err != nil || is == whole:
+		return answer, err
+	case is == truncated:
+		answer, _, err = a.sendTCP(ctx, o.addr)
+		return answer, err
 	}
-	defer conn.Close()
-	if _, err := conn.Write(query); err != nil {
-		return nil, err
+	answer, is, err = a.sendTCP(ctx, o.addr)
+	if err == nil && is == whole {
+		return answer, nil
 	}
-	buffer := make([]byte, 4*maxUDP)
-	for { // what is no answer to this may be somebody's guess: the true one is still to come
-		n, err := conn.Read(buffer)
-		if err != nil {
-			return nil, err
-		}
-		if n < headerSize || buffer[0] != query[0] || buffer[1] != query[1] || buffer[2]&flagQR == 0 {
-			continue
-		}
-		if buffer[2]&flagTC != 0 { // its end may be missing
-			return sendTCP(ctx, to, m)
-		}
-		if answer := new(dns.Msg); answer.Unpack(buffer[:n]) == nil && answers(m, answer) {
-			return answer, nil
-		}
+	o.plain.Store(true)
+	if err == nil {
+		return answer, nil
 	}
-}
-
-func sendTCP(ctx context.Context, to netip.AddrPort, m *dns.Msg) (*dns.Msg, error) {
-	c, err := dial(ctx, "tcp", to)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	conn := &dns.Conn{Conn: c}
-	if err := conn.WriteMsg(m); err != nil {
-		return nil, err
-	}
-	answer, err := conn.ReadMsg()
-	if err != nil {
-		return nil, err
-	}
-	if !answers(m, answer) {
-		return nil, errors.New("it answers another question")
-	}
-	return answer, nil
+	return send(ctx, o, m)
 }
 
 func dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
@@ -269,16 +248,4 @@ func dial(ctx context.Context, network string, to netip.AddrPort) (net.Conn, err
 		err = conn.SetDeadline(deadline)
 	}
 	return conn, err
-}
-
-// answers reports whether a message answers a query.
-func answers(query, m *dns.Msg) bool {
-	if !m.Response || m.Id != query.Id || m.Opcode != dns.OpcodeQuery {
-		return false
-	}
-	if len(m.Question) == 0 { // as some do where they refuse
-		return m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError
-	}
-	asked, is := query.Question[0], m.Question[0]
-	return len(m.Question) == 1 && is.Qtype == asked.Qtype && is.Qclass == asked.Qclass && strings.EqualFold(is.Name, asked.Name)
 }

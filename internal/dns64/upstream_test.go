@@ -1,6 +1,7 @@
 package dns64
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -108,6 +109,99 @@ func TestForgery(t *testing.T) {
 	assert.Equal(t, []string{"four.example. 60 IN A 192.0.2.4", "four.example. 60 IN A 192.0.2.5"}, lines(get(t, s, "four.example.", dns.TypeA).Answer))
 }
 
+// TestForgedCase: an answer that is right but for the case of letters may be a
+// guess: the truth is asked for by TCP.
+func TestForgedCase(t *testing.T) {
+	u := scripted(t, zone...)
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
+		if w.RemoteAddr().Network() == "udp" {
+			q.Question[0].Name = swapped(q.Question[0].Name)
+			forged := new(dns.Msg).SetReply(q)
+			forged.Answer = rrs(t, "four.example. 60 IN A 192.0.2.66")
+			w.WriteMsg(forged)
+			return
+		}
+		answers()
+	})
+	s := serverOf(t, small(), u.addr)
+	assert.Equal(t, []string{"four.example. 60 IN A 192.0.2.4", "four.example. 60 IN A 192.0.2.5"}, lines(get(t, s, "four.example.", dns.TypeA).Answer))
+	assert.False(t, s.Status().Upstreams[0].Plain, "it is not the upstream's doing")
+}
+
+// swapped is a name in the other case.
+func swapped(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' {
+			return r - 'a' + 'A'
+		} else if r >= 'A' {
+			return r - 'A' + 'a'
+		}
+		return r
+	}, name)
+}
+
+// TestPlainUpstream: one that loses the case of letters is asked by TCP once, and
+// then in lower case; and one without TCP still is of use.
+func TestPlainUpstream(t *testing.T) {
+	for _, tcp := range []bool{true, false} {
+		u := scripted(t, zone...)
+		u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
+			q.Question[0].Name = strings.ToLower(q.Question[0].Name)
+			if w.RemoteAddr().Network() == "tcp" && !tcp {
+				w.Close()
+				return
+			}
+			answers()
+		})
+		s := serverOf(t, small(), u.addr)
+		for _, name := range []string{"four.example.", "both.example.", "long.example."} {
+			assert.NotEmpty(t, get(t, s, name, dns.TypeA).Answer, name)
+		}
+		assert.True(t, s.Status().Upstreams[0].Plain)
+		assert.Equal(t, []string{"udp both.example. A", "udp long.example. A"}, u.questions()[map[bool]int{true: 2, false: 3}[tcp]:])
+	}
+}
+
+// TestMixedCase: names are asked for in a case that nobody can foretell, and
+// nothing of that reaches clients.
+func TestMixedCase(t *testing.T) {
+	seen := map[string]bool{}
+	u := scripted(t, zone...)
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
+		u.mu.Lock()
+		seen[q.Question[0].Name] = true
+		u.mu.Unlock()
+		m := fromZone(rrs(t, zone...), q)
+		m.Compress = true // names in the answer are those of the question
+		if len(m.Answer) > 0 {
+			m.Answer[0].Header().Name = q.Question[0].Name
+		}
+		w.WriteMsg(m)
+	})
+	u.script(func(w dns.ResponseWriter, q *dns.Msg, answers func()) {
+		if !strings.HasSuffix(strings.ToLower(q.Question[0].Name), ".tree.example.") {
+			answers()
+			return
+		}
+		m := new(dns.Msg).SetReply(q)
+		target := q.Question[0].Name[:len("www.")] + "example.net."
+		m.Answer = append(rrs(t, "tree.example. 60 IN DNAME example.net."),
+			&dns.CNAME{Hdr: header(q.Question[0].Name, dns.TypeCNAME, 60), Target: target},
+			&dns.A{Hdr: header(target, dns.TypeA, 60), A: net.IPv4(192, 0, 2, 1)})
+		w.WriteMsg(m)
+	})
+	for range 50 {
+		s := serverOf(t, small(), u.addr)
+		assert.Equal(t, []string{"tree.example. 60 IN DNAME example.net.", "www.tree.example. 60 IN CNAME www.example.net.", "www.example.net. 60 IN A 192.0.2.1"},
+			lines(get(t, s, "www.tree.example.", dns.TypeA).Answer))
+		assert.Equal(t, "alias.example. 30 IN CNAME two.example.", lines(get(t, s, "alias.example.", dns.TypeA).Answer)[0])
+		assert.Equal(t, []string{soa}, lines(get(t, s, "alias.missing.example.", dns.TypeA).Ns))
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	assert.Greater(t, len(seen), 90)
+}
+
 // TestSlow: an answer that comes after the first try is over still is one, and
 // the upstream goes on being asked.
 func TestSlow(t *testing.T) {
@@ -210,7 +304,7 @@ func TestBits(t *testing.T) {
 func TestRest(t *testing.T) {
 	u := &upstreams{}
 	first, second := netip.MustParseAddrPort("192.0.2.1:53"), netip.MustParseAddrPort("192.0.2.2:53")
-	u.set([]netip.AddrPort{first, second})
+	u.set([]netip.AddrPort{first, second}, nil)
 	now := time.Unix(1000, 0)
 	order := func() (list []netip.AddrPort) {
 		for _, o := range u.order(now) {
@@ -270,7 +364,7 @@ func TestResolvConf(t *testing.T) {
 	assert.Equal(t, dns.RcodeServerFailure, get(t, s, "four.example.", dns.TypeA).Rcode)
 	assert.Equal(t, "there is no upstream to ask: "+file+" names none but this server itself: set dns64.upstreams", s.Status().Problem)
 
-	u.set([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.9:53")})
+	u.set([]netip.AddrPort{netip.MustParseAddrPort("192.0.2.9:53")}, nil)
 	now = now.Add(lookAgain)
 	assert.Equal(t, []string{"192.0.2.9:53"}, order(), "those of the configuration come before")
 }

@@ -3,7 +3,6 @@ package dns64
 import (
 	"encoding/binary"
 	"log/slog"
-	"net/netip"
 	"time"
 
 	"github.com/miekg/dns"
@@ -21,6 +20,7 @@ type wire struct {
 	until   time.Time
 	reached []reach // what it holds for only while the table says so
 	made    bool    // of these
+	all     bool    // names were synthesised whatever else they have
 }
 
 // ttl is a TTL in an answer.
@@ -78,14 +78,14 @@ func skipName(b []byte, at int) int {
 	return at + 1
 }
 
-// holds reports whether the table still says what it said.
-func (w *wire) holds(t Table) bool {
+// holds reports whether what it is made of still is as it was.
+func (w *wire) holds(s *Server, now time.Time) bool {
 	for _, r := range w.reached {
-		if v6, ok := t.Reach(r.v4); v6 != r.v6 || ok != r.ok {
+		if v6, ok := s.reach(r.v4, now); v6 != r.v6 || ok != r.ok {
 			return false
 		}
 	}
-	return true
+	return w.all == s.allNames(now)
 }
 
 // asking is how a query is to be answered.
@@ -202,15 +202,15 @@ func (g *glance) read(p []byte) bool {
 	return true
 }
 
-// again answers a query by UDP, in b, that was answered before; with nil it is
+// again answers a client's query by UDP, in b, that was answered before; with nil it is
 // for handle.
-func (s *Server) again(b []byte, g *glance, packet []byte, from netip.Addr) []byte {
-	if !g.read(packet) || !s.permits(from) || s.log.Enabled(s.ctx, slog.LevelDebug) {
+func (s *Server) again(b []byte, g *glance, packet []byte) []byte {
+	if !g.read(packet) || s.log.Enabled(s.ctx, slog.LevelDebug) {
 		return nil
 	}
 	now := s.now()
 	w := s.cache.wire(g.name, g.qtype, g.do, g.cd, now)
-	if w == nil || !w.holds(s.table) {
+	if w == nil || !w.holds(s, now) {
 		return nil
 	}
 	s.counters.queries.Add(1)

@@ -47,6 +47,10 @@ type link struct {
 	told   time.Time            // when the log was last told of them
 }
 
+// repeated is within what time a router that is there says everything again (RFC
+// 4861 6.2.1: MaxRtrAdvInterval). What was said once is forgotten.
+const repeated = mostMaximum
+
 // other is what another router says.
 type other struct {
 	text  string
@@ -148,13 +152,13 @@ func (l *link) advertise(t task) error {
 		return err
 	}
 	s := begin(t.lifetime, l.now().Last, time.Now())
-	quiet := time.Now().Add(answered) // until when nothing is sent
-	timer := time.NewTimer(time.Until(latest(s.next, quiet)))
+	quiet := silence{until: time.Now().Add(answered)}
+	timer := time.NewTimer(time.Until(latest(s.next, quiet.until)))
 	defer timer.Stop()
 	for {
 		select {
 		case withdraw := <-l.end:
-			if !withdraw || time.Now().Before(quiet) || l.now().Last.IsZero() {
+			if !withdraw || quiet.reigns(time.Now()) || l.now().Last.IsZero() {
 				return nil
 			}
 			time.Sleep(time.Until(s.free()))
@@ -162,6 +166,13 @@ func (l *link) advertise(t task) error {
 		case err := <-failed:
 			return fmt.Errorf("reading from the interface: %w", err)
 		case <-timer.C:
+			if quiet.ask {
+				quiet = silence{until: time.Now().Add(answered)}
+				if err := send(conn, &ndp.RouterSolicitation{}, allRouters); err != nil {
+					return err
+				}
+				break
+			}
 			if err := send(conn, advertisement(t.prefix, t.lifetime), allNodes); err != nil {
 				return err
 			}
@@ -174,16 +185,37 @@ func (l *link) advertise(t task) error {
 			case m.router && m.from != t.addr:
 				l.compare(m, t, now)
 			case m.router: // this host, also what natless sent itself
-				quiet = now.Add(m.lifetime)
+				quiet = hush(m.lifetime, now)
 				if m.lifetime > 0 {
 					l.problem(fmt.Errorf("another program makes this host a default router from the same address, %v, and hosts would "+
-						"take natless's word that it is none for that program's: have it send PREF64 instead (natless check --snippets)", t.addr))
+						"take natless's word that it is none for that program's: have it send PREF64 instead (natless check --snippets). "+
+						"It is asked again every %v: if there is no such program, somebody on the link forges its advertisements", t.addr, maxSilence))
 				}
 			}
 		}
-		timer.Reset(time.Until(latest(s.next, quiet)))
+		timer.Reset(time.Until(latest(s.next, quiet.until)))
 	}
 }
+
+// maxSilence bounds for how long one advertisement silences natless, whatever
+// lifetime it claims: anybody on the link can forge one.
+var maxSilence = 2 * time.Minute
+
+// silence is until when nothing is sent.
+type silence struct {
+	until time.Time
+	ask   bool // then first whether the program that it is for is there still
+}
+
+// hush is the silence for a program that makes this host a default router for a
+// lifetime; for 0 there is none.
+func hush(lifetime time.Duration, now time.Time) silence {
+	return silence{until: now.Add(min(lifetime, maxSilence)), ask: lifetime > 0}
+}
+
+// reigns reports whether nothing may be sent: that somebody has to be asked
+// first is silence, too.
+func (s silence) reigns(now time.Time) bool { return s.ask || now.Before(s.until) }
 
 func latest(a, b time.Time) time.Time {
 	if a.Before(b) {
@@ -207,9 +239,9 @@ func (l *link) compare(m heard, t task, now time.Time) {
 	for _, p := range m.pref64 {
 		switch {
 		case p.Lifetime > 0 && p.Prefix != t.prefix:
-			o = other{fmt.Sprintf("router %v advertises another prefix, %v", m.from, p.Prefix), now.Add(p.Lifetime)}
+			o = other{fmt.Sprintf("router %v advertises another prefix, %v", m.from, p.Prefix), now.Add(min(p.Lifetime, repeated))}
 		case p.Lifetime == 0 && p.Prefix == t.prefix:
-			o = other{fmt.Sprintf("router %v takes %v back", m.from, p.Prefix), now.Add(t.lifetime)}
+			o = other{fmt.Sprintf("router %v takes %v back", m.from, p.Prefix), now.Add(min(t.lifetime, repeated))}
 		}
 	}
 	l.mu.Lock()
