@@ -19,6 +19,7 @@ type Config struct {
 	OwnIPv4, OwnIPv6 netip.Addr       // natless's own; never lent, never mapped
 	RFC6791          []netip.Prefix   // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
 	Hairpin          bool             // clients reach each other by their IPv4 addresses
+	Guarded          bool             // only while SetNeighbours says that the host would let them
 	AllowPrivate     bool             // private IPv4 addresses may stand behind Pref64
 	Now              func() time.Time // dates leases; nil: time.Now
 	Revision         uint64           // the first revision; 0: 1
@@ -120,7 +121,7 @@ func New(c Config) (*Table, error) {
 // build makes a stage of what a configuration says, without leases.
 func (t *Table) build(c Config) (*stage, error) {
 	g := &stage{
-		t: t, policy: &policy{hairpin: c.Hairpin, allowPrivate: c.AllowPrivate},
+		t: t, policy: &policy{hairpin: c.Hairpin, guarded: c.Guarded, allowPrivate: c.AllowPrivate},
 		v4: new(bart.Fast[*entry]), v6: new(bart.Fast[*entry]), counts: new(octetCounts),
 		owned: true, counted: true, taken: map[*pool]int64{},
 	}

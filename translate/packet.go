@@ -183,6 +183,17 @@ func (p *Packet) notIP() Verdict {
 // has the flow Quoted.
 func (p *Packet) HasQuote() bool { return p.quote.start != 0 }
 
+// HardError reports whether the packet is an ICMPv6 error at which its receiver
+// may end a connection (RFC 5461 2). Packet Too Big and Time Exceeded, which
+// routers send, are none.
+func (p *Packet) HardError() bool {
+	if !p.v6 || !p.HasQuote() {
+		return false
+	}
+	typ := p.Buf[p.Off+p.outer.l4]
+	return typ == icmp6Unreachable || typ == icmp6Parameter
+}
+
 // IsEchoRequest reports whether the packet is an ICMP echo request.
 func (p *Packet) IsEchoRequest() bool {
 	if !p.echo {

@@ -73,7 +73,7 @@ func TestLabErrorsAreLimited(t *testing.T) {
 func TestLabHairpin(t *testing.T) {
 	eachOffload(t, func(t *testing.T, offload string) {
 		const other4, other6 = "203.0.113.81", "2001:db8:2::80"
-		w := start(t, setup{offload: offload, clients: 2, flags: []string{
+		w := start(t, setup{offload: offload, clients: 2, config: own + "hairpin = \"intrinsic\"\n", flags: []string{
 			"--pref64", lab.Pref64, "--map", lab.MappedIPv4 + "=" + lab.MappedIPv6, "--map", other4 + "=" + other6,
 		}})
 		serve(t, w.Clients[1], other6)

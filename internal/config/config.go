@@ -77,7 +77,7 @@ type Translation struct {
 	IPv4MTU         int            `toml:"ipv4_mtu"`               // bytes; 0: the device's
 	UDPZeroChecksum string         `toml:"udp_zero_checksum" enum:"compute drop"`
 	TrafficClass    string         `toml:"traffic_class" enum:"copy zero"`
-	Hairpin         string         `toml:"hairpin" enum:"intrinsic off"`
+	Hairpin         string         `toml:"hairpin" enum:"guarded intrinsic off"`
 	PrivateIPv4     string         `toml:"private_ipv4" enum:"auto allow deny"` // see Config.AllowPrivate
 }
 
@@ -157,7 +157,7 @@ func Default() *Config {
 			LowestIPv6MTU:   1280,
 			UDPZeroChecksum: "compute",
 			TrafficClass:    "copy",
-			Hairpin:         "intrinsic",
+			Hairpin:         "guarded",
 			PrivateIPv4:     "auto",
 		},
 		Pools:    []Pool{defaultPool()},

@@ -228,7 +228,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	var plane, watch, server, names, keeper, advertiser error
 	keeping.Go(func() { defer cancel(); keeper = d.table.RunKeeper(keeperCtx) })
 	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
-	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal) })
+	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal, d.table.SetNeighbours) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
 	beside.Go(func() { defer cancel(); names = d.names.Serve(ctx) })
 	beside.Go(func() { defer cancel(); advertiser = d.ra.Run(ctx) })

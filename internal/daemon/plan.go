@@ -21,6 +21,7 @@ func Plan(c *config.Config) hostnet.Plan {
 		Open:       c.Network.Firewall == "open",
 		Keep:       c.Network.OnExit == "keep",
 		Masquerade: c.Masquerade(),
+		Guarded:    c.Translation.Hairpin != "intrinsic",
 
 		Uplinks:     c.Network.Uplinks,
 		ClientLinks: c.Network.ClientLinks,
@@ -62,7 +63,8 @@ func Mapping(c *config.Config) mapping.Config {
 		OwnIPv4:      c.OwnIPv4(),
 		OwnIPv6:      c.OwnIPv6(),
 		RFC6791:      c.Translation.RFC6791,
-		Hairpin:      c.Translation.Hairpin == "intrinsic",
+		Hairpin:      c.Translation.Hairpin != "off",
+		Guarded:      c.Translation.Hairpin == "guarded",
 		AllowPrivate: c.AllowPrivate(),
 		Maps:         c.Maps,
 	}

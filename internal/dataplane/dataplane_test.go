@@ -30,6 +30,7 @@ const (
 	two6, two4       = "2001:db8::2", "192.0.2.2"
 	oneSeen, twoSeen = "64:ff9b::192.0.2.1", "64:ff9b::192.0.2.2" // by each other
 	server6, server4 = "64:ff9b::198.51.100.1", "198.51.100.1"
+	liar6            = "2001:db8:9::2"                // a client that speaks for another
 	router6, router4 = "2001:db8:9::1", "192.0.2.253" // without counterpart, and its stand-in
 	own6, own4       = "2001:db8::ffff", "192.0.2.254"
 	nobody6          = "2001:db8:dead::1"
@@ -103,6 +104,8 @@ func (r *resolver) HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.
 	f, v := cross(f, back)
 	return f, mapping.Ranges{}, v
 }
+
+func (r *resolver) SpeaksFor(host, dst netip.Addr) bool { return host != addr(liar6) }
 
 func (r *resolver) Shared(netip.Addr) bool { return false }
 

@@ -33,6 +33,9 @@ type Resolver interface {
 	ResolveError(f translate.Flow) (translate.Flow, translate.Verdict)
 	// LookupRanges answers like ResolveRanges and creates nothing.
 	LookupRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict)
+	// SpeaksFor reports whether the host at an IPv6 address may say that a packet
+	// to dst failed.
+	SpeaksFor(host, dst netip.Addr) bool
 	// HairpinBackRanges is the way back to IPv6 of an IPv4 flow for which one of
 	// the others said Hairpin (RFC 7757 4.2.2).
 	HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict)
@@ -190,6 +193,9 @@ func (t *Translator) resolveError(tick uint32) (v translate.Verdict) {
 	p := &t.packet
 	if t.resolver.Own(p.Flow.Dst) {
 		return translate.OwnAddress
+	}
+	if p.HardError() && !t.resolver.SpeaksFor(p.Flow.Src, p.Quoted.Dst) {
+		return translate.ErrorForAnother
 	}
 	f := p.Flow
 	f.DstPort = p.Quoted.SrcPort

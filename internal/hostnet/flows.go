@@ -21,22 +21,52 @@ import (
 // list is, the kernel's table is read once. Where connections are not tracked
 // there is nothing to do, and where natless may not, nothing to be done.
 func ForgetFlows(list []mapping.Portion) error {
-	if count, _ := readSysctl(filepath.Join(procNet, "netfilter", "nf_conntrack_count")); count == "" || count == "0" {
-		return nil
-	}
 	flows := flowsOf{}
 	for _, p := range list {
 		flows[p.IPv4] = append(flows[p.IPv4], p)
 	}
+	if err := deleteFlows(flows); err != nil {
+		return fmt.Errorf("deleting the tracked connections of %d addresses: %w", len(flows), err)
+	}
+	return nil
+}
+
+func deleteFlows(such netlink.CustomConntrackFilter) error {
+	if count, _ := readSysctl(filepath.Join(procNet, "netfilter", "nf_conntrack_count")); count == "" || count == "0" {
+		return nil
+	}
 	err := retry(func() error {
-		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flows)
+		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, such)
 		return err
 	}, dumped)
 	switch {
-	case err == nil, errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
 		return nil // the last two: a kernel without conntrack's netlink part
 	}
-	return fmt.Errorf("deleting the tracked connections of %d addresses: %w", len(flows), err)
+	return err
+}
+
+// forgetUnmasqueraded deletes what connection tracking knows of flows that began
+// while no rule masqueraded them. They would stay as they are: the kernel looks for
+// a translation at a flow's first packet alone.
+func forgetUnmasqueraded(pools []netip.Prefix) error {
+	if len(pools) == 0 {
+		return nil
+	}
+	if err := deleteFlows(unmasqueraded(pools)); err != nil {
+		return fmt.Errorf("deleting tracked connections that are not masqueraded: %w", err)
+	}
+	return nil
+}
+
+// unmasqueraded matches flows from prefixes that leave with their own source.
+type unmasqueraded []netip.Prefix
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (p unmasqueraded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	a, _ := netip.AddrFromSlice(flow.Forward.SrcIP)
+	return flow.Reverse.DstIP.Equal(flow.Forward.SrcIP) &&
+		slices.ContainsFunc(p, func(x netip.Prefix) bool { return x.Contains(a.Unmap()) })
 }
 
 // flowsOf matches the flows of portions, by their addresses.

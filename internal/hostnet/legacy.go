@@ -3,12 +3,14 @@ package hostnet
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"unsafe"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +29,6 @@ const (
 	legacyHookEntry   = legacyNameLen + 1*4  // where each hook begins
 	legacyUnderflow   = legacyNameLen + 6*4  // where each hook's policy is
 	legacySize        = legacyInfoLen - 1*4  // bytes of all entries
-	legacyForward     = unix.NF_INET_FORWARD // which hook
 
 	legacyLinkLen = unix.IFNAMSIZ
 	legacyName    = 2                             // in a match or target: after its size
@@ -55,39 +56,56 @@ var legacyFamilies = []legacyFamily{
 	{"/proc/thread-self/net/ip6_tables_names", true, unix.AF_INET6, unix.SOL_IPV6, 64, 131, 0x04, 136 + 4, 136 + 32},
 }
 
-// legacyChains finds the FORWARD chains of the older iptables, which nftables
-// does not show.
-func legacyChains() []*foreign {
-	var found []*foreign
+// legacyChains finds the chains of the older iptables at the hooks, which nftables
+// does not show, but for those of a family.
+func legacyChains(not string, hooks []*nftables.ChainHook) (found []*foreign, failed error) {
 	for _, l := range legacyFamilies {
 		names, err := os.ReadFile(l.path)
-		if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
+		if err != nil || l.family() == not || !slices.Contains(strings.Fields(string(names)), "filter") {
 			continue // asking for the table would make it
 		}
-		if f, err := l.read(); err == nil {
+		for _, hook := range hooks {
+			chain, ok := legacyHooks[*hook]
+			if !ok {
+				continue // the table has no chain there
+			}
+			f, err := l.read(int(*hook), chain)
+			if err != nil {
+				failed = errors.Join(failed, err)
+				continue
+			}
 			found = append(found, f)
 		}
 	}
-	return found
+	return found, failed
 }
 
-// read reads the filter table, which must exist.
-func (l legacyFamily) read() (*foreign, error) {
+// legacyHooks are the chains of the filter table.
+var legacyHooks = map[nftables.ChainHook]string{
+	*nftables.ChainHookInput: "INPUT", *nftables.ChainHookForward: forwardChain,
+}
+
+func (l legacyFamily) family() string {
+	if l.ipv6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+// read reads the filter table, which must exist, for its chain at a hook.
+func (l legacyFamily) read(hook int, chain string) (*foreign, error) {
 	info, table, err := l.fetch()
 	if err != nil {
 		return nil, fmt.Errorf("reading iptables: %w", err)
 	}
 	t := legacyTable{legacyFamily: l, entries: table[legacyEntriesHead:], names: map[int]string{}, rules: map[string][]rule{}}
-	t.names[int(number(info, legacyHookEntry+4*legacyForward))] = forwardChain
-	if err := t.parse(int(number(info, legacyUnderflow+4*legacyForward))); err != nil {
+	t.names[int(number(info, legacyHookEntry+4*hook))] = chain
+	if err := t.parse(int(number(info, legacyUnderflow+4*hook))); err != nil {
 		return nil, fmt.Errorf("reading iptables: %w", err)
 	}
 	f := &foreign{
-		family: "ip", table: "filter", chain: forwardChain, legacy: true, drop: t.drop,
+		family: l.family(), table: "filter", chain: chain, legacy: true, drop: t.drop,
 		rules: func(chain string) []rule { return t.rules[chain] },
-	}
-	if l.ipv6 {
-		f.family = "ip6"
 	}
 	for name := range t.rules {
 		f.chains = append(f.chains, name)
@@ -124,7 +142,7 @@ type legacyTable struct {
 	entries []byte
 	names   map[int]string // of chains, by the offset of their first entry
 	rules   map[string][]rule
-	drop    bool // the policy of FORWARD
+	drop    bool // the policy of the chain
 }
 
 // parse reads one entry after the other. A jump is written as the offset it

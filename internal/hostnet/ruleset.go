@@ -2,12 +2,14 @@ package hostnet
 
 import (
 	"bytes"
+	"errors"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
 )
 
 // foreign is a chain of another program that all forwarded packets pass, with
@@ -32,6 +34,8 @@ func (f *foreign) String() string {
 type rule struct {
 	in, out linkMatch
 	more    bool // it has conditions that are not looked at
+	byLink  bool // some of these are about the link that packets come in by
+	unknown bool // it may end packets, or lead them anywhere, by a map or a queue
 	comment string
 	verdict expr.VerdictKind // VerdictContinue where it decides nothing
 	to      string           // the chain of VerdictJump and VerdictGoto
@@ -108,18 +112,29 @@ func (f *foreign) hasChain(prefix string) bool {
 // foreignChains finds the chains of others that forwarded packets pass. Where
 // nftables cannot be read there are none; Check warns of that.
 func foreignChains() []*foreign {
-	found := legacyChains()
-	conn, err := nftables.New()
-	if err != nil {
-		return found
+	found, _ := chainsAt(unix.AF_UNSPEC, nftables.ChainHookForward)
+	return found
+}
+
+// chainsAt finds the chains of others that filter packets of a family at one of
+// the hooks; of both families for AF_UNSPEC. With an error they may be incomplete.
+func chainsAt(family int, hooks ...*nftables.ChainHook) (found []*foreign, err error) {
+	not := map[int]string{unix.AF_INET: "ip6", unix.AF_INET6: "ip"}[family]
+	found, err = legacyChains(not, hooks)
+	conn, connErr := nftables.New()
+	if connErr != nil {
+		return found, errors.Join(err, connErr)
 	}
-	chains, err := conn.ListChains()
-	if err != nil {
-		return found
+	chains, listErr := conn.ListChains()
+	if listErr != nil {
+		return found, errors.Join(err, listErr)
 	}
 	for _, c := range chains {
 		family, ip := familyNames[c.Table.Family]
-		if !ip || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || isOwn(c.Table) {
+		if !ip || family == not || isOwn(c.Table) || c.Hooknum == nil || c.Type == nftables.ChainTypeNAT {
+			continue
+		}
+		if !slices.ContainsFunc(hooks, func(h *nftables.ChainHook) bool { return *h == *c.Hooknum }) {
 			continue
 		}
 		f := &foreign{family: family, table: c.Table.Name, chain: c.Name, rules: rulesOf(conn, c.Table)}
@@ -131,7 +146,7 @@ func foreignChains() []*foreign {
 		}
 		found = append(found, f)
 	}
-	return found
+	return found, err
 }
 
 var familyNames = map[nftables.TableFamily]string{
@@ -163,35 +178,29 @@ func rulesOf(conn *nftables.Conn, table *nftables.Table) func(string) []rule {
 
 func newRule(exprs []expr.Any) rule {
 	r := rule{verdict: expr.VerdictContinue}
-	var loaded *linkMatch // what the next comparison is about
+	var loaded comparison // that comes next
 	for _, e := range exprs {
 		about := loaded
-		loaded = nil
+		loaded = comparison{}
 		switch e := e.(type) {
 		case *expr.Counter, *expr.Log:
 		case *expr.Meta:
-			switch {
-			case e.Key == expr.MetaKeyIIFNAME && !e.SourceRegister:
-				loaded = &r.in
-			case e.Key == expr.MetaKeyOIFNAME && !e.SourceRegister:
-				loaded = &r.out
-			default:
-				r.more = true
-			}
+			loaded = r.load(e)
 		case *expr.Cmp:
-			if about == nil || e.Op != expr.CmpOpEq && e.Op != expr.CmpOpNeq {
-				r.more = true
+			if about.note(e) {
 				continue
 			}
-			name, _, whole := bytes.Cut(e.Data, []byte{0})
-			*about = linkMatch{name: string(name), prefix: !whole, not: e.Op == expr.CmpOpNeq}
+			r.more = true
 		case *expr.Match:
-			comment, ok := e.Info.(*xt.Comment)
-			if !ok {
-				r.more = true
-				continue
-			}
-			r.comment = string(*comment)
+			r.match(e)
+		case *expr.Payload:
+			r.more = true
+			r.byLink = r.byLink || e.Base == expr.PayloadBaseLLHeader // who sent it on the link
+		case *expr.Lookup:
+			r.more = true
+			r.unknown = r.unknown || e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT
+		case *expr.Queue:
+			r.unknown = true
 		case *expr.Reject:
 			r.verdict = expr.VerdictDrop
 		case *expr.Verdict:
@@ -201,13 +210,68 @@ func newRule(exprs []expr.Any) rule {
 		default:
 			r.more = true
 		}
-		if about != nil {
-			if _, compared := e.(*expr.Cmp); !compared {
-				r.more = true // as with a set of names
-			}
+		if about.with != nil {
+			r.more = true // as with a set of names
+			r.byLink = r.byLink || about.with == &r.in
 		}
 	}
 	return r
+}
+
+// linkKeys are what a rule can know of the link that a packet comes in by.
+var linkKeys = []expr.MetaKey{
+	expr.MetaKeyIIFTYPE, expr.MetaKeyIIFGROUP, expr.MetaKeyBRIIIFNAME,
+}
+
+// load is the comparison that follows; none where that is not looked at.
+func (r *rule) load(e *expr.Meta) comparison {
+	switch {
+	case e.SourceRegister:
+	case e.Key == expr.MetaKeyIIFNAME:
+		return comparison{with: &r.in}
+	case e.Key == expr.MetaKeyOIFNAME:
+		return comparison{with: &r.out}
+	case e.Key == expr.MetaKeyIIF:
+		return comparison{with: &r.in, index: true}
+	default:
+		r.byLink = r.byLink || slices.Contains(linkKeys, e.Key)
+	}
+	r.more = true
+	return comparison{}
+}
+
+// comparison is of the name of a link, or of its index.
+type comparison struct {
+	with  *linkMatch // nil: of something else
+	index bool
+}
+
+// loopback is how the kernel compares the index of lo, which is 1 in every
+// network namespace.
+var loopback = linkRef{index: 1}.key()
+
+// note notes what a link is compared with, and reports whether it is known: of
+// indexes only that of lo is.
+func (c comparison) note(e *expr.Cmp) bool {
+	if c.with == nil || e.Op != expr.CmpOpEq && e.Op != expr.CmpOpNeq || c.index && !bytes.Equal(e.Data, loopback) {
+		return false
+	}
+	name, _, whole := bytes.Cut(e.Data, []byte{0})
+	if c.index {
+		name, whole = []byte("lo"), true
+	}
+	*c.with = linkMatch{name: string(name), prefix: !whole, not: e.Op == expr.CmpOpNeq}
+	return true
+}
+
+// match notes a match of iptables.
+func (r *rule) match(e *expr.Match) {
+	if comment, ok := e.Info.(*xt.Comment); ok {
+		r.comment = string(*comment)
+		return
+	}
+	r.more = true
+	r.byLink = r.byLink || e.Name == "mac" || e.Name == "physdev"
 }
 
 // targetVerdict is what a target of iptables other than the built-in ones does.

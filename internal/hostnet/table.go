@@ -29,6 +29,8 @@ type tableSpec struct {
 	Device              string
 	Index               int // of the device
 	Masquerade, Inbound []netip.Prefix
+	Own                 []netip.Prefix // IPv4 addresses that are routed to the device
+	HostShut            bool           // clients do not reach the host's own IPv4 addresses
 	Stateful            bool           // some IPv4 prefix is open to answers only
 	Links               []linkRef      // those to clients, and the device
 	Named               []netip.Prefix // IPv6 clients, wherever they are
@@ -50,7 +52,9 @@ type familyTable struct {
 	family               nftables.TableFamily
 	sets                 []setSpec
 	forward, postrouting []ruleSpec
-	before               int // how far before the NAT of others postrouting comes
+	input                []ruleSpec
+	leaving              []ruleSpec // after postrouting
+	before               int        // how far before the NAT of others postrouting comes
 }
 
 // setSpec is a set that rules refer to by name. What is in it changes only with
@@ -78,6 +82,7 @@ const (
 	setWithin    = "within"
 	setReachable = "reachable"
 	setInbound   = "inbound"
+	setOwn       = "own"
 	setPools     = "masqueraded"
 )
 
@@ -86,6 +91,8 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Device:     h.plan.Device,
 		Masquerade: covering(h.plan.Masquerade),
 		Inbound:    covering(h.plan.Inbound),
+		Own:        covering(h.plan.IPv4),
+		HostShut:   h.plan.Guarded && hostChoosesByLink(),
 		Index:      h.device,
 		Links:      append(v.refs(v.clients), linkRef{h.device, h.plan.Device}),
 		Named:      covering(h.plan.Clients),
@@ -110,7 +117,7 @@ func (s tableSpec) tables() []familyTable {
 		return list
 	}
 	for i := range list {
-		list[i].forward = nil
+		list[i].forward, list[i].input = nil, nil
 		list[i].sets = slices.DeleteFunc(list[i].sets, func(set setSpec) bool { return set.name != setPools })
 	}
 	return slices.DeleteFunc(list, func(t familyTable) bool { return len(t.postrouting) == 0 })
@@ -119,10 +126,13 @@ func (s tableSpec) tables() []familyTable {
 func (s tableSpec) ipv4() familyTable {
 	t := familyTable{family: nftables.TableFamilyIPv4}
 	t.guard(s, s.Opened4, false)
+	t.addOwnSources(s)
 	t.addLinks(setLinks, s.Links)
 	if s.Stateful {
 		t.addForward("ct state established,related accept", established(), verdict(expr.VerdictAccept))
+		t.addPublished()
 	}
+	t.addWayBack4()
 	if len(s.Inbound) > 0 {
 		t.addPrefixes(setInbound, s.Inbound)
 		t.addForward("ip daddr @inbound accept", address4(destination, setInbound), verdict(expr.VerdictAccept))
@@ -135,6 +145,10 @@ func (s tableSpec) ipv4() familyTable {
 			fmt.Sprintf("ip saddr @masqueraded oifname != %q masquerade", s.Device),
 			slices.Concat(address4(source, setPools), notOut(s.Device), []expr.Any{&expr.Masq{}}),
 		}}
+		t.addUnmasqueraded(s)
+	}
+	if s.HostShut {
+		t.addHostShut(s)
 	}
 	return t
 }
@@ -240,6 +254,8 @@ func (t familyTable) String() string {
 		priority = fmt.Sprintf("srcnat - %d", t.before)
 	}
 	chain("postrouting {\n\t\ttype nat hook postrouting priority "+priority+"; policy accept;", t.postrouting)
+	chain("leaving {\n\t\ttype filter hook postrouting priority srcnat + 1; policy accept;", t.leaving)
+	chain("input {\n\t\ttype filter hook input priority filter; policy accept;", t.input)
 	b.WriteString("}")
 	return b.String()
 }
@@ -261,13 +277,17 @@ func (s setSpec) String() string {
 func (h *Host) tableChanges(v *view, f forwardingPlan) []change {
 	spec := h.tableSpec(v, f)
 	same := h.table.Device != "" && reflect.DeepEqual(spec, h.table)
-	if h.guard.verify(h.tablePrint) && same {
+	whole := h.guard.verify(h.tablePrint)
+	if whole && same {
 		return nil
 	}
+	lost := !whole // and with them the masquerading, of flows that began since
 	return []change{{key: tablesKey, text: "replace " + spec.String(), again: same, do: func() (err error) {
 		h.table = spec
-		h.tablePrint, err = h.guard.install(func() error { return installTable(spec) }, spec.parts())
-		return err
+		if h.tablePrint, err = h.guard.install(func() error { return installTable(spec) }, spec.parts()); err != nil || !lost {
+			return err
+		}
+		return forgetUnmasqueraded(spec.Masquerade)
 	}}}
 }
 
@@ -296,7 +316,7 @@ func tablePrint() (print string, parts int, err error) {
 // parts is what tablePrint counts, of tables as they should be.
 func (s tableSpec) parts() (n int) {
 	for _, t := range s.tables() {
-		n += len(t.forward) + len(t.postrouting)
+		n += len(t.forward) + len(t.postrouting) + len(t.leaving) + len(t.input)
 		for _, set := range t.sets {
 			if !set.interval {
 				n += len(set.elements)
@@ -415,6 +435,14 @@ func addTable(conn *nftables.Conn, t familyTable) error {
 		Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting,
 		Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource - nftables.ChainPriority(t.before)), Policy: &accept,
 	}, t.postrouting)
+	addChain(conn, table, &nftables.Chain{
+		Name: "leaving", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPostrouting,
+		Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 1), Policy: &accept,
+	}, t.leaving)
+	addChain(conn, table, &nftables.Chain{
+		Name: "input", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput,
+		Priority: nftables.ChainPriorityFilter, Policy: &accept,
+	}, t.input)
 	return nil
 }
 
@@ -530,12 +558,7 @@ func sourceAndLink(then expr.Any) []expr.Any {
 }
 
 func established() []expr.Any {
-	bits := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: bits, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-	}
+	return ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
 }
 
 // Offsets of the addresses in an IPv4 header (RFC 791 section 3.1).

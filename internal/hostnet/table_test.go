@@ -134,13 +134,13 @@ func dropLegacyForward(t *testing.T, ipv6 bool) {
 	if err != nil {
 		testenv.Skip(t, "this kernel has no legacy iptables: "+err.Error())
 	}
-	table, err := l.read()
+	table, err := l.read(unix.NF_INET_FORWARD, forwardChain)
 	require.NoError(t, err)
 	require.False(t, table.drop)
 
 	size := uint32(number(info, legacySize))
 	entries = entries[legacyEntriesHead:]
-	policy := entries[number(info, legacyUnderflow+4*legacyForward):]
+	policy := entries[number(info, legacyUnderflow+4*unix.NF_INET_FORWARD):]
 	at := binary.NativeEndian.Uint16(policy[l.target:]) + legacyInside
 	binary.NativeEndian.PutUint32(policy[at:], ^uint32(0)) // DROP
 

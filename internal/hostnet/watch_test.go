@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ type watched struct {
 	mu     sync.Mutex
 	events []Event
 	local  []netip.Prefix
+	lets   atomic.Bool
 }
 
 func watch(t *testing.T, h *Host) *watched {
@@ -40,7 +42,7 @@ func watch(t *testing.T, h *Host) *watched {
 			ended <- err
 			return
 		}
-		ended <- h.Watch(ctx, w.report, w.setLocal)
+		ended <- h.Watch(ctx, w.report, w.setLocal, w.lets.Store)
 	}()
 	t.Cleanup(func() {
 		cancel()

@@ -202,6 +202,15 @@ func (w *witness) LookupRanges(f translate.Flow) (translate.Flow, mapping.Ranges
 	return to, x, v
 }
 
+// SpeaksFor is asked about an ICMP error by which connections end.
+func (w *witness) SpeaksFor(host, dst netip.Addr) bool {
+	speaks := w.table.SpeaksFor(host, dst)
+	if !speaks {
+		w.add(Step{Step: StepQuotedDestination, From: dst, Section: "RFC 5508 4.2", Text: fmt.Sprintf("%v is a client, and the packet was not for it", host)})
+	}
+	return speaks
+}
+
 // HairpinBackRanges is asked about the packet and then about the one it quotes.
 func (w *witness) HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict) {
 	to, x, v := w.table.HairpinBackRanges(f)
