@@ -351,6 +351,9 @@ func (t *Table) SetNeighbours(lets bool) {
 	t.announce(&s, []Event{{Op: OpChanged, By: "rules of the host"}})
 }
 
+// Hairpins reports whether clients reach each other by IPv4 addresses now.
+func (t *Table) Hairpins() bool { return t.hairpins(t.current.Load()) }
+
 // SetLocal tells what "local" among the clients of a pool means from now on.
 // Leases already made stay until they end.
 func (t *Table) SetLocal(prefixes []netip.Prefix) {

@@ -363,7 +363,7 @@ func (d *daemon) refused() []string {
 	if !c.AllowPrivate() {
 		said = append(said, fmt.Sprintf("private IPv4 addresses behind %v (translation.private_ipv4; or use 64:ff9b:1::/96)", c.Translation.Pref64))
 	}
-	if c.Translation.Hairpin == "off" {
+	if !d.table.Hairpins() {
 		said = append(said, "packets between clients (translation.hairpin)")
 	}
 	return said
