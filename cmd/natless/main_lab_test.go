@@ -3,6 +3,7 @@ package main_test
 import (
 	"context"
 	"net"
+	"os"
 	"testing"
 	"time"
 	"unsafe"
@@ -17,7 +18,13 @@ import (
 	"github.com/natless/natless/internal/lab"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(agentVariable) != "" {
+		agentMain(os.Stdin, os.Stdout)
+		return
+	}
+	lab.Main(m)
+}
 
 const (
 	server6 = "[" + lab.Server6 + "]"

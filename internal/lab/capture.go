@@ -129,6 +129,15 @@ func (c *Capture) Packets() [][]byte {
 	return append([][]byte(nil), c.packets...)
 }
 
+// Take returns what has been collected since the last Take, and forgets it: for
+// a capture that goes on for hours.
+func (c *Capture) Take() (packets [][]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	packets, c.packets = c.packets, nil
+	return packets
+}
+
 // Wait returns the first packet that wanted accepts, or nil when none has come
 // in time.
 func (c *Capture) Wait(timeout time.Duration, wanted func([]byte) bool) []byte {

@@ -397,8 +397,9 @@ func (c *Cmd) Start() error {
 	if c.detached {
 		c.node.lab.leave(c.Process)
 	}
+	process := c.Process // not c, whose output would stay in memory as long as the lab
 	c.node.lab.Cleanup(func() error {
-		if err := c.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return err
 		}
 		return nil
