@@ -200,7 +200,8 @@ func (r *rig) address(t *testing.T, cidr string, flags int) {
 	require.NoError(t, err)
 	a.Flags = flags
 	if flags&unix.IFA_F_DEPRECATED != 0 {
-		a.ValidLft, a.PreferedLft = math.MaxInt32, 0 // for 68 years, and not to be used
+		forever := uint32(math.MaxUint32)
+		a.ValidLft, a.PreferedLft = int(forever), 0 // and not to be used
 	}
 	require.NoError(t, r.client.Netlink.AddrAdd(link, a))
 }
