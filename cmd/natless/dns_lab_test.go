@@ -601,7 +601,7 @@ func TestLabForgedQuery(t *testing.T) {
 	victim := w.Clients[0]
 	_, err := exchange(t, victim, dnsAddress, "www.example.com.", dns.TypeAAAA, 0)
 	require.NoError(t, err)
-	c, err := victim.Capture("eth0")
+	c, err := victim.CaptureAll("eth0")
 	require.NoError(t, err)
 	for i, forger := range []*lab.Node{w.Clients[1], w.Server} {
 		require.NoError(t, forger.Address("lo", "2001:db8:1::2/128"))
@@ -619,9 +619,11 @@ func TestLabForgedQuery(t *testing.T) {
 	assert.Contains(t, w.query(t, "status"), "4 queries came by another link than their source is reached by")
 	_, err = exchange(t, victim, dnsAddress, "www.example.com.", dns.TypeAAAA, 0)
 	require.NoError(t, err, "the client itself goes on")
+	answer := func(b []byte) bool { return len(b) > 48 && b[6] == 17 && b[40] == 0 && b[41] == 53 }
+	require.NotNil(t, c.Wait(lab.Stall, answer))
 	answers := 0
 	for _, b := range c.Packets() {
-		if len(b) > 48 && b[6] == 17 && b[40] == 0 && b[41] == 53 {
+		if answer(b) {
 			answers++
 		}
 	}

@@ -76,7 +76,7 @@ func pingOnce(t *testing.T, n *lab.Node, to string) error {
 func TestLabNothingLeavesUnmasqueraded(t *testing.T) {
 	w := start(t, setup{})
 	works(t, w)
-	atServer, err := w.Server.Capture("eth0")
+	atServer, err := w.Server.CaptureAll("eth0")
 	require.NoError(t, err)
 	for port, set := range []func(*layers.TCP){
 		func(s *layers.TCP) { s.RST = true },
@@ -106,7 +106,7 @@ func TestLabStrangerIsNoClient(t *testing.T) {
 		"--pref64", lab.Pref64, "--map", lab.MappedIPv4 + "=" + lab.MappedIPv6, "--map", "203.0.113.81=2001:db8:2::80",
 	}})
 	works(t, w)
-	atClient, err := w.client.Capture("eth0")
+	atClient, err := w.client.CaptureAll("eth0")
 	require.NoError(t, err)
 	for _, src := range []string{"203.0.113.81", lab.MappedIPv4, w.lease(t, client1)} {
 		ip := ip4(src, lab.MappedIPv4, layers.IPProtocolUDP)

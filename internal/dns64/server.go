@@ -204,7 +204,7 @@ func (s *Server) Status() Status {
 	if s.allNames(now) {
 		st.Synthesise = All
 	}
-	st.Absent = s.ways.absent(st.Listen, now)
+	st.Absent = s.ways.absent(st.Listen)
 	st.Entries, st.Bytes = s.cache.usage()
 	u := &s.upstreams
 	u.mu.Lock()

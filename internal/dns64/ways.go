@@ -133,10 +133,11 @@ func (w *ways) ipv6(now time.Time) bool {
 	})
 }
 
-// absent are those of addresses that no link of the host has.
-func (w *ways) absent(list []netip.AddrPort, now time.Time) (gone []netip.AddrPort) {
+// absent are those of addresses that no link of the host has. The kernel is asked
+// each time: a link may have come up a moment ago.
+func (w *ways) absent(list []netip.AddrPort) (gone []netip.AddrPort) {
 	for _, a := range list {
-		if !w.to(a.Addr(), now).own {
+		if !w.look(a.Addr()).own {
 			gone = append(gone, a)
 		}
 	}
@@ -150,7 +151,7 @@ func Absent(list []netip.AddrPort) ([]netip.AddrPort, error) {
 		return nil, fmt.Errorf("looking for the addresses of DNS64: %w", err)
 	}
 	defer w.end()
-	return w.absent(list, time.Now()), nil
+	return w.absent(list), nil
 }
 
 // ingress is the index of the link that a packet came in by, from its control
