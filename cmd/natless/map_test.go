@@ -183,7 +183,7 @@ func TestCheckDiff(t *testing.T) {
 	require.NoError(t, os.WriteFile("natless.toml", []byte("[device]\nmtu = 1400\n[translation]\nhairpin = \"off\"\n"), 0o600))
 	assert.Equal(t, `- device.mtu = 0  # needs a restart
 + device.mtu = 1400  # needs a restart
-- translation.hairpin = "intrinsic"
+- translation.hairpin = "guarded"
 + translation.hairpin = "off"
 `, mustSay(t, "check --diff -c natless.toml"))
 }

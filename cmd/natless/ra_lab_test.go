@@ -226,7 +226,7 @@ func TestLabAdvertisementFollows(t *testing.T) {
 	t.Parallel()
 	w := build(t, setup{})
 	w.daemon = launch(t, w.Host, setup{config: ra(`"lan1", "later"`)}) // not wholly ready: one is missing
-	s := w.waitStatus(t, func(s api.Status) bool { return s.Degraded && s.RA[0].Sent > 0 })
+	s := w.waitStatus(t, func(s api.Status) bool { return s.Degraded && len(s.RA) > 0 && s.RA[0].Sent > 0 })
 	assert.Contains(t, s.Warnings, "no router advertisements on later: there is no such interface")
 
 	require.NoError(t, lab.Wire(w.Host, "later", w.client, "eth9", 0))
@@ -304,7 +304,7 @@ func TestLabAnotherRouterHere(t *testing.T) {
 	lab.Require(t)
 	t.Parallel()
 	w := start(t, setup{config: ra(`"lan1"`), before: noDefault})
-	w.waitStatus(t, func(s api.Status) bool { return s.RA[0].Sent > 0 })
+	w.waitStatus(t, func(s api.Status) bool { return len(s.RA) > 0 && s.RA[0].Sent > 0 })
 	assert.Empty(t, defaults(t, w.client))
 	speak(t, w.Host, "lan1", &ndp.RouterAdvertisement{RouterLifetime: 30 * time.Minute}, allNodes)
 	s := w.waitStatus(t, func(s api.Status) bool { return s.Degraded })
@@ -341,7 +341,7 @@ func TestLabAnotherRouterHereBefore(t *testing.T) {
 		}
 	}()
 	w.daemon = launch(t, w.Host, setup{config: ra(`"lan1"`)})
-	s := w.waitStatus(t, func(s api.Status) bool { return s.RA[0].Problem != "" })
+	s := w.waitStatus(t, func(s api.Status) bool { return len(s.RA) > 0 && s.RA[0].Problem != "" })
 	assert.Contains(t, s.RA[0].Problem, "another program")
 	assert.Zero(t, s.RA[0].Sent)
 }
@@ -361,12 +361,12 @@ func TestLabOtherPrefixes(t *testing.T) {
 		s := w.waitStatus(t, func(s api.Status) bool { return strings.Contains(strings.Join(s.Warnings, "\n"), what) })
 		assert.False(t, s.Degraded)
 	}
-	w.waitStatus(t, func(s api.Status) bool { return s.RA[0].Sent > 0 })
+	w.waitStatus(t, func(s api.Status) bool { return len(s.RA) > 0 && s.RA[0].Sent > 0 })
 	say("2001:db8:aaaa::/96", time.Hour)
 	tells("advertises another prefix, 2001:db8:aaaa::/96")
 	say(lab.Pref64, 0)
 	tells("takes " + lab.Pref64 + " back")
 	say(lab.Pref64, time.Hour)
-	s := w.waitStatus(t, func(s api.Status) bool { return len(s.RA[0].Others) == 0 })
+	s := w.waitStatus(t, func(s api.Status) bool { return len(s.RA) > 0 && len(s.RA[0].Others) == 0 })
 	assert.Empty(t, s.Warnings)
 }
