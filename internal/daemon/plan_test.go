@@ -65,13 +65,13 @@ func TestMapping(t *testing.T) {
 			Idle: time.Hour, Origin: file + ":20",
 		}},
 		OwnIPv4: netip.MustParseAddr("169.254.64.2"), OwnIPv6: netip.MustParseAddr("2001:db8::1"),
-		RFC6791:      []netip.Prefix{prefix("192.0.2.0/28")},
-		AllowPrivate: true,
+		RFC6791:    []netip.Prefix{prefix("192.0.2.0/28")},
+		GlobalOnly: false,
 	}, Mapping(c))
 
 	usual := Mapping(config.Default())
 	assert.True(t, usual.Hairpin)
-	assert.False(t, usual.AllowPrivate)
+	assert.False(t, !usual.GlobalOnly)
 }
 
 func TestPlan(t *testing.T) {

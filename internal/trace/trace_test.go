@@ -18,9 +18,15 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func config(t *testing.T) Config {
 	t.Helper()
+	return configOf(t, false)
+}
+
+func configOf(t *testing.T, globalOnly bool) Config {
+	t.Helper()
 	c := mapping.Config{
-		Pref64: netip.MustParsePrefix("64:ff9b::/96"),
-		Maps:   []mapping.Map{{IPv4: netip.MustParsePrefix("192.0.2.0/29"), IPv6: netip.MustParsePrefix("2001:db8::/125"), Origin: "natless.toml:4"}},
+		GlobalOnly: globalOnly,
+		Pref64:     netip.MustParsePrefix("64:ff9b::/96"),
+		Maps:       []mapping.Map{{IPv4: netip.MustParsePrefix("192.0.2.0/29"), IPv6: netip.MustParsePrefix("2001:db8::/125"), Origin: "natless.toml:4"}},
 		Pools: []mapping.Pool{{
 			IPv4: netip.MustParsePrefix("198.51.100.0/29"), Clients: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64")}, Origin: "natless.toml:7",
 		}},
@@ -115,7 +121,7 @@ func TestSteps(t *testing.T) {
 			"parse: not a packet that can be translated (RFC 791 3.1, RFC 8200 3)",
 		}, 0, ""},
 	} {
-		r := words(t, config(t), c.packet)
+		r := words(t, configOf(t, c.verdict == "private_ipv4"), c.packet)
 		assert.Equal(t, c.verdict, r.Verdict, c.packet)
 		assert.Equal(t, c.leaves, r.Leaves, c.packet)
 		assert.Equal(t, c.steps, lines(r), c.packet)
