@@ -440,8 +440,12 @@ func DefaultOwnIPv4(pools []Pool, maps []Map) netip.Addr {
 
 // firstFree is the first usable address of a pool that is in no map.
 func firstFree(pool netip.Prefix, maps []Map) netip.Addr {
+	around, refused := RefusedAround(pool, nil)
 	var inside []netip.Prefix
 	for i := range maps {
+		if refused && around.Reach == inet.Link && maps[i].IPv4.Bits() < around.Prefix.Bits() {
+			continue // to which the pool's addresses are refused
+		}
 		if maps[i].IPv4.Overlaps(pool) {
 			inside = append(inside, maps[i].IPv4)
 		}

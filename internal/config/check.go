@@ -47,7 +47,6 @@ func (c *Config) check(r *report) {
 	c.checkFirewall(r)
 	c.checkMTUs(r)
 	c.checkPref64(r)
-	c.dropPool()
 	c.checkOwn(r)
 	c.checkMaps(r)
 	c.checkRefused(r)
@@ -349,14 +348,6 @@ func (c *Config) checkTranslatable(r *report) {
 				r.add(path, "%s: mapped at %s: expected either", Short(p), m.Origin)
 			}
 		}
-	}
-}
-
-// dropPool takes out the pool that nobody wrote where the maps leave none of
-// its addresses: natless then has no pool.
-func (c *Config) dropPool() {
-	if len(c.Pools) == 1 && c.Pools[0].Origin == "default" && !c.firstFree(c.Pools).IsValid() {
-		c.Pools = nil
 	}
 }
 

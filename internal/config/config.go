@@ -74,7 +74,7 @@ type Translation struct {
 	LowestIPv6MTU   int            `toml:"lowest_ipv6_mtu"`        // bytes
 	IPv6MTU         int            `toml:"ipv6_mtu"`               // bytes; 0: the device's
 	IPv4MTU         int            `toml:"ipv4_mtu"`               // bytes; 0: the device's
-	UDPZeroChecksum string         `toml:"udp_zero_checksum" enum:"compute drop"`
+	UDPZeroChecksum string         `toml:"udp_zero_checksum" enum:"compute drop forward"`
 	TrafficClass    string         `toml:"traffic_class" enum:"copy zero"`
 	Hairpin         string         `toml:"hairpin" enum:"intrinsic off"`
 	PrivateIPv4     string         `toml:"private_ipv4" enum:"auto allow deny"` // see Config.AllowPrivate

@@ -310,6 +310,7 @@ func (c *Config) Options(deviceMTU int) translate.Options {
 		IPv6MTU:       ipv6,
 		LowestIPv6MTU: min(t.LowestIPv6MTU, ipv6),
 		DropUDPZero:   t.UDPZeroChecksum == "drop",
+		KeepUDPZero:   t.UDPZeroChecksum == "forward",
 		ZeroTOS:       t.TrafficClass == "zero",
 	}
 }

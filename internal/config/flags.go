@@ -18,8 +18,8 @@ type Flags struct {
 	set *pflag.FlagSet
 
 	device, pref64, poolMode, masquerade, firewall, onExit, offload, socket, stateDir, privateIPv4 string
-	maps, pools, clients, dns64                                                       []string
-	queues                                                                            int
+	maps, pools, clients, dns64                                                                    []string
+	queues                                                                                         int
 }
 
 // Register adds the flags to a command.

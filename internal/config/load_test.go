@@ -26,6 +26,8 @@ func TestExample(t *testing.T) {
 	c.given = nil
 	want.Translation.RFC6791 = c.Translation.RFC6791 // [] and left out are the same
 	assert.Empty(t, c.Translation.RFC6791)
+	want.Translation.Translatable = c.Translation.Translatable
+	assert.Empty(t, c.Translation.Translatable)
 	assert.Empty(t, c.DNS64.Listen)
 	assert.Empty(t, c.DNS64.Upstreams)
 	want.DNS64.Listen, want.DNS64.Upstreams = c.DNS64.Listen, c.DNS64.Upstreams
@@ -304,7 +306,7 @@ func TestPortRanges(t *testing.T) {
 		"default":     {func(*Config) {}, ""},
 		"one address": {func(c *Config) { c.Pools[0].IPv4 = netip.MustParsePrefix("192.0.2.7/32") }, ""},
 		"mapped": {func(c *Config) {
-			c.Pools[0].IPv4, c.Pools[0].Origin = netip.MustParsePrefix("192.0.2.7/32"), "flag"
+			c.Pools[0].IPv4 = netip.MustParsePrefix("192.0.2.7/32")
 			c.Translation.IPv4 = netip.MustParseAddr("192.0.2.1")
 			c.Maps = []Map{{IPv4: c.Pools[0].IPv4, IPv6: netip.MustParsePrefix("2001:db8::7/128")}}
 		}, "pool.ipv4: 192.0.2.7/32: maps and natless's own address, 192.0.2.1, leave none for clients: expected a larger pool, or fewer addresses in maps"},

@@ -101,12 +101,12 @@ func TestSteps(t *testing.T) {
 		}, 1, ""},
 		{"icmp 2001:db8::1 2001:db8:ffff::1", "answered", true, []string{
 			"parse: ICMPv6 from 2001:db8::1 to 2001:db8:ffff::1, identifier 1 (RFC 7915 5.1)",
-			"own: 2001:db8:ffff::1: natless itself, which answers ping and nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
+			"own: 2001:db8:ffff::1: natless itself, which answers ping and serves nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
 		}, 1, ""},
 		{"tcp 2001:db8::1 1 2001:db8:ffff::1 2", "own_address", false, []string{
 			parse6 + "2001:db8:ffff::1 port 2 (RFC 7915 5.1)",
-			"own: 2001:db8:ffff::1: natless itself, which answers ping and nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
-		}, 0, ""},
+			"own: 2001:db8:ffff::1: natless itself, which answers ping and serves nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
+		}, 0, "IPv6 2001:db8:ffff::1 > 2001:db8::1, hop limit 64, 108 bytes; ICMPv6 DestinationUnreachable(PortUnreachable), about [IPv6 2001:db8::1 > 2001:db8:ffff::1, hop limit 64, 60 bytes; TCP 1 > 2 SYN, 0 bytes of data]"},
 		{"tcp 2001:db8::1 1 64:ff9b::10.0.0.1 2", "private_ipv4", false, []string{
 			parse6 + "64:ff9b::a00:1 port 2 (RFC 7915 5.1)",
 			"source: 2001:db8::1: map 192.0.2.0/29 = 2001:db8::/125 (natless.toml:4) (RFC 7757 3.3)",
