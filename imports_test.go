@@ -20,6 +20,7 @@ const module = "github.com/natless/natless"
 
 // rooms says which rooms each room may import besides itself. Imports run one
 // way: cmd → internal → conntrack → mapping → translate, and tun beside them.
+// Package leaf, which imports none of ours, stands below all but translate.
 var rooms = map[string][]string{
 	"translate": {},
 	"tun":       {},
@@ -29,6 +30,10 @@ var rooms = map[string][]string{
 	"cmd":       {"translate", "tun", "mapping", "conntrack", "internal"},
 	"scripts":   {"translate", "tun", "mapping", "conntrack", "internal"},
 }
+
+// leaf is the one package of internal that rooms below it may import: what is
+// fixed about addresses has one list.
+const leaf = module + "/internal/inet"
 
 // pureImports are the packages outside the standard library that translate may
 // import: it has to stay pure functions over bytes.
@@ -65,6 +70,9 @@ func violations(g graph) []string {
 		for _, imp := range g[pkg] {
 			to, ours := room(imp)
 			switch {
+			case ours && pkg == leaf:
+				bad = append(bad, fmt.Sprintf("%s: imports %s: a leaf imports none of ours", pkg, imp))
+			case imp == leaf && from != "translate":
 			case ours && to != from && !slices.Contains(allowed, to):
 				bad = append(bad, fmt.Sprintf("%s: imports %s: %s may not import %s", pkg, imp, from, to))
 			case from == "translate" && !ours && !standard(imp) && !slices.Contains(pureImports, imp):
@@ -72,8 +80,10 @@ func violations(g graph) []string {
 			}
 		}
 	}
-	if path := reach(g, module+"/internal/oracle", module+"/translate"); path != nil {
-		bad = append(bad, fmt.Sprintf("%s: the oracle may not share code with what it judges", strings.Join(path, " → ")))
+	for _, judged := range []string{module + "/translate", leaf} {
+		if path := reach(g, module+"/internal/oracle", judged); path != nil {
+			bad = append(bad, fmt.Sprintf("%s: the oracle may not share code with what it judges", strings.Join(path, " → ")))
+		}
 	}
 	return bad
 }
@@ -166,6 +176,10 @@ func TestViolations(t *testing.T) {
 		}, nil},
 		"translate imports none of ours":   {graph{m + "/translate": {m + "/mapping"}}, []string{"translate may not import mapping"}},
 		"translate stays pure":             {graph{m + "/translate": {"golang.org/x/sys/unix"}}, []string{"translate imports the standard library"}},
+		"all may import the leaf":          {graph{m + "/mapping": {leaf}, m + "/conntrack": {leaf}, m + "/tun": {leaf}, m + "/internal/config": {leaf}, m + "/cmd/natless": {leaf}}, nil},
+		"but translate":                    {graph{m + "/translate": {leaf}}, []string{"translate may not import internal"}},
+		"and the oracle":                   {graph{m + "/internal/oracle": {leaf}}, []string{"the oracle may not share"}},
+		"the leaf imports none":            {graph{leaf: {m + "/tun"}}, []string{"a leaf imports none of ours"}},
 		"tun imports none of ours":         {graph{m + "/tun": {m + "/translate"}}, []string{"tun may not import translate"}},
 		"mapping does not look up":         {graph{m + "/mapping": {m + "/conntrack"}}, []string{"mapping may not import conntrack"}},
 		"a room's cellar is the room":      {graph{m + "/mapping/store": {m + "/internal/config"}}, []string{"mapping may not import internal"}},

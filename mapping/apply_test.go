@@ -82,9 +82,17 @@ func TestApplyRefuses(t *testing.T) {
 		{"same IPv6", add("203.0.113.0/24", "2001:db8:1::/120"), ErrConflict, []string{"2001:db8:1::/120 is mapped already"}},
 		{"own IPv4", add("169.254.64.1/32", "2001:db8:9::1/128"), ErrConflict, []string{"natless itself"}},
 		{"own IPv6", add("203.0.113.1/32", "fd00::1/128"), ErrConflict, []string{"natless itself"}},
-		{"pref64", add("203.0.113.1/32", "2001:db8:64::1/128"), ErrConflict, []string{"overlaps pref64"}},
+		{"pref64", add("203.0.113.0/24", "2001:db8:64::/96"), ErrConflict, []string{"overlaps pref64"}},
+		{"around pref64", add("203.0.113.0/24", "2001:db8::/32"), ErrConflict, []string{"overlaps pref64"}},
+		{"own IPv4 by pref64", add("203.0.113.1/32", "2001:db8:64::169.254.64.1/128"), ErrConflict, []string{"stands for 169.254.64.1/32, which is taken by natless itself"}},
+		{"a pool's address by pref64", add("203.0.113.1/32", "2001:db8:64::169.254.64.5/128"), ErrConflict, []string{"overlaps pool 169.254.64.0/28"}},
+		{"a map's by pref64", add("203.0.113.1/32", "2001:db8:64::198.51.100.7/128"), ErrConflict, []string{"taken by map 198.51.100.7/32"}},
+		{"link-local", add("169.254.7.0/24", "2001:db8:9::/120"), nil, []string{"169.254.7.0/24 is refused: it lies in 169.254.0.0/16, link-local (RFC 3927)"}},
+		{"metadata", add("169.254.169.254/32", "2001:db8:9::1/128"), nil, []string{"169.254.169.254/32, cloud metadata"}},
+		{"class E", add("240.0.0.0/4", "2001:db8:9::/100"), nil, []string{"class E"}},
+		{"link-local IPv6", add("203.0.113.1/32", "fe80::1/128"), nil, []string{"fe80::/10, link-local (RFC 4291)"}},
 		{"the pool", add("169.254.64.0/28", "2001:db8:9::/124"), ErrConflict, []string{"takes all of pool 169.254.64.0/28 (natless.toml:20)"}},
-		{"over the pool", add("169.254.64.0/24", "2001:db8:9::/120"), ErrConflict, []string{"takes all of pool 169.254.64.0/28"}},
+		{"over a pool", add("192.0.2.0/24", "2001:db8:9::/120"), ErrConflict, []string{"takes all of pool 192.0.2.0/30"}},
 		{"in rfc6791", add("203.0.113.9/32", "2001:db8:9::1/128"), ErrConflict, []string{"rfc6791 203.0.113.8/30"}},
 		{"is rfc6791", add("203.0.113.8/30", "2001:db8:9::/126"), ErrConflict, []string{"rfc6791 203.0.113.8/30"}},
 		{"over rfc6791", add("203.0.113.0/24", "2001:db8:9::/120"), ErrConflict, []string{"rfc6791 203.0.113.8/30"}},
@@ -217,11 +225,11 @@ func TestApplyLaw(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := Config{
 			Pref64: rapid.SampledFrom([]netip.Prefix{{}, pfx("2001:db8:64::/96")}).Draw(t, "pref64"), OwnIPv4: addr("169.254.64.1"), OwnIPv6: addr("fd00::1"),
-			Hairpin: true, AllowPrivate: rapid.Bool().Draw(t, "private"),
+			Hairpin: true, GlobalOnly: rapid.Bool().Draw(t, "private"),
 			Pools: []Pool{poolOf("169.254.64.0/24"), poolOf("10.0.0.0/8"), poolOf("192.0.2.128/30")},
 		}
 		if rapid.Bool().Draw(t, "stand-ins") {
-			c.RFC6791 = []netip.Prefix{pfx("203.0.113.0/24"), pfx("169.254.0.0/18")}
+			c.RFC6791 = []netip.Prefix{pfx("203.0.113.0/24"), pfx("198.18.0.0/18")}
 		}
 		x, err := New(c)
 		require.NoError(t, err)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/gaissmai/bart"
+
+	"github.com/natless/natless/internal/inet"
 )
 
 // Config is what a table is made of.
@@ -20,7 +22,7 @@ type Config struct {
 	RFC6791          []netip.Prefix   // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
 	Hairpin          bool             // clients reach each other by their IPv4 addresses
 	Guarded          bool             // only while SetNeighbours says that the host would let them
-	AllowPrivate     bool             // private IPv4 addresses may stand behind Pref64
+	GlobalOnly       bool             // IPv4 addresses that are not globally reachable do not stand behind Pref64 (RFC 6052 3.1)
 	Now              func() time.Time // dates leases; nil: time.Now
 	Revision         uint64           // the first revision; 0: 1
 }
@@ -55,37 +57,34 @@ type Pool struct {
 	Origin     string         // as a Map's
 }
 
-// block is a range of addresses that no packet may carry unless a map or a
-// pool inside the range says otherwise.
+// block is a range of special addresses. What is refused no packet may carry,
+// whatever map it lies in, but as the address of a pool inside the range: those
+// never leave the host. What is private may be mapped, but not stand behind
+// pref64.
 type block struct {
-	prefix netip.Prefix
-	kind   kind
-	name   string
+	inet.Block
+	kind kind
 }
 
 var (
-	refused4 = []block{
-		{netip.MustParsePrefix("0.0.0.0/8"), kindIllegal, "unspecified"},
-		{netip.MustParsePrefix("127.0.0.0/8"), kindIllegal, "loopback"},
-		{netip.MustParsePrefix("169.254.0.0/16"), kindBeyond, "link-local"},
-		{netip.MustParsePrefix("224.0.0.0/4"), kindIllegal, "multicast"},
-		{netip.MustParsePrefix("240.0.0.0/4"), kindBeyond, "class E"},
-		{netip.MustParsePrefix("255.255.255.255/32"), kindIllegal, "broadcast"},
-	}
-	refused6 = []block{
-		{netip.MustParsePrefix("::/128"), kindIllegal, "unspecified"},
-		{netip.MustParsePrefix("::1/128"), kindIllegal, "loopback"},
-		{netip.PrefixFrom(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff}), 96), kindIllegal, "v4-mapped"},
-		{netip.MustParsePrefix("fe80::/10"), kindBeyond, "link-local"},
-		{netip.MustParsePrefix("ff00::/8"), kindIllegal, "multicast"},
-	}
-	private4 = []block{
-		{netip.MustParsePrefix("10.0.0.0/8"), kindPrivate, "private"},
-		{netip.MustParsePrefix("172.16.0.0/12"), kindPrivate, "private"},
-		{netip.MustParsePrefix("192.168.0.0/16"), kindPrivate, "private"},
-		{netip.MustParsePrefix("100.64.0.0/10"), kindPrivate, "private"},
-	}
+	refused4 = blocksOf(inet.Of(inet.IPv4, inet.Nobody, inet.Link))
+	refused6 = blocksOf(inet.Of(inet.IPv6, inet.Nobody, inet.Link))
+	private4 = blocksOf(inet.Narrow())
 )
+
+func blocksOf(list []inet.Block) (blocks []block) {
+	for _, b := range list {
+		k := kindPrivate
+		switch b.Reach {
+		case inet.Nobody:
+			k = kindIllegal
+		case inet.Link:
+			k = kindBeyond
+		}
+		blocks = append(blocks, block{b, k})
+	}
+	return blocks
+}
 
 // New makes a table. An error names the map or pool at fault, where it was
 // asked for, and why it cannot be.
@@ -121,7 +120,7 @@ func New(c Config) (*Table, error) {
 // build makes a stage of what a configuration says, without leases.
 func (t *Table) build(c Config) (*stage, error) {
 	g := &stage{
-		t: t, policy: &policy{hairpin: c.Hairpin, guarded: c.Guarded, allowPrivate: c.AllowPrivate},
+		t: t, policy: &policy{hairpin: c.Hairpin, guarded: c.Guarded, globalOnly: c.GlobalOnly},
 		v4: new(bart.Fast[*entry]), v6: new(bart.Fast[*entry]), counts: new(octetCounts),
 		owned: true, counted: true, taken: map[*pool]int64{},
 	}
@@ -136,10 +135,10 @@ func (t *Table) build(c Config) (*stage, error) {
 
 func (g *stage) blocks(Config) error {
 	for _, x := range refused4 {
-		g.put4(x.prefix, &entry{kind: x.kind, of: x.name})
+		g.put4(x.Prefix, &entry{kind: x.kind, of: x.Name})
 	}
 	for _, x := range refused6 {
-		g.put6(x.prefix, &entry{kind: x.kind, of: x.name})
+		g.put6(x.Prefix, &entry{kind: x.kind, of: x.Name})
 	}
 	if p := g.t.pref64; p.IsValid() {
 		g.put6(p.prefix, &entry{kind: kindPref64, of: "pref64"})
@@ -153,22 +152,89 @@ func (g *stage) maps(c Config) error {
 	entries := make([]entry, len(c.Maps))
 	for i := range c.Maps {
 		m, e := &c.Maps[i], &entries[i]
-		if err := m.check(g.t.pref64); err != nil {
-			return fmt.Errorf("%v: %w", m, err)
-		}
-		if err := cmp.Or(g.free4(m), g.free6(m)); err != nil {
+		if err := cmp.Or(m.check(g.t.pref64), m.allowed(c.Pools), g.free4(m), g.free6(m)); err != nil {
 			return fmt.Errorf("%v: %w", m, err)
 		}
 		e.set(kindMap, m.IPv4, m.IPv6, m)
-		g.put4(m.IPv4, e)
-		g.put6(m.IPv6, e)
+		if err := g.enterMap(m, e, c.Pools); err != nil {
+			return fmt.Errorf("%v: %w", m, err)
+		}
 	}
 	return nil
 }
 
-// check holds a map against RFC 7757 3.2 and pref64. A map that overlaps
-// pref64 could only make loops: its IPv6 side would be refused as a source and
-// as what a destination becomes.
+// enterMap enters the entry of a map that has its place to itself.
+func (g *stage) enterMap(m *Map, e *entry, pools []Pool) error {
+	g.put4(m.IPv4, e)
+	g.put6(m.IPv6, e)
+	e.wide = g.wide(m, pools)
+	seen, ok := g.t.pref64.Seen(m.IPv6)
+	if e.self = ok && e.isSelf(&g.t.pref64); !ok || e.self {
+		return nil
+	}
+	return g.taken4(seen, &entry{kind: kindTaken, of: m})
+}
+
+// taken4 enters that the IPv6 addresses by which IPv4 ones would be known are
+// somebody's own.
+func (g *stage) taken4(p netip.Prefix, e *entry) error {
+	if there, _ := g.v4.Get(p); there != nil && there.kind < kindPref64 {
+		return conflict("by pref64 it stands for %v, which is taken by %v", p, there.of)
+	}
+	for _, pool := range g.pools {
+		if pool.IPv4.Overlaps(p) {
+			return conflict("by pref64 it stands for %v, which overlaps %v", p, pool)
+		}
+	}
+	g.put4(p, e)
+	return nil
+}
+
+// wide reports whether a map has parts that are others': what is refused, what
+// a pool lends, or natless's own addresses. Of what it translates such addresses
+// to it must be asked whether they are the map's.
+func (g *stage) wide(m *Map, pools []Pool) bool {
+	around := func(p, part netip.Prefix) bool { return p.Bits() < part.Bits() && p.Contains(part.Addr()) }
+	return m.IPv4.Bits() < 32 && slices.ContainsFunc(refused4, func(b block) bool { return around(m.IPv4, b.Prefix) }) ||
+		m.IPv6.Bits() < 128 && slices.ContainsFunc(refused6, func(b block) bool { return around(m.IPv6, b.Prefix) }) ||
+		slices.ContainsFunc(pools, func(p Pool) bool { return around(m.IPv4, p.IPv4) }) ||
+		m.IPv4.Bits() < 32 && m.IPv4.Contains(g.t.own4) || m.IPv6.Bits() < 128 && m.IPv6.Contains(g.t.own6)
+}
+
+// allowed refuses a map of addresses that no packet may carry. One that is
+// wider than these is legal, and they are refused all the same. Inside a pool
+// such a map is a client's fixed address.
+func (m *Map) allowed(pools []Pool) error {
+	for _, side := range []netip.Prefix{m.IPv4, m.IPv6} {
+		b, ok := RefusedAround(side, pools)
+		if ok {
+			return fmt.Errorf("%v is refused: it lies in %v", side, b)
+		}
+	}
+	return nil
+}
+
+// RefusedAround is the block of addresses that natless never translates, whatever
+// map there is, in which all of p lies. What a pool lends is none, unless the
+// block lies inside the pool.
+func RefusedAround(p netip.Prefix, pools []Pool) (b inet.Block, ok bool) {
+	table := refused6
+	if p.Addr().Is4() {
+		table = refused4
+	}
+	for _, x := range table { // the longer behind the wider
+		if x.Prefix.Bits() <= p.Bits() && x.Prefix.Contains(p.Addr()) {
+			b, ok = x.Block, true
+		}
+	}
+	return b, ok && !slices.ContainsFunc(pools, func(q Pool) bool {
+		return q.IPv4.Bits() >= b.Prefix.Bits() && q.IPv4.Bits() <= p.Bits() && q.IPv4.Contains(p.Addr())
+	})
+}
+
+// check holds a map against RFC 7757 3.2 and pref64. A map around pref64 could
+// only make loops: its IPv6 side would be refused as a source and as what a
+// destination becomes. Inside pref64 the map comes first.
 func (m *Map) check(pref64 Prefix64) error {
 	switch {
 	case !m.IPv4.IsValid() || !m.IPv4.Addr().Is4():
@@ -182,8 +248,8 @@ func (m *Map) check(pref64 Prefix64) error {
 	case 128-m.IPv6.Bits() < 32-m.IPv4.Bits():
 		return fmt.Errorf("%d bits of IPv4 suffix do not fit in %d bits of IPv6 suffix, expected an IPv6 prefix of at most /%d (RFC 7757 3.2)",
 			32-m.IPv4.Bits(), 128-m.IPv6.Bits(), 96+m.IPv4.Bits())
-	case pref64.IsValid() && pref64.prefix.Overlaps(m.IPv6):
-		return conflict("%v overlaps pref64 %v", m.IPv6, pref64.prefix)
+	case pref64.IsValid() && pref64.prefix.Overlaps(m.IPv6) && m.IPv6.Bits() <= pref64.prefix.Bits():
+		return conflict("%v overlaps pref64 %v: expected a prefix outside, or inside and longer", m.IPv6, pref64.prefix)
 	}
 	return nil
 }
@@ -212,13 +278,19 @@ func (g *stage) own(c Config) error {
 		if !a.Is6() || a.Is4In6() || a.Zone() != "" {
 			return fmt.Errorf("own IPv6 address %v: not an IPv6 address", a)
 		}
-		if e, _ := g.v6.Lookup(a); e != nil && e.kind != kindMap {
+		if e, _ := g.v6.Lookup(a); e != nil && e.kind != kindMap && e.kind != kindPref64 {
 			return fmt.Errorf("own IPv6 address %v: a %s address", a, e.of)
 		}
 		if e, _ := g.v6.Get(p); e != nil {
 			return fmt.Errorf("own IPv6 address %v: taken by %v", a, e.of)
 		}
 		g.put6(p, &entry{kind: kindOwn, of: "natless itself"})
+		// Under pref64 it may be its own IPv4 address, and no other's.
+		if seen, ok := t.pref64.Seen(p); ok && seen != netip.PrefixFrom(t.own4, 32) {
+			if err := g.taken4(seen, &entry{kind: kindTaken, self: true, of: "natless itself"}); err != nil {
+				return fmt.Errorf("own IPv6 address %v: %w", a, err)
+			}
+		}
 	}
 	return nil
 }
@@ -236,8 +308,13 @@ func (g *stage) addPools(c Config) error {
 		}
 		// Whatever is longer than the pool is taken out of it; what is as long or
 		// shorter would take all.
-		if e, _ := g.v4.LookupPrefix(p.IPv4); e != nil && (e.kind == kindMap || e.kind == kindOwn) {
+		if e, _ := g.v4.LookupPrefix(p.IPv4); e != nil && (e.kind == kindMap || e.kind == kindOwn || e.kind == kindTaken) {
 			return fmt.Errorf("%v: all of it is taken by %v", p, e.of)
+		}
+		for x, e := range g.v4.Subnets(p.IPv4) {
+			if e.kind == kindTaken {
+				return fmt.Errorf("%v: the IPv6 address that stands for %v by pref64 is taken by %v", p, x, e.of)
+			}
 		}
 		g.put4(p.IPv4, p.entry)
 		if p.usable = p.lendable(g.v4, p.IPv4); p.usable == 0 {
@@ -269,11 +346,11 @@ func (g *stage) standIns(c Config) error {
 				return fmt.Errorf("rfc6791 %v: overlaps %v", p, q)
 			}
 		}
-		if e, _ := g.v4.LookupPrefix(p); e != nil && e.kind != kindBeyond {
+		if e, _ := g.v4.LookupPrefix(p); e != nil {
 			return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
 		}
 		for _, e := range g.v4.Subnets(p) {
-			if e.kind == kindMap {
+			if e.kind == kindMap || e.refused() {
 				return fmt.Errorf("rfc6791 %v: overlaps %v", p, e.of)
 			}
 		}
@@ -314,8 +391,8 @@ func newPool(c Pool) (*pool, error) {
 		return nil, fmt.Errorf("%d ranges in each of %d addresses: expected at most %d altogether", per, size4(c.IPv4), most)
 	}
 	for _, x := range refused4 {
-		if x.kind == kindIllegal && x.prefix.Overlaps(c.IPv4) && x.name != "broadcast" {
-			return nil, fmt.Errorf("overlaps %s %v", x.name, x.prefix)
+		if x.kind == kindIllegal && x.Prefix.Overlaps(c.IPv4) && x.Name != "broadcast" {
+			return nil, fmt.Errorf("overlaps %s %v", x.Name, x.Prefix)
 		}
 	}
 	for _, x := range c.Clients {
@@ -364,8 +441,12 @@ func DefaultOwnIPv4(pools []Pool, maps []Map) netip.Addr {
 
 // firstFree is the first usable address of a pool that is in no map.
 func firstFree(pool netip.Prefix, maps []Map) netip.Addr {
+	around, refused := RefusedAround(pool, nil)
 	var inside []netip.Prefix
 	for i := range maps {
+		if refused && around.Reach == inet.Link && maps[i].IPv4.Bits() < around.Prefix.Bits() {
+			continue // to which the pool's addresses are refused
+		}
 		if maps[i].IPv4.Overlaps(pool) {
 			inside = append(inside, maps[i].IPv4)
 		}

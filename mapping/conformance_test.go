@@ -153,14 +153,21 @@ func TestSpoofedIPv4Source(t *testing.T) {
 	}
 }
 
-// The well-known prefix must not stand for the private addresses of RFC 1918
-// nor for those that are no host's on the Internet (RFC 6052 3.1), as source
-// or as destination.
+// The well-known prefix must not stand for addresses that are not globally
+// reachable (RFC 6052 3.1), as source or as destination.
 func TestWellKnownPrefixIsGlobal(t *testing.T) {
 	c := example()
-	c.Pref64 = pfx("64:ff9b::/96")
+	c.Pref64, c.GlobalOnly = pfx("64:ff9b::/96"), true
+	c.Maps = c.Maps[:1]
 	x := table(t, c)
 	for v4, want := range map[string]translate.Verdict{
+		"192.0.0.0": translate.PrivateIPv4, "192.0.0.8": translate.PrivateIPv4, "192.0.0.9": translate.OK, "192.0.0.10": translate.OK,
+		"192.0.0.11": translate.PrivateIPv4, "192.0.0.170": translate.PrivateIPv4, "192.0.0.255": translate.PrivateIPv4, "192.0.1.0": translate.OK,
+		"192.0.2.0": translate.PrivateIPv4, "192.0.2.255": translate.PrivateIPv4, "192.0.3.0": translate.OK,
+		"192.88.99.1": translate.PrivateIPv4, "192.88.98.255": translate.OK, "192.88.100.0": translate.OK,
+		"198.18.0.0": translate.PrivateIPv4, "198.19.255.255": translate.PrivateIPv4, "198.17.255.255": translate.OK, "198.20.0.0": translate.OK,
+		"203.0.113.0": translate.PrivateIPv4, "203.0.113.255": translate.PrivateIPv4, "203.0.112.255": translate.OK, "203.0.114.0": translate.OK,
+		"198.51.99.255": translate.OK, "198.51.101.0": translate.OK,
 		"10.0.0.0": translate.PrivateIPv4, "10.255.255.255": translate.PrivateIPv4,
 		"172.16.0.0": translate.PrivateIPv4, "172.31.255.255": translate.PrivateIPv4,
 		"192.168.0.0": translate.PrivateIPv4, "192.168.255.255": translate.PrivateIPv4,

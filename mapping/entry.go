@@ -18,6 +18,7 @@ const (
 	kindShared  // of a pool, shared by clients
 	kindPool    // of a pool, not lent
 	kindOwn     // natless's own
+	kindTaken   // the IPv6 address that stands for it by pref64 is somebody's own
 	kindPref64  // under pref64
 	kindPrivate // not to be seen behind pref64 (RFC 6052 3.1)
 	kindBeyond  // link-local, class E: routers have them, natless does not reach them
@@ -34,6 +35,8 @@ type entry struct {
 	host   uint8         // bits of the IPv4 suffix; 0 for one address, as leases are
 	shift  uint8         // bits of the IPv6 suffix that have no counterpart
 	kind   kind          //
+	wide   bool          // maps: parts are others', so what comes of it must be looked up
+	self   bool          // maps: the IPv6 addresses are those that stand for the IPv4 ones by pref64; kindTaken: by natless
 	stamp  atomic.Uint32 // leases: the tick of the last packet
 	proven atomic.Bool   // leases: something came back for the client
 	of     any           // off the hot path: *Map, *lease, *pool or the name of a block
@@ -148,7 +151,40 @@ func (e *entry) excusable() bool { return e.kind == kindBeyond || e.kind == kind
 // refused reports whether nobody is to be seen with such a source, natless
 // itself included.
 func (e *entry) refused() bool {
-	return e.kind == kindOwn || e.kind == kindBeyond || e.kind == kindIllegal
+	return e.kind == kindOwn || e.kind == kindTaken || e.kind == kindBeyond || e.kind == kindIllegal
+}
+
+// isSelf reports whether a map is of addresses that stand for themselves by
+// pref64 (RFC 6052 2, IPv4-translatable). Both ways of putting an IPv4 address
+// into an IPv6 one keep the order of bits, so that the first and the last
+// address tell it of all.
+func (e *entry) isSelf(pref64 *Prefix64) bool {
+	for _, v4 := range []uint32{number4(e.v4), number4(e.v4) | uint32(1<<e.host-1)} {
+		if x, ok := pref64.extract(halves(e.to6(addr4(v4)))); !ok || x != v4 {
+			return false
+		}
+	}
+	return true
+}
+
+// maps4 reports whether an IPv4 address that e, a map, makes of an IPv6 one is
+// a map's, rather than refused, a pool's or natless's own: what is refused to
+// the one side is so to the other.
+func (s *snapshot) maps4(e *entry, a netip.Addr) bool {
+	if !e.wide {
+		return true
+	}
+	there, _ := s.v4.Lookup(a)
+	return there != nil && there.kind == kindMap
+}
+
+// maps6 is the same for an IPv6 address that e makes of an IPv4 one.
+func (s *snapshot) maps6(e *entry, a netip.Addr) bool {
+	if !e.wide {
+		return true
+	}
+	there, _ := s.v6.Lookup(a)
+	return there != nil && there.kind == kindMap
 }
 
 // verdict6 is the verdict on an IPv6 destination that is not under pref64. A
@@ -167,8 +203,16 @@ func (e *entry) verdict6() translate.Verdict {
 	return translate.DestinationUnmapped
 }
 
-// verdict4 is the verdict on an IPv4 destination found under pref64.
+// verdict4 is the verdict on an IPv4 destination found under pref64. Where the
+// address under pref64 is a host's own, the packet is here because no route
+// leads to that host.
 func (e *entry) verdict4(hairpin bool) translate.Verdict {
+	switch {
+	case e.self && e.kind == kindMap:
+		return translate.DestinationUnmapped
+	case e.self && e.kind == kindTaken:
+		return translate.OwnAddress
+	}
 	switch e.kind {
 	case kindMap, kindLease, kindShared:
 		if !hairpin {

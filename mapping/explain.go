@@ -206,17 +206,21 @@ func (t *Table) Explain(a netip.Addr) Explanation {
 
 func (t *Table) explain4(s *snapshot, a netip.Addr) Explanation {
 	e, _ := s.v4.Lookup(a)
-	if e != nil && e.kind != kindPrivate {
+	x := Explanation{Address: a}
+	switch {
+	case e == nil || e.kind == kindPrivate:
+	case e.kind == kindMap && !s.maps6(e, e.to6(a)):
+		return x.refused(e, e.to6(a), translate.DestinationRefused)
+	default:
 		return t.explainEntry(e, a, e.to6, translate.DestinationRefused)
 	}
-	x := Explanation{Address: a}
 	switch {
 	case !t.pref64.IsValid():
 		return x.unmapped("no map covers it, and there is no pref64", translate.DestinationUnmapped)
 	case e != nil:
 		x.Rule = RuleRefused
 		x.Verdict = translate.PrivateIPv4.String()
-		x.Detail = fmt.Sprintf("a private address, which must not stand behind pref64 %v", t.pref64.prefix)
+		x.Detail = fmt.Sprintf("a %s address, which must not stand behind pref64 %v", e.of, t.pref64.prefix)
 		return x
 	}
 	x.Rule = RulePref64
@@ -226,14 +230,17 @@ func (t *Table) explain4(s *snapshot, a netip.Addr) Explanation {
 }
 
 func (t *Table) explain6(s *snapshot, a netip.Addr) Explanation {
-	if v4, ok := t.pref64.Extract(a); ok {
-		return t.explainPref64(s, a, v4)
-	}
+	x := Explanation{Address: a}
 	e, _ := s.v6.Lookup(a)
-	if e != nil {
+	v4, under := t.pref64.Extract(a)
+	switch {
+	case under && e.kind == kindPref64:
+		return t.explainPref64(s, a, v4)
+	case e != nil && e.kind == kindMap && !s.maps4(e, e.to4(a)):
+		return x.refused(e, e.to4(a), translate.SourceRefused)
+	case e != nil:
 		return t.explainEntry(e, a, e.to4, translate.SourceRefused)
 	}
-	x := Explanation{Address: a}
 	for _, p := range s.pools {
 		if p.permits(a) {
 			x.Rule, x.Pool, x.Origin = RulePool, p.IPv4.String(), p.Origin
@@ -278,6 +285,11 @@ func (t *Table) explainPref64(s *snapshot, a, v4 netip.Addr) Explanation {
 // explainEntry explains an address by its entry in the table.
 func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) netip.Addr, refused translate.Verdict) Explanation {
 	x := Explanation{Address: a}
+	if e.kind == kindTaken {
+		x.Rule, x.Verdict = RuleRefused, refused.String()
+		x.Detail = fmt.Sprintf("the IPv6 address that stands for it under pref64 %v is taken by %v", t.pref64.prefix, e.of)
+		return x
+	}
 	switch of := e.of.(type) {
 	case *Map:
 		info := MapInfo(*of)
@@ -318,7 +330,7 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 		x.Detail = fmt.Sprintf("under pref64 %v, but bits 64 to 71 are not zero (RFC 6052 2.2)", t.pref64.prefix)
 	default:
 		x.Rule, x.Verdict = RuleRefused, refused.String()
-		x.Detail = fmt.Sprintf("a %s address, refused unless a map or a pool says otherwise", e.of)
+		x.Detail = fmt.Sprintf("a %s address, refused whatever map it lies in", e.of)
 	}
 	return x
 }
@@ -329,6 +341,13 @@ func labelled(label string) string {
 		return ""
 	}
 	return fmt.Sprintf(", labelled %q", label)
+}
+
+// refused explains an address that a map has, but not what it becomes.
+func (x Explanation) refused(e *entry, other netip.Addr, v translate.Verdict) Explanation {
+	x.Rule, x.Verdict, x.Origin = RuleRefused, v.String(), e.of.(*Map).Origin
+	x.Detail = fmt.Sprintf("by %v it is %v, which is refused or of others", e.of, other)
+	return x
 }
 
 func (x Explanation) unmapped(why string, v translate.Verdict) Explanation {

@@ -16,10 +16,11 @@ import (
 // 130 of 160.
 func explained(t *testing.T) *Table {
 	c := example()
+	c.GlobalOnly = true
 	c.Now = func() time.Time { return time.Date(2030, 1, 2, 12, 0, 0, 0, time.UTC) }
 	x := table(t, c)
 	for _, tick := range []uint32{100, 130} {
-		_, v := x.Resolve(flow(client, "2001:db8:64::192.0.2.1"), tick)
+		_, v := x.Resolve(flow(client, "2001:db8:64::192.0.0.9"), tick)
 		require.Equal(t, translate.OK, v)
 	}
 	x.Expire(160)
@@ -39,8 +40,8 @@ func TestExplain(t *testing.T) {
 		{"169.254.64.5", "", "pool", "destination_unmapped", "natless.toml:20", "an address of pool 169.254.64.0/28 (natless.toml:20), not lent"},
 		{"2001:db8:c::6", "", "pool", "", "natless.toml:20", "a client of pool 169.254.64.0/28 (natless.toml:20); its first packet leases an address"},
 		{"2001:db8:d::6", "", "unmapped", "client_not_permitted", "", "no map covers it, and no pool's clients permit it"},
-		{"203.0.113.80", "2001:db8:64::203.0.113.80", "pref64", "", "", "behind pref64 2001:db8:64::/96"},
-		{"2001:db8:64::203.0.113.80", "203.0.113.80", "pref64", "", "", "203.0.113.80 under pref64 2001:db8:64::/96"},
+		{"192.0.0.9", "2001:db8:64::192.0.0.9", "pref64", "", "", "behind pref64 2001:db8:64::/96"},
+		{"2001:db8:64::192.0.0.9", "192.0.0.9", "pref64", "", "", "192.0.0.9 under pref64 2001:db8:64::/96"},
 		{"2001:db8:64::198.51.100.5", "198.51.100.5", "pref64", "", "natless.toml:12",
 			"198.51.100.5 under pref64 2001:db8:64::/96: map 198.51.100.0/24 = 2001:db8:1::/120 (natless.toml:12), labelled \"web\"; reached by hairpin"},
 		{"2001:db8:64::169.254.64.5", "169.254.64.5", "pref64", "destination_unmapped", "natless.toml:20",
@@ -48,11 +49,11 @@ func TestExplain(t *testing.T) {
 		{"10.0.0.1", "", "refused", "private_ipv4", "", "a private address, which must not stand behind pref64 2001:db8:64::/96"},
 		{"2001:db8:64::10.0.0.1", "10.0.0.1", "refused", "private_ipv4", "",
 			"10.0.0.1 under pref64 2001:db8:64::/96: a private address, which must not stand behind pref64 2001:db8:64::/96"},
-		{"169.254.169.254", "", "refused", "destination_refused", "", "a link-local address, refused unless a map or a pool says otherwise"},
+		{"169.254.169.254", "", "refused", "destination_refused", "", "a cloud metadata address, refused whatever map it lies in"},
 		{"2001:db8:64::127.0.0.1", "127.0.0.1", "refused", "destination_refused", "",
-			"127.0.0.1 under pref64 2001:db8:64::/96: a loopback address, refused unless a map or a pool says otherwise"},
-		{"::ffff:192.0.2.1", "", "refused", "source_refused", "", "a v4-mapped address, refused unless a map or a pool says otherwise"},
-		{"fe80::1%eth0", "", "refused", "source_refused", "", "a link-local address, refused unless a map or a pool says otherwise"},
+			"127.0.0.1 under pref64 2001:db8:64::/96: a loopback address, refused whatever map it lies in"},
+		{"::ffff:192.0.2.1", "", "refused", "source_refused", "", "a v4-mapped address, refused whatever map it lies in"},
+		{"fe80::1%eth0", "", "refused", "source_refused", "", "a link-local address, refused whatever map it lies in"},
 		{"169.254.64.1", "", "own", "", "", "an address of natless itself: it answers ping"},
 		{"fd00::1", "", "own", "", "", "an address of natless itself: it answers ping"},
 		{"2001:db8:64::169.254.64.1", "169.254.64.1", "own", "", "",
@@ -94,7 +95,7 @@ func TestJSON(t *testing.T) {
 		  "pool":"169.254.64.0/28","origin":"natless.toml:20"}`: x.Explain(addr("169.254.64.2")),
 		`{"address":"10.0.0.1","rule":"refused","verdict":"private_ipv4",
 		  "detail":"a private address, which must not stand behind pref64 2001:db8:64::/96"}`: x.Explain(addr("10.0.0.1")),
-		`{"ipv4":"198.51.100.0/24","ipv6":"2001:db8:1::/120","label":"web","origin":"natless.toml:12"}`:                                             x.Maps()[1],
+		`{"ipv4":"198.51.100.0/24","ipv6":"2001:db8:1::/120","label":"web","origin":"natless.toml:12"}`:                                             x.Maps()[2],
 		`[{"ipv4":"169.254.64.2","ipv6":"2001:db8:c::5","pool":"169.254.64.0/28","since":"2030-01-02T12:00:00Z","idle_seconds":30,"proven":false}]`: x.Leases(),
 		`[{"ipv4":"169.254.64.0/28","clients":["2001:db8:c::/64"],"local":false,"size":16,"usable":13,"lent":1,"quarantined":0,"free":12,
 		  "idle_seconds":3600,"max_life_seconds":0,"quarantine_seconds":300,"origin":"natless.toml:20"}]`: x.Pools(),

@@ -414,7 +414,7 @@ func TestFlood(t *testing.T) {
 	store := newMemory()
 	p := poolOf("10.64.0.0/20")
 	p.Idle = time.Hour
-	c := Config{Pref64: pfx("64:ff9b:1::/96"), Pools: []Pool{p}, OwnIPv4: addr("10.64.0.1"), OwnIPv6: addr("fd00::1"), AllowPrivate: true}
+	c := Config{Pref64: pfx("64:ff9b:1::/96"), Pools: []Pool{p}, OwnIPv4: addr("10.64.0.1"), OwnIPv6: addr("fd00::1")}
 	r := newRig(t, store, c)
 	out := func(client netip.Addr) translate.Verdict {
 		_, v := r.x.Resolve(translate.Flow{Src: client, Dst: addr("64:ff9b:1::203.0.113.80"), Proto: 17}, r.tick)

@@ -14,7 +14,8 @@ func (t *Table) Reach(a netip.Addr) (v6 netip.Addr, ok bool) {
 	e, _ := s.v4.Lookup(a)
 	switch {
 	case e != nil && e.kind == kindMap:
-		return e.to6(a), true
+		v6 = e.to6(a)
+		return v6, s.maps6(e, v6)
 	case e != nil || !t.pref64.IsValid():
 		return netip.Addr{}, false
 	}
@@ -24,11 +25,14 @@ func (t *Table) Reach(a netip.Addr) (v6 netip.Addr, ok bool) {
 // Behind is the IPv4 address that an IPv6 one stands for by pref64 or by a map;
 // rule says by which.
 func (t *Table) Behind(a netip.Addr) (v4 netip.Addr, rule Rule, ok bool) {
+	s := t.current.Load()
+	if e, _ := s.v6.Lookup(a); e != nil && e.kind == kindMap {
+		if v4 = e.to4(a); s.maps4(e, v4) {
+			return v4, RuleMap, true
+		}
+	}
 	if v4, ok = t.pref64.Extract(a); ok {
 		return v4, RulePref64, true
-	}
-	if e, _ := t.current.Load().v6.Lookup(a); e != nil && e.kind == kindMap {
-		return e.to4(a), RuleMap, true
 	}
 	return netip.Addr{}, RuleUnmapped, false
 }
@@ -41,7 +45,7 @@ func (t *Table) Pref64() Prefix64 { return t.pref64 }
 func (t *Table) Permits(a netip.Addr) bool {
 	s := t.current.Load()
 	if e, _ := s.v6.Lookup(a); e != nil {
-		return e.kind == kindMap || e.leased()
+		return e.leased() || e.kind == kindMap && s.maps4(e, e.to4(a))
 	}
 	return s.permits(a)
 }

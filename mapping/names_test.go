@@ -16,7 +16,7 @@ import (
 func TestReach(t *testing.T) {
 	x := explained(t)
 	for a, want := range map[string]string{
-		"203.0.113.80":    "2001:db8:64::203.0.113.80",
+		"192.0.0.9":       "2001:db8:64::192.0.0.9",
 		"198.51.100.5":    "2001:db8:1::5", // mapped
 		"198.51.100.7":    "2001:db8:2::7", // mapped inside another map
 		"169.254.64.2":    "",              // of a pool, lent: packets get there
@@ -48,7 +48,7 @@ func TestReach(t *testing.T) {
 	c := example()
 	c.Pref64 = netip.Prefix{}
 	x = table(t, c)
-	_, ok = x.Reach(addr("203.0.113.80"))
+	_, ok = x.Reach(addr("192.0.0.9"))
 	assert.False(t, ok)
 	got, ok = x.Reach(addr("198.51.100.5"))
 	assert.True(t, ok)

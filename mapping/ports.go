@@ -148,7 +148,8 @@ func (t *Table) ForeseeRanges(f translate.Flow) (translate.Flow, Ranges, transla
 // ports. Of the outer flow of an ICMP error, DstPort must be the SrcPort of the
 // packet that it quotes, and the addresses are all that counts.
 func (t *Table) HairpinBackRanges(f translate.Flow) (translate.Flow, Ranges, translate.Verdict) {
-	e, _ := t.current.Load().v4.Lookup(f.Dst)
+	s := t.current.Load()
+	e, _ := s.v4.Lookup(f.Dst)
 	var x Ranges
 	if e != nil && e.kind == kindShared {
 		if l := e.of.(*shared).at(f.DstPort); l != nil {
@@ -159,6 +160,9 @@ func (t *Table) HairpinBackRanges(f translate.Flow) (translate.Flow, Ranges, tra
 		return f, Ranges{}, translate.DestinationUnmapped
 	}
 	f.Src, f.Dst = t.pref64.embed(number4(f.Src)), e.to6(f.Dst)
+	if !s.maps6(e, f.Dst) {
+		return f, Ranges{}, translate.DestinationRefused
+	}
 	if f.Proto == icmp4 {
 		f.Proto = icmp6
 	}

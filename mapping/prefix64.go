@@ -43,8 +43,8 @@ func ParsePrefix64(p netip.Prefix) (Prefix64, error) {
 		return fail(fmt.Sprintf("bits behind the prefix are set, expected %v", p.Masked()))
 	}
 	for _, b := range refused6 {
-		if b.prefix.Overlaps(p) {
-			return fail("overlaps " + b.name + " " + b.prefix.String())
+		if b.Prefix.Overlaps(p) {
+			return fail("overlaps " + b.Name + " " + b.Prefix.String())
 		}
 	}
 
@@ -102,6 +102,24 @@ func (p *Prefix64) extract(hi, lo uint64) (uint32, bool) {
 		return 0, false
 	}
 	return uint32((hi&^p.hiMask)<<p.low | lo>>p.shift), true
+}
+
+// Seen is the prefix of the IPv4 addresses that an IPv6 prefix inside p stands
+// for; false if it is not inside, or stands for none.
+func (p *Prefix64) Seen(v6 netip.Prefix) (netip.Prefix, bool) {
+	bits, n := p.prefix.Bits(), v6.Bits()
+	v4, ok := p.extract(halves(v6.Addr()))
+	switch {
+	case !ok || n <= bits:
+		return netip.Prefix{}, false
+	case bits == 96 || n <= 64:
+		n -= bits
+	case n < 72: // in the u octet
+		n = 64 - bits
+	default:
+		n = min(32, n-bits-8)
+	}
+	return netip.PrefixFrom(addr4(v4), n), true
 }
 
 // halves are the 128 bits of an IPv6 address, most significant first. AsSlice

@@ -168,7 +168,7 @@ func (r *reload) comparePolicy(old *snapshot, by string) {
 			a.Idle == b.Idle && a.MaxLife == b.MaxLife && a.Quarantine == b.Quarantine &&
 			a.Ports == b.Ports
 	})
-	r.diff.RulesChanged = old.hairpin != r.hairpin || old.guarded != r.guarded || old.allowPrivate != r.allowPrivate || !slices.Equal(old.rfc6791, r.rfc6791)
+	r.diff.RulesChanged = old.hairpin != r.hairpin || old.guarded != r.guarded || old.globalOnly != r.globalOnly || !slices.Equal(old.rfc6791, r.rfc6791)
 	if r.diff.PoolsChanged || r.diff.RulesChanged || len(r.events) == 0 {
 		r.events = append(r.events, Event{Op: OpChanged, By: by})
 	}

@@ -152,11 +152,11 @@ func TestEverythingAtOnce(t *testing.T) {
 	for range 2 {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				f, v := x.Resolve(translate.Flow{Src: lessee(rand.IntN(100)), Dst: addr("2001:db8:64::198.18.0.1"), Proto: 17}, now.Load())
+				f, v := x.Resolve(translate.Flow{Src: lessee(rand.IntN(100)), Dst: addr("2001:db8:64::192.0.0.9"), Proto: 17}, now.Load())
 				if v == translate.OK {
 					x.Resolve(f.Reversed(), now.Load())
 				}
-				g, v := x.Resolve(flow("2001:db8:1::5", "2001:db8:64::198.18.0.1"), now.Load())
+				g, v := x.Resolve(flow("2001:db8:1::5", "2001:db8:64::192.0.0.9"), now.Load())
 				if v != translate.OK || g.Src != addr("198.51.100.5") {
 					t.Error("an unchanged map is disturbed:", v)
 					return
@@ -210,7 +210,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		x.Networks()
 		x.StoreProblem()
 		x.Explain(lessee(i))
-		x.Foresee(translate.Flow{Src: lessee(i), Dst: addr("2001:db8:64::198.18.0.1"), Proto: 17})
+		x.Foresee(translate.Flow{Src: lessee(i), Dst: addr("2001:db8:64::192.0.2.1"), Proto: 17})
 		require.NoError(t, x.History(time.Now(), func(SavedLease) bool { return true }))
 		_, err = x.Apply([]Change{{Remove: m.Add.IPv4}}, "me")
 		require.NoError(t, err)

@@ -20,53 +20,71 @@ type rules struct {
 	leases []Lease
 }
 
-func (r *rules) refused4(a netip.Addr) bool {
-	return slices.ContainsFunc(refused4, func(b block) bool {
-		return b.prefix.Contains(a) &&
-			!slices.ContainsFunc(r.Maps, func(m Map) bool { return m.IPv4.Contains(a) && m.IPv4.Bits() >= b.prefix.Bits() }) &&
-			!slices.ContainsFunc(r.Pools, func(p Pool) bool { return p.IPv4.Contains(a) && p.IPv4.Bits() >= b.prefix.Bits() })
-	})
+// is is what is known of an address, and the map if it is that.
+type is struct {
+	kind kind
+	m    *Map
 }
 
-func (r *rules) refused6(a netip.Addr) bool {
-	return slices.ContainsFunc(refused6, func(b block) bool {
-		return b.prefix.Contains(a) &&
-			!slices.ContainsFunc(r.Maps, func(m Map) bool { return m.IPv6.Contains(a) && m.IPv6.Bits() >= b.prefix.Bits() })
-	})
+// nearest is the longest of what lies around an address. Of what is of one
+// length the last counts.
+type nearest struct {
+	a    netip.Addr
+	bits int
+	is   is
+}
+
+func (l *nearest) add(p netip.Prefix, x is) {
+	if p.Contains(l.a) && p.Bits() >= l.bits {
+		l.bits, l.is = p.Bits(), x
+	}
+}
+
+// unknown is the kind of what nothing is known of.
+const unknown kind = 100
+
+func (r *rules) what4(a netip.Addr) is {
+	l := nearest{a: a, is: is{kind: unknown}}
+	for _, b := range refused4 {
+		l.add(b.Prefix, is{kind: b.kind})
+	}
+	for _, p := range r.Pools {
+		l.add(p.IPv4, is{kind: kindPool})
+	}
+	for i, m := range r.Maps {
+		if seen, ok := r.pref64.Seen(m.IPv6); ok && seen != m.IPv4 {
+			l.add(seen, is{kind: kindTaken})
+		}
+		l.add(m.IPv4, is{kindMap, &r.Maps[i]})
+	}
+	for _, x := range r.leases {
+		l.add(netip.PrefixFrom(x.IPv4, 32), is{kind: kindLease})
+	}
+	l.add(netip.PrefixFrom(r.OwnIPv4, 32), is{kind: kindOwn})
+	return l.is
+}
+
+func (r *rules) what6(a netip.Addr) is {
+	l := nearest{a: a, is: is{kind: unknown}}
+	for _, b := range refused6 {
+		l.add(b.Prefix, is{kind: b.kind})
+	}
+	if r.pref64.IsValid() {
+		l.add(r.pref64.Prefix(), is{kind: kindPref64})
+	}
+	for i, m := range r.Maps {
+		l.add(m.IPv6, is{kindMap, &r.Maps[i]})
+	}
+	l.add(netip.PrefixFrom(r.OwnIPv6, 128), is{kind: kindOwn})
+	return l.is
 }
 
 // private reports whether pref64 must not stand before a.
 func (r *rules) private(a netip.Addr) bool {
-	return !r.AllowPrivate && slices.ContainsFunc(private4, func(b block) bool { return b.prefix.Contains(a) })
+	return r.GlobalOnly && slices.ContainsFunc(private4, func(b block) bool { return b.Prefix.Contains(a) })
 }
 
-func (r *rules) pool(a netip.Addr) bool {
-	return slices.ContainsFunc(r.Pools, func(p Pool) bool { return p.IPv4.Contains(a) })
-}
-
-// map4 is the map with the longest IPv4 prefix over a. A map that is wider
-// than a refused block does not reach into it.
-func (r *rules) map4(a netip.Addr) (best *Map) {
-	for i, m := range r.Maps {
-		if reaches(m.IPv4, a, refused4) && (best == nil || m.IPv4.Bits() > best.IPv4.Bits()) {
-			best = &r.Maps[i]
-		}
-	}
-	return best
-}
-
-func (r *rules) map6(a netip.Addr) (best *Map) {
-	for i, m := range r.Maps {
-		if reaches(m.IPv6, a, refused6) && (best == nil || m.IPv6.Bits() > best.IPv6.Bits()) {
-			best = &r.Maps[i]
-		}
-	}
-	return best
-}
-
-func reaches(p netip.Prefix, a netip.Addr, refused []block) bool {
-	return p.Contains(a) && !slices.ContainsFunc(refused, func(b block) bool { return b.prefix.Contains(a) && b.prefix.Bits() > p.Bits() })
-}
+func refused(k kind) bool { return k == kindIllegal || k == kindBeyond }
 
 func (r *rules) lease(a netip.Addr) *Lease {
 	for i, l := range r.leases {
@@ -78,41 +96,53 @@ func (r *rules) lease(a netip.Addr) *Lease {
 }
 
 func (r *rules) to4(src, dst netip.Addr) (netip.Addr, netip.Addr, translate.Verdict) {
-	if src == r.OwnIPv6 || r.refused6(src) || r.pref64.IsValid() && r.pref64.Prefix().Contains(src) {
+	from := r.what6(src)
+	var src4 netip.Addr
+	switch {
+	case from.kind == kindMap:
+		src4 = slowTo4(src, from.m.IPv4, from.m.IPv6)
+		if r.what4(src4).kind != kindMap {
+			return src, dst, translate.SourceRefused
+		}
+	case from.kind != unknown:
 		return src, dst, translate.SourceRefused
 	}
 	verdict := translate.OK
 	if v4, ok := r.pref64.Extract(dst); ok {
+		to := r.what4(v4)
 		dst = v4
-		mapped := r.map4(v4) != nil || r.lease(v4) != nil
 		switch {
-		case v4 == r.OwnIPv4:
+		case to.kind == kindOwn:
 			return src, dst, translate.OwnAddress
-		case r.refused4(v4):
+		case refused(to.kind):
 			return src, dst, translate.DestinationRefused
-		case (mapped || r.pool(v4)) && !r.Hairpin:
+		case to.kind == kindTaken, to.kind == kindMap && r.pref64.Embed(v4) == slowTo6(v4, to.m.IPv4, to.m.IPv6):
+			return src, dst, translate.DestinationUnmapped
+		case (to.kind == kindMap || to.kind == kindLease || to.kind == kindPool) && !r.Hairpin:
 			return src, dst, translate.HairpinOff
-		case mapped:
+		case to.kind == kindMap, to.kind == kindLease:
 			verdict = translate.Hairpin
-		case r.pool(v4):
+		case to.kind == kindPool:
 			return src, dst, translate.DestinationUnmapped
 		case r.private(v4):
 			return src, dst, translate.PrivateIPv4
 		}
 	} else {
-		m := r.map6(dst)
+		to := r.what6(dst)
 		switch {
-		case dst == r.OwnIPv6:
+		case to.kind == kindOwn:
 			return src, dst, translate.OwnAddress
-		case r.refused6(dst):
+		case refused(to.kind):
 			return src, dst, translate.DestinationRefused
-		case m == nil:
+		case to.kind != kindMap:
 			return src, dst, translate.DestinationUnmapped
 		}
-		dst = slowTo4(dst, m.IPv4, m.IPv6)
+		if dst = slowTo4(dst, to.m.IPv4, to.m.IPv6); r.what4(dst).kind != kindMap {
+			return src, dst, translate.DestinationRefused
+		}
 	}
-	if m := r.map6(src); m != nil {
-		return slowTo4(src, m.IPv4, m.IPv6), dst, verdict
+	if src4.IsValid() {
+		return src4, dst, verdict
 	}
 	if l := r.lease(src); l != nil {
 		return l.IPv4, dst, verdict
@@ -126,29 +156,34 @@ func (r *rules) to4(src, dst netip.Addr) (netip.Addr, netip.Addr, translate.Verd
 }
 
 func (r *rules) to6(src, dst netip.Addr) (netip.Addr, netip.Addr, translate.Verdict) {
-	m := r.map4(src)
+	from, to := r.what4(src), r.what4(dst)
 	switch {
-	case src == r.OwnIPv4 || r.refused4(src):
+	case from.kind == kindOwn, from.kind == kindTaken, refused(from.kind):
 		return src, dst, translate.SourceRefused
-	case m != nil:
-		src = slowTo6(src, m.IPv4, m.IPv6)
+	case from.kind == kindMap:
+		if src = slowTo6(src, from.m.IPv4, from.m.IPv6); r.what6(src).kind != kindMap {
+			return src, dst, translate.SourceRefused
+		}
 	case dst == r.OwnIPv4:
 		return src, dst, translate.OwnAddress
 	case !r.pref64.IsValid():
 		return src, dst, translate.SourceUnmapped
-	case !r.pool(src) && r.private(src):
+	case from.kind == unknown && r.private(src):
 		return src, dst, translate.PrivateIPv4
 	default:
 		src = r.pref64.Embed(src)
 	}
-	m = r.map4(dst)
 	switch {
-	case dst == r.OwnIPv4:
+	case to.kind == kindOwn:
 		return src, dst, translate.OwnAddress
-	case r.refused4(dst):
+	case refused(to.kind):
 		return src, dst, translate.DestinationRefused
-	case m != nil:
-		return src, slowTo6(dst, m.IPv4, m.IPv6), translate.OK
+	case to.kind == kindMap:
+		v6 := slowTo6(dst, to.m.IPv4, to.m.IPv6)
+		if r.what6(v6).kind != kindMap {
+			return src, dst, translate.DestinationRefused
+		}
+		return src, v6, translate.OK
 	}
 	if l := r.lease(dst); l != nil {
 		return src, l.IPv6, translate.OK
@@ -194,15 +229,15 @@ func TestRulesLaw(t *testing.T) {
 		c := Config{
 			Pref64:  rapid.SampledFrom([]netip.Prefix{{}, pfx("2001:db8:64::/96"), pfx("2001:db8:64::/48")}).Draw(t, "pref64"),
 			OwnIPv4: addr("169.254.64.1"), OwnIPv6: addr("fd00::1"),
-			Hairpin:      rapid.Bool().Draw(t, "hairpin"),
-			AllowPrivate: rapid.Bool().Draw(t, "private"),
+			Hairpin:    rapid.Bool().Draw(t, "hairpin"),
+			GlobalOnly: rapid.Bool().Draw(t, "private"),
 		}
-		for _, p := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"169.254.64.0/20", "10.0.0.0/8", "192.0.2.128/25", "240.1.0.0/16"}), 1, 4, rapid.ID).Draw(t, "pools") {
+		for _, p := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"169.254.64.0/20", "10.0.0.0/8", "192.0.2.128/25", "240.1.0.0/16", "169.254.128.0/17"}), 1, 4, rapid.ID).Draw(t, "pools") {
 			c.Pools = append(c.Pools, Pool{IPv4: pfx(p), Clients: []netip.Prefix{pfx("2001:db8:c::/48")}, Idle: time.Hour})
 		}
 		for range rapid.IntRange(0, 5).Draw(t, "maps") {
 			n4 := rapid.SampledFrom([]int{0, 4, 8, 15, 16, 24, 25, 31, 32}).Draw(t, "length")
-			n6 := rapid.SampledFrom([]int{10, 48, 62, 64, 96 + n4}).Draw(t, "length")
+			n6 := rapid.SampledFrom([]int{8, 9, 10, 48, 62, 64, 96 + n4}).Draw(t, "length")
 			if n6 > 96+n4 {
 				n6 = 96 + n4
 			}
@@ -228,7 +263,7 @@ func TestRulesLaw(t *testing.T) {
 			require.Equal(t, v.String(), verdict.String(), "%v", f)
 			if v.Leaves() {
 				require.Equal(t, translate.Flow{Src: src, Dst: dst}, got)
-				require.False(t, x.pref64.Prefix().Contains(got.Dst), "never pref64 as a destination")
+				require.True(t, !x.pref64.Prefix().Contains(got.Dst) || r.what6(got.Dst).kind == kindMap, "under pref64 only a map is a destination")
 			}
 
 			f = translate.Flow{Src: near(t, "IPv6 source", interesting6), Dst: near(t, "IPv6 destination", interesting6)}

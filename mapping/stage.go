@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 
@@ -142,7 +143,8 @@ func (g *stage) vacate(l *lease, e *entry) {
 // addMap adds a map to a table that has its pools already. e is room for its
 // entry. Leases whose clients it covers end.
 func (g *stage) addMap(m *Map, e *entry, by string) error {
-	if err := m.check(g.t.pref64); err != nil {
+	pools := g.lending()
+	if err := cmp.Or(m.check(g.t.pref64), m.allowed(pools)); err != nil {
 		return fmt.Errorf("%v: %w", m, err)
 	}
 	for _, check := range []func(*Map) error{g.free4, g.free6, g.beside, g.leasable} {
@@ -159,8 +161,9 @@ func (g *stage) addMap(m *Map, e *entry, by string) error {
 		g.moves = append(g.moves, move{p, m.IPv4, true, n})
 	}
 	e.set(kindMap, m.IPv4, m.IPv6, m)
-	g.put4(m.IPv4, e)
-	g.put6(m.IPv6, e)
+	if err := g.enterMap(m, e, pools); err != nil {
+		return fmt.Errorf("%v: %w", m, err)
+	}
 	g.settlePrivate(m.IPv4)
 	g.events = append(g.events, Event{Op: OpMapAdded, By: by, Map: (*MapInfo)(m)})
 	return nil
@@ -177,6 +180,8 @@ func (g *stage) free4(m *Map) error {
 		return conflict("%v is mapped already, by %v", m.IPv4, e.of)
 	case kindOwn:
 		return conflict("%v is an address of natless itself", m.IPv4)
+	case kindTaken:
+		return conflict("the IPv6 address that stands for %v by pref64 is taken by %v", m.IPv4, e.of)
 	}
 	if p := e.pool(); p != nil && p.IPv4 == m.IPv4 {
 		return conflict("it takes all of %v", p)
@@ -224,6 +229,9 @@ func (g *stage) covers(wide, narrow netip.Prefix) bool {
 		return false
 	}
 	for between, e := range g.v4.Supernets(narrow) {
+		if e.kind == kindPrivate {
+			continue // which comes only where no map is
+		}
 		if between != narrow || e.pool() == nil && e.kind != kindLease { // a lease: of a pool of one address
 			return between.Bits() <= wide.Bits() // it replaces a block of its own length
 		}
@@ -302,15 +310,8 @@ func (g *stage) unmap(m *Map, by string) {
 	e, _ := g.v4.Get(m.IPv4)
 	g.drop4(m.IPv4, e)
 	g.drop6(m.IPv6)
-	for _, x := range refused4 {
-		if x.prefix == m.IPv4 {
-			g.put4(x.prefix, &entry{kind: x.kind, of: x.name})
-		}
-	}
-	for _, x := range refused6 {
-		if x.prefix == m.IPv6 {
-			g.put6(x.prefix, &entry{kind: x.kind, of: x.name})
-		}
+	if seen, ok := g.t.pref64.Seen(m.IPv6); ok && !e.self {
+		g.dropTaken(seen)
 	}
 	g.settlePrivate(m.IPv4)
 	if p := g.poolAround(m.IPv4); p != nil {
@@ -321,19 +322,41 @@ func (g *stage) unmap(m *Map, by string) {
 	g.events = append(g.events, Event{Op: OpMapRemoved, By: by, Map: (*MapInfo)(m)})
 }
 
+// dropTaken undoes taken4. The block that it may have hidden appears again, a
+// private one by settlePrivate.
+func (g *stage) dropTaken(p netip.Prefix) {
+	e, _ := g.v4.Get(p)
+	g.drop4(p, e)
+	for _, x := range refused4 {
+		if x.Prefix == p {
+			g.put4(p, &entry{kind: x.kind, of: x.Name})
+		}
+	}
+	g.settlePrivate(p)
+}
+
+// lending lists the pools as they are configured.
+func (g *stage) lending() []Pool {
+	list := make([]Pool, len(g.pools))
+	for i, p := range g.pools {
+		list[i] = p.Pool
+	}
+	return list
+}
+
 // settlePrivate enters the private blocks, or takes them out, after the map of
 // a prefix came or went: they are there except where a map or a pool comes
 // before pref64 for all of one.
 func (g *stage) settlePrivate(changed netip.Prefix) {
-	if g.allowPrivate {
+	if !g.globalOnly {
 		return
 	}
 	for _, x := range private4 {
-		if !changed.Overlaps(x.prefix) || changed.Bits() > x.prefix.Bits() {
+		if !changed.Overlaps(x.Prefix) || changed.Bits() > x.Prefix.Bits() {
 			continue
 		}
 		covered, block := false, (*entry)(nil)
-		for _, e := range g.v4.Supernets(x.prefix) {
+		for _, e := range g.v4.Supernets(x.Prefix) {
 			if e.kind == kindPrivate {
 				block = e
 			} else {
@@ -342,9 +365,9 @@ func (g *stage) settlePrivate(changed netip.Prefix) {
 		}
 		switch {
 		case covered && block != nil:
-			g.drop4(x.prefix, block)
+			g.drop4(x.Prefix, block)
 		case !covered && block == nil:
-			g.put4(x.prefix, &entry{kind: x.kind, of: x.name})
+			g.put4(x.Prefix, &entry{kind: x.kind, of: x.Name})
 		}
 	}
 }

@@ -85,13 +85,13 @@ type snapshot struct {
 
 // policy is what only Reload changes.
 type policy struct {
-	pools        []*pool
-	rfc6791      []netip.Prefix
-	rfc6791Size  uint64
-	hairpin      bool
-	guarded      bool // hairpin is only while SetNeighbours says so
-	allowPrivate bool
-	ownShared    bool // natless's own IPv4 address is the only one of a pool whose clients share it
+	pools       []*pool
+	rfc6791     []netip.Prefix
+	rfc6791Size uint64
+	hairpin     bool
+	guarded     bool // hairpin is only while SetNeighbours says so
+	globalOnly  bool
+	ownShared   bool // natless's own IPv4 address is the only one of a pool whose clients share it
 }
 
 // missing says what is done about a source that has no counterpart.
@@ -167,7 +167,11 @@ func (t *Table) to4(f *translate.Flow, tick uint32, m missing) (src4, dst4 netip
 	s := t.current.Load()
 	e, _ := s.v6.Lookup(src)
 	mapped := e != nil && e.kind <= kindRange
-	if !mapped && e != nil && !(m == standIn && e.excusable()) {
+	switch {
+	case mapped && (!e.wide || s.maps4(e, e.to4(src))):
+	case mapped && m == standIn:
+		mapped = false
+	case e != nil && !(m == standIn && e.excusable()):
 		return src, f.Dst, translate.SourceRefused, Ranges{}
 	}
 	dst4, verdict, answerer := t.destination4(s, f, tick, m)
@@ -193,9 +197,9 @@ func (t *Table) to4(f *translate.Flow, tick uint32, m missing) (src4, dst4 netip
 }
 
 // destination4 is the IPv4 destination an IPv6 one means: a map's, then one
-// under pref64. The latter is a hairpin where a client has it. No map overlaps
-// pref64 (New sees to it), so an address under pref64 need not be looked for
-// among the maps. Of OwnAddress the Range is that of the client whose session
+// under pref64. The latter is a hairpin where a client has it. Maps inside pref64
+// are known by the IPv4 addresses that they would stand for, so an address
+// under pref64 need not be looked for among the maps. Of OwnAddress the Range is that of the client whose session
 // an echo reply may belong to, if any.
 func (t *Table) destination4(s *snapshot, f *translate.Flow, tick uint32, m missing) (netip.Addr, translate.Verdict, *Range) {
 	a := f.Dst
@@ -208,7 +212,11 @@ func (t *Table) destination4(s *snapshot, f *translate.Flow, tick uint32, m miss
 		if v := e.verdict6(); v != translate.OK {
 			return a, v, nil
 		}
-		return e.to4(a), translate.OK, nil
+		dst := e.to4(a)
+		if !s.maps4(e, dst) {
+			return a, translate.DestinationRefused, nil
+		}
+		return dst, translate.OK, nil
 	}
 	dst := addr4(v4)
 	if !s.octets.has(v4) {
@@ -287,7 +295,11 @@ func (t *Table) to6(f *translate.Flow, tick uint32, m missing) (src6, dst6 netip
 	if m == lend {
 		t.heard(e, tick)
 	}
-	return src6, e.to6(dst), translate.OK, nil
+	dst6 = e.to6(dst)
+	if !s.maps6(e, dst6) {
+		return f.Src, dst, translate.DestinationRefused, nil
+	}
+	return src6, dst6, translate.OK, nil
 }
 
 // source6 is the IPv6 source that an IPv4 one means: a map's, else the one
@@ -298,14 +310,19 @@ func (t *Table) source6(s *snapshot, a netip.Addr, m missing) (netip.Addr, trans
 		return t.pref64.embed(number), translate.OK
 	}
 	e, _ := s.v4.Lookup(a)
-	if e != nil && e.kind == kindMap {
-		return e.to6(a), translate.OK
+	v := translate.SourceRefused
+	switch {
+	case e == nil || e.kind != kindMap:
+		v = t.unmappedSource6(e)
+	default:
+		if src := e.to6(a); s.maps6(e, src) {
+			return src, translate.OK
+		}
 	}
-	v := t.unmappedSource6(e)
 	switch {
 	case v == translate.OK:
 		return t.pref64.embed(number4(a)), translate.OK
-	case m == standIn && t.own6.IsValid() && (v != translate.SourceRefused || e.excusable()):
+	case m == standIn && t.own6.IsValid() && (v != translate.SourceRefused || e.excusable() || e.kind == kindMap):
 		return t.own6, translate.OK
 	}
 	return a, v

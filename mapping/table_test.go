@@ -21,7 +21,7 @@ func example() Config {
 			{IPv4: pfx("198.51.100.0/24"), IPv6: pfx("2001:db8:1::/120"), Label: "web", Origin: "natless.toml:12"},
 			{IPv4: pfx("198.51.100.7/32"), IPv6: pfx("2001:db8:2::7/128"), Origin: "natless.toml:17"},
 			{IPv4: pfx("169.254.64.9/32"), IPv6: pfx("2001:db8:2::9/128"), Origin: "flag"},
-			{IPv4: pfx("240.1.0.0/16"), IPv6: pfx("2001:db8:3::/64"), Origin: "flag"},
+			{IPv4: pfx("198.18.0.0/16"), IPv6: pfx("2001:db8:3::/64"), Origin: "flag"},
 		},
 		Pools: []Pool{
 			{IPv4: pfx("169.254.64.0/28"), Clients: []netip.Prefix{pfx("2001:db8:c::/64")}, Idle: time.Hour, Quarantine: 5 * time.Minute, Origin: "natless.toml:20"},
@@ -55,7 +55,7 @@ func TestResolve(t *testing.T) {
 		{"lease", client, "2001:db8:64::192.0.2.1", translate.OK, "169.254.64.2", "192.0.2.1"},
 		{"map", "2001:db8:1::5", "2001:db8:64::192.0.2.1", translate.OK, "198.51.100.5", "192.0.2.1"},
 		{"map of one, taken out of a pool", "2001:db8:2::9", "2001:db8:64::192.0.2.1", translate.OK, "169.254.64.9", "192.0.2.1"},
-		{"map in class E", "2001:db8:3::5:0:0:0", "2001:db8:64::192.0.2.1", translate.OK, "240.1.0.5", "192.0.2.1"},
+		{"map of a longer suffix", "2001:db8:3::5:0:0:0", "2001:db8:64::192.0.2.1", translate.OK, "198.18.0.5", "192.0.2.1"},
 		{"stranger", "2001:db8:d::5", "2001:db8:64::192.0.2.1", translate.ClientNotPermitted, "", ""},
 		{"map as destination", client, "2001:db8:1::5", translate.OK, "169.254.64.2", "198.51.100.5"},
 		{"no such destination", client, "2001:db8:d::1", translate.DestinationUnmapped, "", ""},
@@ -98,7 +98,7 @@ func TestResolve(t *testing.T) {
 		{"to lease", "192.0.2.1", "169.254.64.2", translate.OK, "2001:db8:64::192.0.2.1", client},
 		{"to map", "192.0.2.1", "198.51.100.5", translate.OK, "2001:db8:64::192.0.2.1", "2001:db8:1::5"},
 		{"to nested map", "192.0.2.1", "198.51.100.7", translate.OK, "2001:db8:64::192.0.2.1", "2001:db8:2::7"},
-		{"to map with a longer suffix", "192.0.2.1", "240.1.2.3", translate.OK, "2001:db8:64::192.0.2.1", "2001:db8:3:0:203::"},
+		{"to map with a longer suffix", "192.0.2.1", "198.18.2.3", translate.OK, "2001:db8:64::192.0.2.1", "2001:db8:3:0:203::"},
 		{"from map", "198.51.100.5", "169.254.64.2", translate.OK, "2001:db8:1::5", client},
 		{"from lease", "169.254.64.2", "198.51.100.5", translate.OK, "2001:db8:64::169.254.64.2", "2001:db8:1::5"},
 		{"to unlent", "192.0.2.1", "169.254.64.14", translate.DestinationUnmapped, "", ""},
@@ -119,8 +119,10 @@ func TestResolve(t *testing.T) {
 		{"from multicast to natless", "224.0.0.1", "169.254.64.1", translate.SourceRefused, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			x := table(t, example())
-			_, v := x.Resolve(flow(client, "2001:db8:64::192.0.2.1"), 100)
+			e := example()
+			e.GlobalOnly = c.verdict == translate.PrivateIPv4
+			x := table(t, e)
+			_, v := x.Resolve(flow(client, "2001:db8:64::192.0.0.9"), 100)
 			require.Equal(t, translate.OK, v)
 			before := len(x.Leases())
 
@@ -154,22 +156,24 @@ func TestResolveProtocol(t *testing.T) {
 // What a drop looks like before anything is leased: no packet that goes
 // nowhere may take an address.
 func TestNoLeaseForADrop(t *testing.T) {
-	x := table(t, example())
-	for _, dst := range []string{"2001:db8:64::10.0.0.1", "2001:db8:64::169.254.169.254", "fd00::1", "2001:db8:d::1", "2001:db8:64::169.254.64.1"} {
+	c := example()
+	c.GlobalOnly = true
+	x := table(t, c)
+	for _, dst := range []string{"2001:db8:64::10.0.0.1", "2001:db8:64::192.0.2.1", "2001:db8:64::169.254.169.254", "fd00::1", "2001:db8:d::1", "2001:db8:64::169.254.64.1"} {
 		_, v := x.Resolve(flow(client, dst), 1)
 		assert.False(t, v.Leaves(), dst)
 	}
 	assert.Empty(t, x.Leases())
 	assert.EqualValues(t, 1, x.Revision())
 
-	_, v := x.Lookup(flow(client, "2001:db8:64::192.0.2.1"))
+	_, v := x.Lookup(flow(client, "2001:db8:64::192.0.0.9"))
 	assert.Equal(t, translate.SourceUnmapped, v)
 	assert.Empty(t, x.Leases())
 }
 
 func TestPrivateAllowed(t *testing.T) {
 	c := example()
-	c.AllowPrivate = true
+	c.GlobalOnly = false
 	x := table(t, c)
 	out, v := x.Resolve(flow(client, "2001:db8:64::10.0.0.1"), 1)
 	assert.Equal(t, translate.OK, v)
@@ -191,8 +195,18 @@ func TestBlocksAgainstMaps(t *testing.T) {
 		assert.Equal(t, translate.OK, v)
 		assert.Equal(t, addr(v6), out.Dst)
 	}
-	for _, v4 := range []string{"127.0.0.1", "169.254.169.254", "224.0.0.1", "255.255.255.255", "0.0.0.0"} {
-		_, v := x.Resolve(flow("203.0.113.1", v4), 1)
+	// Refused means refused, both ways: nor does the map's IPv6 side reach it.
+	for _, v4 := range []string{"127.0.0.1", "169.254.169.254", "224.0.0.1", "240.0.0.1", "255.255.255.255", "0.0.0.0"} {
+		v6 := "2001:db8:4::" + v4
+		_, v := x.Resolve(flow("2001:db8:5:0:500::", v6), 1)
+		assert.Equal(t, translate.DestinationRefused, v, v6)
+		_, v = x.Resolve(flow(v6, "2001:db8:4::203.0.113.1"), 1)
+		assert.Equal(t, translate.SourceRefused, v, v6)
+		assert.Equal(t, RuleRefused, x.Explain(addr(v6)).Rule)
+		_, _, ok := x.Behind(addr(v6))
+		assert.False(t, ok)
+		assert.False(t, x.Permits(addr(v6)))
+		_, v = x.Resolve(flow("203.0.113.1", v4), 1)
 		assert.Equal(t, translate.DestinationRefused, v, v4)
 		_, v = x.Resolve(flow(v4, "203.0.113.1"), 1)
 		assert.Equal(t, translate.SourceRefused, v, v4)
@@ -290,9 +304,11 @@ func TestResolveError(t *testing.T) {
 	assert.Equal(t, translate.DestinationUnmapped, v)
 
 	// To IPv6: own address for all that cannot be represented.
+	c.GlobalOnly = true
+	x = table(t, c)
 	for src, want := range map[string]string{
-		"192.0.2.1": "2001:db8:64::192.0.2.1", "198.51.100.5": "2001:db8:1::5",
-		"10.0.0.1": "fd00::1", "169.254.1.1": "fd00::1", "240.0.0.1": "fd00::1", "169.254.64.1": "fd00::1",
+		"192.0.0.9": "2001:db8:64::192.0.0.9", "198.51.100.5": "2001:db8:1::5",
+		"10.0.0.1": "fd00::1", "192.0.2.1": "fd00::1", "169.254.169.254": "fd00::1", "169.254.1.1": "fd00::1", "240.0.0.1": "fd00::1", "169.254.64.1": "fd00::1",
 	} {
 		out, v = x.ResolveError(flow(src, "198.51.100.5"))
 		assert.Equal(t, translate.OK, v, src)
@@ -367,8 +383,22 @@ func TestNewRefuses(t *testing.T) {
 			[]string{"203.0.113.0/24 is not an IPv6 prefix"}},
 		{"v4-mapped", func(c *Config) { c.Maps = append(c.Maps, m("203.0.113.0/24", "::ffff:203.0.113.0/120", "")) },
 			[]string{"is not an IPv6 prefix"}},
-		{"map under pref64", func(c *Config) { c.Maps = append(c.Maps, m("203.0.113.0/24", "2001:db8:64::c000:0/120", "f:1")) },
+		{"map is pref64", func(c *Config) { c.Maps = append(c.Maps, m("203.0.113.0/24", "2001:db8:64::/96", "f:1")) },
 			[]string{"(f:1): ", "overlaps pref64 2001:db8:64::/96"}},
+		{"map under pref64 of a pool's address", func(c *Config) {
+			c.Maps = append(c.Maps, m("203.0.113.5/32", "2001:db8:64::a9fe:4005/128", "f:1"))
+		}, []string{"pool 169.254.64.0/28", "the IPv6 address that stands for 169.254.64.5/32 by pref64 is taken by map 203.0.113.5/32"}},
+		{"map under pref64 of another's", func(c *Config) {
+			c.Maps = append(c.Maps, m("203.0.113.7/32", "2001:db8:64::c633:6407/128", "f:1"))
+		}, []string{"(f:1): ", "by pref64 it stands for 198.51.100.7/32, which is taken by map 198.51.100.7/32"}},
+		{"map in link-local", func(c *Config) { c.Maps = append(c.Maps, m("169.254.1.0/24", "2001:db8:8::/120", "f:1")) },
+			[]string{"(f:1): ", "169.254.1.0/24 is refused: it lies in 169.254.0.0/16, link-local (RFC 3927)"}},
+		{"map of metadata in a pool", func(c *Config) {
+			c.Pools[0].IPv4 = pfx("169.254.0.0/16")
+			c.Maps = append(c.Maps, m("169.254.169.254/32", "2001:db8:8::1/128", "f:1"))
+		}, []string{"169.254.169.254/32, cloud metadata"}},
+		{"map of IPv6 link-local", func(c *Config) { c.Maps = append(c.Maps, m("203.0.113.7/32", "fe80::7/128", "f:1")) }, []string{"fe80::/10"}},
+		{"map of IPv6 multicast", func(c *Config) { c.Maps = append(c.Maps, m("203.0.113.0/24", "ff05::/120", "f:1")) }, []string{"ff00::/8"}},
 		{"map over pref64", func(c *Config) { c.Maps = append(c.Maps, m("203.0.113.0/24", "2001:db8:64::/64", "")) },
 			[]string{"overlaps pref64"}},
 		{"map is own IPv4", func(c *Config) { c.OwnIPv4 = addr("198.51.100.7") },
@@ -377,8 +407,13 @@ func TestNewRefuses(t *testing.T) {
 			[]string{"own IPv6 address 2001:db8:2::7: taken by map"}},
 		{"own IPv4 of the wrong family", func(c *Config) { c.OwnIPv4 = addr("2001:db8::1") }, []string{"not an IPv4 address"}},
 		{"own IPv4 is loopback", func(c *Config) { c.OwnIPv4 = addr("127.0.0.1") }, []string{"a loopback address"}},
+		{"own IPv4 is metadata", func(c *Config) {
+			c.Pools[0].IPv4, c.OwnIPv4 = pfx("169.254.0.0/16"), addr("169.254.169.254")
+		}, []string{"cloud metadata"}},
 		{"own IPv6 of the wrong family", func(c *Config) { c.OwnIPv6 = addr("192.0.2.1") }, []string{"not an IPv6 address"}},
-		{"own IPv6 under pref64", func(c *Config) { c.OwnIPv6 = addr("2001:db8:64::1") }, []string{"a pref64 address"}},
+		{"own IPv6 is a pool's address by pref64", func(c *Config) { c.OwnIPv6 = addr("2001:db8:64::169.254.64.5") },
+			[]string{"pool 169.254.64.0/28", "169.254.64.5/32 by pref64 is taken by natless itself"}},
+		{"own IPv6 is a map's address by pref64", func(c *Config) { c.OwnIPv6 = addr("2001:db8:64::198.51.100.7") }, []string{"taken by map 198.51.100.7/32"}},
 		{"own IPv6 is link-local", func(c *Config) { c.OwnIPv6 = addr("fe80::1") }, []string{"a link-local address"}},
 		{"bad pref64", func(c *Config) { c.Pref64 = pfx("2001:db8::/95") }, []string{"pref64 2001:db8::/95"}},
 		{"pools overlap", func(c *Config) { c.Pools = append(c.Pools, pool("169.254.0.0/16")) },
@@ -389,7 +424,7 @@ func TestNewRefuses(t *testing.T) {
 			c.Pools = append(c.Pools, pool("203.0.113.0/30"))
 			c.Maps = append(c.Maps, m("203.0.113.0/31", "2001:db8:8::/127", ""), m("203.0.113.2/31", "2001:db8:8::2/127", ""))
 		}, []string{"pool 203.0.113.0/30", "no address is left"}},
-		{"pool of natless's own address", func(c *Config) { c.Pools = []Pool{pool("169.254.64.1/32")} },
+		{"pool of natless's own address", func(c *Config) { c.Pools = append(c.Pools, pool("203.0.113.1/32")); c.OwnIPv4 = addr("203.0.113.1") },
 			[]string{"all of it is taken by natless itself"}},
 		{"pool of IPv6", func(c *Config) { c.Pools = append(c.Pools, pool("2001:db8::/64")) }, []string{"not an IPv4 prefix"}},
 		{"pool with host bits", func(c *Config) { c.Pools = append(c.Pools, pool("203.0.113.1/24")) }, []string{"expected 203.0.113.0/24"}},
@@ -405,6 +440,8 @@ func TestNewRefuses(t *testing.T) {
 			c.RFC6791 = []netip.Prefix{pfx("169.254.64.1/32"), pfx("169.254.64.4/32")}
 		}, []string{"rfc6791 169.254.64.4/32"}},
 		{"rfc6791 around a map", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("198.51.0.0/16")} }, []string{"overlaps map 198.51.100.0/24"}},
+		{"rfc6791 is link-local", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("169.254.1.0/24")} }, []string{"overlaps link-local"}},
+		{"rfc6791 around class E", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("192.0.0.0/2")} }, []string{"overlaps"}},
 		{"rfc6791 is multicast", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("224.0.0.0/24")} }, []string{"overlaps multicast"}},
 		{"rfc6791 of IPv6", func(c *Config) { c.RFC6791 = []netip.Prefix{pfx("2001:db8::/64")} }, []string{"not an IPv4 prefix"}},
 	} {
@@ -483,7 +520,7 @@ func TestAnswerLaw(t *testing.T) {
 		p := drawPref64(t)
 		c := example()
 		c.Pref64 = p.Prefix()
-		c.Maps, c.AllowPrivate = c.Maps[:1], true
+		c.Maps, c.GlobalOnly = c.Maps[:1], false
 		if p.Prefix().Overlaps(c.Maps[0].IPv6) {
 			t.Skip("pref64 over the map")
 		}

@@ -19,6 +19,10 @@ const (
 // 1280 bytes (IPv6, RFC 4443 2.4); dst holds 1280. It quotes p as it was on the
 // wire: of a super-packet the first segment, with its checksum complete.
 //
+// To OwnAddress a host would answer: that it has no such protocol or port. TCP
+// gets port unreachable, as firewalls that reject do: natless has no TCP that
+// could reset, and a client gives up at once all the same.
+//
 // It returns 0 where no error may be sent: the verdict has none; p is an ICMP
 // error or a later fragment; its source is no single host or its destination
 // is multicast or broadcast, except for Packet Too Big (RFC 1122 3.2.2, RFC
@@ -30,7 +34,7 @@ func WriteError(dst []byte, p *Packet, v Verdict, from netip.Addr) int {
 	}
 	if p.v6 {
 		typ, code, rest := p.reply6(v)
-		if typ == 0 || !answerable6(p.Flow.Src, p.Flow.Dst, typ) {
+		if typ == 0 || !answerable6(p.Flow.Src, p.Flow.Dst, typ) || p.isError6() {
 			return 0
 		}
 		n := ipv6HeaderLen + icmpHeaderLen
@@ -68,7 +72,17 @@ func (p *Packet) reply4(v Verdict) (typ, code uint8, rest uint32) {
 		return icmp4Unreachable, code4Host, 0
 	case PrivateIPv4, ClientNotPermitted, HairpinOff: // RFC 7915 4.4
 		return icmp4Unreachable, code4Prohibited, 0
+	case UDPZeroChecksum, UDPZeroFragment: // RFC 7915 4.4
+		return icmp4Unreachable, code4Prohibited, 0
 	case NoPorts: // RFC 6146 3.4
+		return icmp4Unreachable, code4Protocol, 0
+	case OwnAddress: // RFC 1122 3.2.2.1
+		switch p.outer.proto {
+		case protoICMPv4:
+			return 0, 0, 0
+		case protoUDP, protoTCP:
+			return icmp4Unreachable, code4Port, 0
+		}
 		return icmp4Unreachable, code4Protocol, 0
 	}
 	return 0, 0, 0
@@ -91,8 +105,27 @@ func (p *Packet) reply6(v Verdict) (typ, code uint8, rest uint32) {
 		return icmp6Unreachable, code6Port, 0
 	case SourceUnmapped, ClientNotPermitted: // RFC 7915 5.4
 		return icmp6Unreachable, code6Policy, 0
+	case FragmentExtension: // RFC 7915 5.4
+		return icmp6Unreachable, code6Prohibited, 0
+	case OwnAddress:
+		switch p.outer.proto {
+		case protoICMPv6:
+			return 0, 0, 0
+		case protoUDP, protoTCP: // RFC 4443 3.1
+			return icmp6Unreachable, code6Port, 0
+		}
+		_, _, field, _ := upperLayer(p.Buf[p.Off : p.Off+p.outer.l4])
+		return icmp6Parameter, code6NextHeader, uint32(field) // RFC 8200 4
 	}
 	return 0, 0, 0
+}
+
+// isError6 reports whether an IPv6 packet is, or may be, an ICMPv6 error or a
+// redirect, which nothing may answer (RFC 4443 2.4 (e)), behind whatever headers.
+func (p *Packet) isError6() bool {
+	b := p.Buf[p.Off : p.Off+p.Len]
+	proto, at, _, later := upperLayer(b)
+	return later || proto == protoICMPv6 && (at >= len(b) || b[at] < icmp6Informational || b[at] == icmp6Redirect)
 }
 
 // answerable4 reports whether an ICMPv4 error may answer a packet from src to

@@ -80,6 +80,18 @@ func TestWriteError(t *testing.T) {
 		{name: "private 6", in: udp6, v: PrivateIPv4, typ: 1, code: 1},
 		{name: "not permitted 6", in: udp6, v: ClientNotPermitted, typ: 1, code: 5},
 		{name: "hairpin off 6", in: udp6, v: HairpinOff, typ: 1, code: 1},
+		{name: "UDP without checksum", in: zeroed(udp4), v: UDPZeroChecksum, o: Options{IPv4MTU: 1500, IPv6MTU: 1500, LowestIPv6MTU: 1280, DropUDPZero: true}, typ: 3, code: 13},
+		{name: "first of UDP without checksum", in: zeroed(ip4{proto: 17, flags: mf}.around(udp(53, 53, pattern(80)))), v: UDPZeroFragment, typ: 3, code: 13},
+		{name: "extension behind the fragment header", in: ip6{next: 44}.around(fragHeader(60, 0, true, 7, append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, udp(53, 53, pattern(80))...))), v: FragmentExtension, typ: 1, code: 1},
+		{name: "the same of an atomic fragment", in: ip6{next: 44}.around(fragHeader(51, 0, false, 7, pattern(80))), v: FragmentExtension, typ: 1, code: 1},
+		{name: "own, UDP 4", in: udp4, v: OwnAddress, typ: 3, code: 3},
+		{name: "own, UDP 6", in: udp6, v: OwnAddress, typ: 1, code: 4},
+		{name: "own, TCP 4", in: tcp4, v: OwnAddress, typ: 3, code: 3},
+		{name: "own, TCP 6", in: tcp6, v: OwnAddress, typ: 1, code: 4},
+		{name: "own, GRE 4", in: ip4{proto: 47}.around(pattern(80)), v: OwnAddress, typ: 3, code: 2},
+		{name: "own, GRE 6", in: ip6{next: 47}.around(pattern(80)), v: OwnAddress, typ: 4, code: 1, rest: 6},
+		{name: "own, GRE behind options", in: ip6{next: 60}.around(append([]byte{47, 1, 1, 4, 0, 0, 0, 0, 1, 4, 0, 0, 0, 0, 1, 0}, pattern(80)...)), v: OwnAddress, typ: 4, code: 1, rest: 40},
+		{name: "own, GRE in an atomic fragment behind options", in: ip6{next: 60}.around(append([]byte{44, 0, 1, 4, 0, 0, 0, 0}, fragHeader(47, 0, false, 7, pattern(80))...)), v: OwnAddress, typ: 4, code: 1, rest: 48},
 		{name: "hairpin off 4", in: udp4, v: HairpinOff, typ: 3, code: 13},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -105,6 +117,42 @@ func TestWriteError(t *testing.T) {
 			n := WriteError(dst, p, c.v, from)
 			assert.Equal(t, want, dst[:n])
 		})
+	}
+}
+
+// zeroed is an IPv4 packet whose UDP has no checksum.
+func zeroed(b []byte) []byte {
+	b = slices.Clone(b)
+	b[26], b[27] = 0, 0
+	return b
+}
+
+// What is dropped before its fragment is known is no less careful.
+func TestNoErrorAboutExtensions(t *testing.T) {
+	behind := func(message []byte) []byte { return append([]byte{58, 0, 1, 4, 0, 0, 0, 0}, message...) }
+	for name, c := range map[string]struct {
+		in   []byte
+		want bool
+	}{
+		"a later fragment":   {fragHeader(60, 800, true, 7, behind(pattern(80))), false},
+		"an ICMPv6 error":    {fragHeader(60, 0, true, 7, behind(icmpMessage(3, 0, 0, pattern(72)))), false},
+		"a redirect":         {fragHeader(60, 0, false, 7, behind(icmpMessage(137, 0, 0, pattern(72)))), false},
+		"echo":               {fragHeader(60, 0, true, 7, behind(icmpMessage(128, 0, 0, pattern(72)))), true},
+		"not all of a chain": {fragHeader(60, 0, true, 7, []byte{58, 0, 1, 4, 0, 0, 0, 0}), false},
+		"another fragment":   {fragHeader(44, 0, true, 7, fragHeader(17, 800, true, 7, pattern(80))), false},
+	} {
+		p := &Packet{}
+		load(p, ip6{next: 44}.around(c.in), Offload{})
+		require.Equal(t, FragmentExtension, p.Parse(&testOptions), name)
+		assert.Equal(t, c.want, WriteError(make([]byte, 1280), p, FragmentExtension, netip.MustParseAddr(router6)) > 0, name)
+	}
+	for _, in := range [][]byte{sealed(ip4{proto: 1}.around(icmpMessage(0, 0, 0, nil))), sealed(ip6{next: 58}.around(icmpMessage(129, 0, 0, nil)))} {
+		p := &Packet{}
+		load(p, in, Offload{})
+		require.Equal(t, OK, p.Parse(&testOptions))
+		for _, from := range []string{router4, router6} {
+			assert.Zero(t, WriteError(make([]byte, 1280), p, OwnAddress, netip.MustParseAddr(from)), "about an echo reply to natless")
+		}
 	}
 }
 

@@ -37,7 +37,11 @@ const (
 	icmp6TimeExceeded = 3
 	icmp6Parameter    = 4
 	icmp6Echo         = 128
-	icmp6EchoReply    = 129
+	icmp6Redirect     = 137
+
+	icmp6Informational = 128 // and what is above (RFC 4443 2.1)
+
+	icmp6EchoReply = 129
 
 	code6NoRoute     = 0
 	code6Prohibited  = 1
@@ -54,6 +58,7 @@ const (
 const (
 	minExtendedQuote = 128
 	minExtension     = 4
+	extensionVersion = 2
 )
 
 // icmpError is an ICMP error as it will be on the other side, and where its
@@ -244,7 +249,10 @@ func packetTooBigMTU(o *Options, mtu, total int) int {
 
 // fragNeededMTU is the MTU of an ICMPv4 Fragmentation Needed made of an ICMPv6
 // Packet Too Big about a packet whose headers shrink by shrink bytes (RFC 7915
-// 5.2).
+// 5.2). No IPv6 link has an MTU below 1280, and no node reduces its path MTU
+// below that (RFC 8201 4): whoever says so is broken, or wants to slow down all
+// who share the address.
 func fragNeededMTU(o *Options, mtu uint32, shrink int) int {
-	return max(minIPv4MTU, min(int(min(mtu, 1<<17))-shrink, o.IPv4MTU, o.ipv6MTU()-shrink, maxPacket))
+	told := max(minIPv6MTU, int(min(mtu, 1<<17)))
+	return max(minIPv4MTU, min(told-shrink, o.IPv4MTU, o.ipv6MTU()-shrink, maxPacket))
 }

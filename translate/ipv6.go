@@ -96,7 +96,7 @@ func (h *header) readFragment(b []byte) Verdict {
 	h.l4 += fragmentHeaderLen
 	switch h.proto {
 	case nextHopByHop, nextRouting, nextFragment, nextAuth, nextDestination, nextMobility, nextHIP, nextShim6:
-		return BadFragment
+		return FragmentExtension
 	}
 	return OK
 }
@@ -115,6 +115,9 @@ func (p *Packet) parseIPv6(b []byte, o *Options) Verdict {
 	}
 	p.Len = size
 	if v := h.readIPv6(b, 0); v != OK {
+		if v == FragmentExtension {
+			p.partOf()
+		}
 		return v
 	}
 	if v := p.parseTransport(b[:size], o); v != OK {
@@ -124,6 +127,42 @@ func (p *Packet) parseIPv6(b []byte, o *Options) Verdict {
 		return RoutingHeader
 	}
 	return OK
+}
+
+// partOf notes of a packet that cannot go on which fragment it is, for the error
+// that answers it.
+func (p *Packet) partOf() {
+	switch h := &p.outer; {
+	case h.offset > 0:
+		p.Flow.Frag = Later
+	case h.more:
+		p.Flow.Frag = First
+	}
+	p.Flow.Proto = p.outer.proto
+}
+
+// upperLayer is the protocol behind all headers of the IPv6 packet b, as far as
+// they are there, where it is, and where the field is that says so, from the
+// start of the packet. In a later fragment nobody knows.
+func upperLayer(b []byte) (proto uint8, at, field int, later bool) {
+	proto, at, field = b[ipv6Next], ipv6HeaderLen, ipv6Next
+	for at+8 <= len(b) {
+		size := (int(b[at+1]) + 1) * 8
+		switch proto {
+		case nextHopByHop, nextRouting, nextDestination, nextMobility, nextHIP, nextShim6:
+		case nextFragment:
+			if binary.BigEndian.Uint16(b[at+2:])&^7 != 0 {
+				return b[at], at, field, true
+			}
+			size = fragmentHeaderLen
+		case nextAuth: // RFC 4302 2.2: in words of 4 bytes, less 2
+			size = (int(b[at+1]) + 2) * 4
+		default:
+			return proto, at, field, false
+		}
+		proto, at, field = b[at], at+size, at
+	}
+	return proto, at, field, false
 }
 
 func addrFrom6(b []byte) netip.Addr { return netip.AddrFrom16([16]byte(b[:16])) }

@@ -221,7 +221,7 @@ func (c trial) checkWhole(t require.TestingT, r result, in, out []byte) {
 	q := r.p.quote
 	switch {
 	case v == UDPZeroChecksum, v == UDPZeroFragment:
-	case v == BadFragment && fragment && extended(proto):
+	case v == FragmentExtension && fragment && extended(proto):
 	case v == ICMPQuote && isError && q.fragmented && extended(q.proto):
 		return
 	default:

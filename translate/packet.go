@@ -11,9 +11,9 @@ package translate
 import "net/netip"
 
 // Headroom is how many bytes a buffer must leave free in front of a packet. An
-// ICMP error grows most: twice an IPv6 header for an IPv4 one, a fragment
-// header in the quote and padding behind it, 52 bytes in all.
-const Headroom = 64
+// ICMP error grows most: an IPv6 header for an IPv4 one, and a quote of an IPv4
+// header alone, in front of an extension, padded to 128 bytes: 128 in all.
+const Headroom = 128
 
 // Packet is one packet, or one GSO super-packet, in a worker's buffer. It is
 // made once per worker and reused; it owns nothing and keeps no reference to
@@ -131,8 +131,8 @@ func (f Flow) Reversed() Flow {
 //     runs past the header or is too short).
 //     IPv6: Truncated (40 bytes, payload length); then the extension headers
 //     in their order: BadHeader (hop-by-hop options behind another header),
-//     Truncated, BadFragment (an extension header other than ESP behind the
-//     fragment header, also an atomic one: RFC 7915 5.1.1).
+//     Truncated, FragmentExtension (an extension header other than ESP behind
+//     the fragment header, also an atomic one: RFC 7915 5.1.1).
 //  3. Fragments that are not atomic: BadFragment (without data, not the last
 //     and not of a multiple of 8 bytes, reaching past 65515 bytes).
 //  4. ICMPType: ICMP of the other family, IGMP. BadHeader: an IPv4 protocol
@@ -145,8 +145,8 @@ func (f Flow) Reversed() Flow {
 //     header is not there whole); TCP: BadHeader (data offset below 5),
 //     Truncated or BadFragment (the header with options is not there whole);
 //     UDP, unless in a super-packet: BadHeader (length below 8), Truncated
-//     (length, of a whole packet); IPv4 UDP without checksum: UDPZeroFragment,
-//     UDPZeroChecksum (if o says so).
+//     (length, of a whole packet); IPv4 UDP without checksum: UDPZeroFragment
+//     (unless o says to keep it), UDPZeroChecksum (if o says so).
 //  6. Offload: BadHeader (NeedsCsum on a fragment, or on a protocol other than
 //     TCP, UDP, UDP-Lite, DCCP, ICMP; a GSO type that is unknown or not that
 //     of the packet, a packet with a fragment header, GSO without NeedsCsum,
@@ -232,6 +232,7 @@ type Options struct {
 	IPv6MTU       int  // the largest IPv6 packet that may leave, in bytes; less than 1280 counts as 1280
 	LowestIPv6MTU int  // IPv4 packets without DF are cut to this or to IPv6MTU, whichever is less (RFC 7915 4.1); less than 1280 counts as 1280
 	DropUDPZero   bool // drop unfragmented IPv4 UDP without a checksum instead of computing one (RFC 7915 4.5)
+	KeepUDPZero   bool // forward it without one, fragments too (RFC 6935 5, RFC 6936)
 	ZeroTOS       bool // zero the traffic class instead of copying it (RFC 7915 4.1, 5.1)
 }
 

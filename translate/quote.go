@@ -1,6 +1,10 @@
 package translate
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+)
 
 // parseQuote reads the packet that the ICMP error b quotes and reports whether
 // it can be translated. Of the quote only the IP headers must be there whole;
@@ -11,7 +15,7 @@ func (p *Packet) parseQuote(b []byte) bool {
 	h, q, e := &p.outer, &p.quote, &p.icmp
 	start := h.l4 + icmpHeaderLen
 	e.quoteEnd, e.extension = h.end, 0
-	if n := p.lengthAttribute(b[h.l4:]); n >= minExtendedQuote && start+n+minExtension <= h.end {
+	if n := p.lengthAttribute(b[h.l4:]); n > 0 && start+n+minExtension <= h.end && (n >= minExtendedQuote || isExtension(b[start+n:h.end])) {
 		e.extension = start + n
 		e.quoteEnd = start + n
 	}
@@ -46,6 +50,14 @@ func (p *Packet) parseQuote(b []byte) bool {
 		e.quoteEnd = min(e.quoteEnd, q.end)
 	}
 	return p.parseQuotedTransport(b[q.l4:min(e.quoteEnd, q.end)])
+}
+
+// isExtension reports whether b is an extension by its version and checksum (RFC
+// 4884 7). It is asked behind a quote of less than 128 bytes, which RFC 4884 3
+// does not allow but some routers send: the byte of the length attribute may
+// have meant something else to older ones.
+func isExtension(b []byte) bool {
+	return b[0]>>4 == extensionVersion && (b[2] == 0 && b[3] == 0 || checksum.Checksum(b, 0) == 0xffff)
 }
 
 // lengthAttribute is the length of the quote in an ICMP error that has an
@@ -131,7 +143,9 @@ func (p *Packet) rewriteError(o *Options, to, quoted *Flow) {
 // and the extension behind it, into the room dst. It returns their length and
 // the rest of the ICMP header with the length attribute. The extension goes
 // where the new type has no length attribute (RFC 4884 4). Where room is short
-// the quote is cut, with an extension down to 128 bytes, then the extension.
+// the quote is cut, with an extension down to 128 bytes; an extension that does
+// not fit even so goes whole, for half of one has a wrong checksum. A short
+// quote in front of one is padded to 128 bytes (RFC 4884 3).
 func (p *Packet) quoteInto(dst, b []byte) (n int, rest uint32) {
 	body := b[p.quote.l4:p.icmp.quoteEnd]
 	headerLen, unit, shift := p.quote.ipv6Len(), 8, 24
@@ -139,12 +153,12 @@ func (p *Packet) quoteInto(dst, b []byte) (n int, rest uint32) {
 		headerLen, unit, shift = ipv4HeaderLen, 4, 16
 	}
 	n = headerLen + len(body)
-	if p.icmp.extension == 0 || !p.v6 && p.icmp.typ != icmp6Unreachable && p.icmp.typ != icmp6TimeExceeded {
+	extension := b[p.icmp.extension:p.outer.end]
+	if p.icmp.extension == 0 || len(extension) > len(dst)-minExtendedQuote || !p.v6 && p.icmp.typ != icmp6Unreachable && p.icmp.typ != icmp6TimeExceeded {
 		n = min(n, len(dst))
 		copy(dst[headerLen:n], body)
 		return n, 0
 	}
-	extension := b[p.icmp.extension:p.outer.end]
 	field := max(minExtendedQuote, (n+unit-1)/unit*unit)
 	field = min(field, max(minExtendedQuote, (len(dst)-len(extension))/unit*unit))
 	n = min(n, field)

@@ -16,7 +16,7 @@ import "encoding/binary"
 //
 // Beyond the letter of RFC 7915:
 //   - IPv6 UDP without checksum (RFC 6935) leaves without one, as do quoted
-//     UDP packets of either family.
+//     UDP packets of either family, and IPv4 UDP if o says so.
 //   - A packet without DF may leave as IPv4 whatever its size: IPv4 routers cut
 //     it. That is every packet of at most 1260 bytes and every packet that had
 //     a fragment header (5.1, 5.1.1), so TooBig concerns none of them.
@@ -110,7 +110,7 @@ func (p *Packet) rewriteToIPv6(o *Options, to, quoted *Flow) Verdict {
 		pseudo := sumAddrs(0, src, dst)
 		delta := add(pseudo, ^sumIPv4(0, b[ipv4Src:]))
 		translateTransport(l4, h.proto, p.checksum, partial, delta, &p.Flow, to)
-		if h.proto == protoUDP && !partial {
+		if h.proto == protoUDP && !partial && !o.KeepUDPZero {
 			completeUDP(l4, pseudo)
 		}
 		if cut && partial && !p.super() {

@@ -129,10 +129,12 @@ func (p *Packet) parseUDP(l4 []byte, o *Options) Verdict {
 	if p.v6 || p.Offload.Flags&NeedsCsum != 0 || binary.BigEndian.Uint16(l4[udpChecksum:]) != 0 {
 		return OK
 	}
-	if p.Flow.Frag == First {
+	switch {
+	case o.KeepUDPZero:
+		return OK
+	case p.Flow.Frag == First:
 		return UDPZeroFragment
-	}
-	if o.DropUDPZero {
+	case o.DropUDPZero:
 		return UDPZeroChecksum
 	}
 	return OK

@@ -112,7 +112,7 @@ func setOption(t testing.TB, o *Options, option, place string) {
 	var n int
 	switch key {
 	case "udp_zero":
-		o.DropUDPZero = value == "drop"
+		o.DropUDPZero, o.KeepUDPZero = value == "drop", value == "forward"
 		return
 	case "traffic_class":
 		o.ZeroTOS = value == "zero"

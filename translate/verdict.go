@@ -28,6 +28,7 @@ const (
 	ICMPQuote
 	UDPZeroChecksum
 	UDPZeroFragment
+	FragmentExtension
 
 	// Refused by the mapping.
 	SourceRefused
@@ -88,21 +89,23 @@ var verdicts = [Verdicts]Info{
 	ICMPFragment:    {"icmp_fragment", "RFC 7915 1.2", "", "A fragmented ICMP message: its checksum cannot be adjusted. Use smaller pings."},
 	ICMPType:        {"icmp_type", "RFC 7915 4.2, 5.2", "", "An ICMP type or code without a counterpart in the other family, dropped as the RFC asks."},
 	ICMPQuote:       {"icmp_quote", "RFC 7915 4.3, 5.3", "", "An ICMP error whose quoted packet is too short or damaged, or itself an ICMP error."},
-	UDPZeroChecksum: {"udp_zero_checksum", "RFC 7915 4.5", "", "IPv4 UDP without checksum, dropped because udp_zero_checksum = \"drop\"."},
-	UDPZeroFragment: {"udp_zero_fragment", "RFC 7915 4.5", "", "A fragment of IPv4 UDP without checksum: it cannot be computed. Have the sender switch checksums on."},
+	UDPZeroChecksum: {"udp_zero_checksum", "RFC 7915 4.4, 4.5", "destination unreachable: prohibited", "IPv4 UDP without checksum, dropped because udp_zero_checksum = \"drop\"."},
+	UDPZeroFragment: {"udp_zero_fragment", "RFC 7915 4.4, 4.5", "destination unreachable: prohibited", "A fragment of IPv4 UDP without checksum: it cannot be computed. Have the sender switch checksums on, or set udp_zero_checksum = \"forward\"."},
+
+	FragmentExtension: {"fragment_extension", "RFC 7915 5.1.1, 5.4", "destination unreachable: prohibited", "An IPv6 fragment with an extension header behind its fragment header, which cannot be taken out of one fragment without the others."},
 
 	SourceRefused:       {"source_refused", "RFC 7915 4.1, 5.1", "", "A source address that no packet may carry: loopback, multicast, unspecified, link-local, class E, or one that would loop."},
 	DestinationRefused:  {"destination_refused", "RFC 7915 4.1, 5.1", "", "A destination that natless does not reach: loopback, multicast, unspecified, link-local (cloud metadata), class E."},
 	SourceUnmapped:      {"source_unmapped", "RFC 7757 3, RFC 7915 4.1, 5.1, 5.4", "destination unreachable: source address policy (IPv6 only)", "The source has no counterpart in the other family: no map covers it, and it is not behind pref64 or a pool."},
 	DestinationUnmapped: {"destination_unmapped", "RFC 7757 3", "destination unreachable: address", "The destination has no counterpart in the other family: no map, no lease, not in pref64."},
-	PrivateIPv4:         {"private_ipv4", "RFC 6052 3.1", "destination unreachable: prohibited", "A private IPv4 address behind 64:ff9b::/96. Use another prefix, such as 64:ff9b:1::/96, or private_ipv4 = \"allow\"."},
+	PrivateIPv4:         {"private_ipv4", "RFC 6052 3.1", "destination unreachable: prohibited", "An IPv4 address that is not globally reachable (private, shared, documentation and the like) behind 64:ff9b::/96. Use another prefix, such as 64:ff9b:1::/96, or private_ipv4 = \"allow\"."},
 	ClientNotPermitted:  {"client_not_permitted", "RFC 7915 5.4", "destination unreachable: source address policy", "An IPv6 source that no pool's clients permit. Add it to clients, or give it a map."},
 	PoolFull:            {"pool_full", "RFC 7915 5.1", "destination unreachable: address", "Every address of the client's pools is lent. Add a pool, or shorten idle."},
 	LeasePending:        {"lease_pending", "RFC 7915 5.1", "", "The first packets of a client whose lease was not durable in time. They are held back a moment, and dropped when there are too many of them. Senders try again; if it lasts, the disk of state.dir is slow."},
 	LeaseLimited:        {"lease_limited", "RFC 7915 5.1", "", "More new clients at once than leases are made for, as when somebody makes up source addresses. Senders try again."},
 	StateUnavailable:    {"state_unavailable", "RFC 7915 5.1", "destination unreachable: address", "A new client found no lease because state.dir cannot be written: the disk is full, broken or read-only. Leases already made go on; new ones come when it can be written again."},
 	HairpinOff:          {"hairpin_off", "RFC 7757 4", "destination unreachable: prohibited", "A packet from one client of natless to another, while hairpin = \"off\", or \"guarded\" and the host's own forwarding would not let it pass."},
-	OwnAddress:          {"own_address", "RFC 1122 3.2.2", "", "Something other than an echo request to an address of natless itself."},
+	OwnAddress:          {"own_address", "RFC 1122 3.2.2.1, RFC 8200 4, RFC 4443 3.1", "destination unreachable: port, protocol / parameter problem: next header", "Something other than an echo request to an address of natless itself, which serves nothing else. Traceroute by UDP ends so."},
 	QuoteUnmapped:       {"quote_unmapped", "RFC 7915 4.3, 5.3", "", "An ICMP error about a packet that natless cannot have translated."},
 
 	// Of clients that share an IPv4 address.

@@ -198,9 +198,11 @@ func TestLabRefusals(t *testing.T) {
 	eachOffload(t, func(t *testing.T, offload string) {
 		const prefix = "64:ff9b::/96"
 		const stranger = "2001:db8:99::2"
+		const global = "192.0.0.9" // of the special addresses one that the prefix may stand for (RFC 7723)
 		w := start(t, setup{offload: offload, clients: 2, before: func(t *testing.T, n *lab.Network) {
 			require.NoError(t, n.Clients[0].Address("eth0", stranger+"/128"))
 			require.NoError(t, n.Host.Route(stranger+"/128", client1, ""))
+			require.NoError(t, n.Server.Address("eth0", global+"/32"))
 		}, flags: []string{}, config: own + "pref64 = \"" + prefix + "\"\n" +
 			"[network]\nmasquerade = \"off\"\n" +
 			"[[pool]]\nipv4 = \"203.0.113.0/30\"\nclients = [\"2001:db8:1::/64\", \"2001:db8:2::/64\"]\n"})
@@ -216,19 +218,21 @@ func TestLabRefusals(t *testing.T) {
 			assert.Equal(t, ipv6.ICMPTypeDestinationUnreachable, a.Type)
 			assert.Equal(t, code, a.Code)
 		}
-		_, err := ping(1, client1, lab.ServerIPv4)
+		_, err := ping(1, client1, global)
 		require.NoError(t, err)
-		a, err := ping(1, client1, "10.0.0.1")
-		answered(a, err, 1)
-		a, err = ping(1, stranger, lab.ServerIPv4)
+		for _, special := range []string{"10.0.0.1", "192.0.0.8", "192.0.2.1", "192.88.99.1", "198.18.0.1", lab.ServerIPv4, "203.0.113.9"} {
+			a, err := ping(1, client1, special)
+			answered(a, err, 1)
+		}
+		a, err := ping(1, stranger, global)
 		answered(a, err, 5)
 		_, err = ping(1, client1, "169.254.169.254")
 		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 		// Of four addresses one is natless's own and one another's already.
 		for _, source := range []string{"2001:db8:2::2", "2001:db8:2::80"} {
-			_, _ = ping(2, source, lab.ServerIPv4) // at most two are left
+			_, _ = ping(2, source, global) // at most two are left
 		}
-		a, err = ping(1, "2001:db8:1::80", lab.ServerIPv4)
+		a, err = ping(1, "2001:db8:1::80", global)
 		answered(a, err, 3)
 
 		var stats struct{ Verdicts map[string]int }

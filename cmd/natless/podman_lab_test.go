@@ -83,7 +83,7 @@ func TestLabPodmanDownload(t *testing.T) {
 	w.serveNames(t)
 	w.engine(t, startPodman, "podman")
 	config := filepath.Join(t.TempDir(), "natless.toml")
-	require.NoError(t, os.WriteFile(config, []byte("[dns64]\nupstreams = [\""+lab.ServerIPv4+"\"]\n"), 0o644))
+	require.NoError(t, os.WriteFile(config, []byte("[translation]\nprivate_ipv4 = \"allow\"\n[dns64]\nupstreams = [\""+lab.ServerIPv4+"\"]\n"), 0o644))
 	script, err := filepath.Abs("../../scripts/podman-download")
 	require.NoError(t, err)
 	for _, server := range []string{"[64:ff9b::" + lab.ServerIPv4 + "]", "www.example.com"} {

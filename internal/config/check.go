@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/natless/natless/internal/inet"
 	"github.com/natless/natless/mapping"
 )
 
@@ -50,6 +51,8 @@ func (c *Config) check(r *report) {
 	c.checkPref64(r)
 	c.checkOwn(r)
 	c.checkMaps(r)
+	c.checkRefused(r)
+	c.checkTranslatable(r)
 	c.checkPools(r)
 	c.checkControl(r)
 	c.checkState(r)
@@ -168,18 +171,10 @@ func (c *Config) checkPref64(r *report) {
 	}
 }
 
-// nobodys are the addresses that go from no host to another.
-var nobodys = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("224.0.0.0/4"),
-	netip.MustParsePrefix("255.255.255.255/32"),
-	netip.MustParsePrefix("::/128"),
-	netip.MustParsePrefix("::1/128"),
-	netip.MustParsePrefix("::ffff:0:0/96"),
-	netip.MustParsePrefix("fe80::/10"),
-	netip.MustParsePrefix("ff00::/8"),
-}
+// nobodys are the addresses that go from no host to another. Link-local and
+// reserved ones of IPv4 do not either, but pools may have them, whose addresses
+// are translated once more before they leave the host.
+var nobodys = inet.Prefixes(slices.Concat(inet.Of(inet.IPv4, inet.Nobody), inet.Of(inet.IPv6, inet.Nobody, inet.Link)))
 
 // unicast reports whether every address of p may go from host to host, and
 // adds the problem when not.
@@ -202,9 +197,13 @@ func (c *Config) checkOwn(r *report) {
 		if !a.IsValid() {
 			return
 		}
-		r.unicast(path, netip.PrefixFrom(a, a.BitLen()))
-		if c.Translation.Pref64.Contains(a) {
-			r.add(path, "%v: lies in pref64, %v: expected an address outside", a, c.Translation.Pref64)
+		if one := netip.PrefixFrom(a, a.BitLen()); r.unicast(path, one) {
+			if b, _ := inet.Around(one); b.Prefix == one && b.Reach == inet.Link {
+				r.add(path, "%v: a %s address: expected another", a, b.Name)
+			}
+			if seen, ok := c.standsFor(one); ok && seen.Addr() != c.OwnIPv4() {
+				c.checkLent(r, path, a.String(), seen)
+			}
 		}
 		for _, m := range c.Maps {
 			// Inside a larger map it is taken out of it, as from a pool.
@@ -227,7 +226,7 @@ func (c *Config) checkOwn(r *report) {
 // checkStandIn looks at one of rfc6791_ipv4: a stand-in for routers that is a
 // client too would put words in the client's mouth.
 func (c *Config) checkStandIn(r *report, path string, p netip.Prefix) {
-	if !p.IsValid() || p.IsSingleIP() && p.Addr() == c.OwnIPv4() || !r.unicast(path, p) {
+	if !p.IsValid() || p.IsSingleIP() && p.Addr() == c.OwnIPv4() || !r.routable(path, p) {
 		return
 	}
 	for _, m := range c.Maps {
@@ -276,8 +275,102 @@ func (c *Config) checkMaps(r *report) {
 		if room := 128 - m.IPv6.Bits(); room < 32-m.IPv4.Bits() {
 			add(".ipv6", "%v: too small for %v: expected a prefix length of at most %d", m.IPv6, m.IPv4, 96+m.IPv4.Bits())
 		}
-		if p := c.Translation.Pref64; p.Overlaps(m.IPv6) {
-			add(".ipv6", "%v: overlaps pref64, %v: expected a prefix outside", m.IPv6, p)
+		if p := c.Translation.Pref64; p.Overlaps(m.IPv6) && m.IPv6.Bits() <= p.Bits() {
+			add(".ipv6", "%v: overlaps pref64, %v: expected a prefix outside, or inside and longer", m.IPv6, p)
+		}
+		if seen, ok := c.standsFor(m.IPv6); ok && seen != m.IPv4 {
+			c.checkLent(r, element("map", i)+".ipv6", m.IPv6.String(), seen)
+		}
+	}
+}
+
+// checkRefused looks for maps of addresses that natless never translates.
+func (c *Config) checkRefused(r *report) {
+	pools := c.lending()
+	for i := range c.Maps {
+		m := &c.Maps[i]
+		for _, side := range []struct {
+			key    string
+			prefix netip.Prefix
+		}{{".ipv4", m.IPv4}, {".ipv6", m.IPv6}} {
+			if !side.prefix.IsValid() {
+				continue
+			}
+			if b, refused := mapping.RefusedAround(side.prefix, pools); refused {
+				r.add(element("map", i)+side.key, "%s: in %v, which natless never translates: expected addresses outside", Short(side.prefix), b)
+			}
+		}
+	}
+}
+
+// routable reports whether routers take packets from p, and adds the problem
+// when not.
+func (r *report) routable(path string, p netip.Prefix) bool {
+	for _, b := range inet.Of(inet.IPv4, inet.Link) {
+		if p.Overlaps(b.Prefix) {
+			r.add(path, "%s: in or around %v, whose packets no router would take: expected other addresses", Short(p), b)
+			return false
+		}
+	}
+	return r.unicast(path, p)
+}
+
+// standsFor is the IPv4 prefix that an IPv6 one inside pref64 stands for, if
+// any.
+func (c *Config) standsFor(p netip.Prefix) (netip.Prefix, bool) {
+	if !p.Addr().Is6() || !c.Translation.Pref64.Overlaps(p) {
+		return netip.Prefix{}, false
+	}
+	pref64, err := mapping.ParsePrefix64(c.Translation.Pref64)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	return pref64.Seen(p)
+}
+
+// checkLent refuses that an IPv6 address is somebody's own which clients know
+// as that of who leased the IPv4 address inside.
+func (c *Config) checkLent(r *report, path, what string, seen netip.Prefix) {
+	for _, pool := range c.Pools {
+		if pool.IPv4.Overlaps(seen) {
+			r.add(path, "%s: by pref64 it stands for %s, of the pool %v at %s: expected another", what, Short(seen), pool.IPv4, pool.Origin)
+		}
+	}
+}
+
+// lending are the pools as package mapping has them, by their addresses alone.
+func (c *Config) lending() []mapping.Pool {
+	list := make([]mapping.Pool, len(c.Pools))
+	for i, p := range c.Pools {
+		list[i].IPv4 = p.IPv4
+	}
+	return list
+}
+
+// checkTranslatable looks at the IPv4 prefixes that hosts are numbered from by
+// pref64.
+func (c *Config) checkTranslatable(r *report) {
+	pref64 := c.Translation.Pref64
+	for i, p := range c.Translation.Translatable {
+		path := element("translation.translatable", i)
+		if !p.IsValid() || !r.unicast(path, p) {
+			continue
+		}
+		if b, refused := mapping.RefusedAround(p, c.lending()); refused {
+			r.add(path, "%s: in %v, which natless never translates: expected addresses outside", Short(p), b)
+		}
+		if !pref64.IsValid() {
+			r.add(path, `%s: translation.pref64 is "", so no host has such an address: expected a pref64`, Short(p))
+		} else if n := leastTranslatable(pref64); p.Bits() < n {
+			r.add(path, "%s: bits 64 to 71 of the addresses are zero (RFC 6052 2.2): expected prefixes of at least /%d with pref64 %v", Short(p), n, pref64)
+		}
+		if j := slices.IndexFunc(c.Translation.Translatable[:i], p.Overlaps); j >= 0 {
+			r.add(path, "%s: overlaps %s before: expected each address once", Short(p), Short(c.Translation.Translatable[j]))
+		}
+		for _, m := range c.Maps {
+			if m.IPv4 == p {
+				r.add(path, "%s: mapped at %s: expected either", Short(p), m.Origin)
+			}
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/natless/natless/internal/inet"
 	"github.com/natless/natless/mapping"
 )
 
@@ -72,10 +73,11 @@ type Translation struct {
 	IPv4            netip.Addr     `toml:"ipv4" ip:"4 optional"`   // zero: see Config.OwnIPv4
 	IPv6            netip.Addr     `toml:"ipv6" ip:"6 optional"`   // zero: see Config.OwnIPv6
 	RFC6791         []netip.Prefix `toml:"rfc6791_ipv4" ip:"4"`    // empty: natless's own IPv4 address
+	Translatable    []netip.Prefix `toml:"translatable" ip:"4"`    // whose addresses by Pref64 are clients (RFC 6052 IPv4-translatable)
 	LowestIPv6MTU   int            `toml:"lowest_ipv6_mtu"`        // bytes
 	IPv6MTU         int            `toml:"ipv6_mtu"`               // bytes; 0: the device's
 	IPv4MTU         int            `toml:"ipv4_mtu"`               // bytes; 0: the device's
-	UDPZeroChecksum string         `toml:"udp_zero_checksum" enum:"compute drop"`
+	UDPZeroChecksum string         `toml:"udp_zero_checksum" enum:"compute drop forward"`
 	TrafficClass    string         `toml:"traffic_class" enum:"copy zero"`
 	Hairpin         string         `toml:"hairpin" enum:"guarded intrinsic off"`
 	PrivateIPv4     string         `toml:"private_ipv4" enum:"auto allow deny"` // see Config.AllowPrivate
@@ -153,7 +155,7 @@ func Default() *Config {
 		Device:  Device{Name: "natless0", Offload: "auto"},
 		Network: Network{Manage: true, Masquerade: "auto", Firewall: "name", OnExit: "remove"},
 		Translation: Translation{
-			Pref64:          wellKnown,
+			Pref64:          inet.WellKnown,
 			LowestIPv6MTU:   1280,
 			UDPZeroChecksum: "compute",
 			TrafficClass:    "copy",
@@ -165,7 +167,7 @@ func Default() *Config {
 		Control:  Control{Socket: "/run/natless/natless.sock"},
 		State:    State{Dir: "/var/lib/natless", History: 30 * day},
 		Log:      Log{Level: "info", Format: "auto"},
-		DNS64:    DNS64{Exclude: []netip.Prefix{netip.MustParsePrefix("::ffff:0:0/96")}, Synthesise: "auto"},
+		DNS64:    DNS64{Exclude: []netip.Prefix{inet.Mapped}, Synthesise: "auto"},
 		RA:       RA{Lifetime: 10 * time.Minute},
 	}
 }

@@ -12,47 +12,42 @@ import (
 	"strings"
 	"time"
 
+	"github.com/natless/natless/internal/inet"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/translate"
 )
 
-// wellKnown is the prefix of RFC 6052 2.1.
-var wellKnown = netip.MustParsePrefix("64:ff9b::/96")
+// private are the ranges whose addresses mean nothing beyond a link or a
+// network: pools in them are masqueraded unless the operator says otherwise. A
+// pool of documentation addresses stands for one of public ones, as in tests.
+var private = inet.Prefixes(inet.Of(inet.IPv4, inet.Link, inet.Network))
 
-// private are the ranges whose addresses mean nothing beyond the host: pools
-// in them are masqueraded unless the operator says otherwise.
-var private = []netip.Prefix{
-	netip.MustParsePrefix("10.0.0.0/8"),
-	netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("192.0.0.0/24"),
-	netip.MustParsePrefix("198.18.0.0/15"),
-}
-
-// AllowPrivate reports whether private IPv4 addresses are reached through
-// pref64 (private_ipv4; RFC 6052 3.1).
+// AllowPrivate reports whether IPv4 addresses that are not globally reachable
+// are reached through pref64 (private_ipv4; RFC 6052 3.1).
 func (c *Config) AllowPrivate() bool {
 	if c.Translation.PrivateIPv4 == "auto" {
-		return c.Translation.Pref64 != wellKnown
+		return c.Translation.Pref64 != inet.WellKnown
 	}
 	return c.Translation.PrivateIPv4 == "allow"
 }
 
-// Masquerade is the IPv4 sources to masquerade when they leave the host.
+// Masquerade is the IPv4 sources to masquerade when they leave the host. Where
+// natless's own address is of no pool, it is as good as a pool of its own.
 func (c *Config) Masquerade() []netip.Prefix {
 	var sources []netip.Prefix
-	for _, p := range c.Pools {
-		within := func(q netip.Prefix) bool { return q.Bits() <= p.IPv4.Bits() && q.Contains(p.IPv4.Addr()) }
-		switch c.Network.Masquerade {
-		case "on":
-			sources = append(sources, p.IPv4)
-		case "auto":
-			if slices.ContainsFunc(private, within) {
-				sources = append(sources, p.IPv4)
-			}
+	add := func(p netip.Prefix, on bool) {
+		within := func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) }
+		if on || c.Network.Masquerade == "auto" && slices.ContainsFunc(private, within) {
+			sources = append(sources, p)
 		}
+	}
+	for _, p := range c.Pools {
+		add(p.IPv4, c.Network.Masquerade == "on")
+	}
+	own := c.OwnIPv4()
+	inPool := slices.ContainsFunc(c.Pools, func(p Pool) bool { return p.IPv4.Contains(own) })
+	if own.IsValid() && own != inet.Dummy && !inPool {
+		add(netip.PrefixFrom(own, 32), false)
 	}
 	return sources
 }
@@ -65,11 +60,52 @@ func (c *Config) Permitted() (prefixes []netip.Prefix, local bool) {
 		more, here := p.Prefixes()
 		prefixes, local = append(prefixes, more...), local || here
 	}
-	for i := range c.Maps {
-		prefixes = append(prefixes, c.Maps[i].IPv6)
+	for _, m := range c.Mappings() {
+		prefixes = append(prefixes, m.IPv6)
 	}
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	return slices.Compact(prefixes), local
+}
+
+// Mappings are the maps, and those that translatable stands for. The result is
+// not to be changed: without translatable it is Maps, of which there may be a
+// million.
+func (c *Config) Mappings() []Map {
+	if len(c.Translation.Translatable) == 0 {
+		return c.Maps
+	}
+	list := slices.Clone(c.Maps)
+	for i, p := range c.Translation.Translatable {
+		if v6, ok := c.translatable(p); ok {
+			at := c.given[element("translation.translatable", i)]
+			list = append(list, Map{IPv4: p, IPv6: v6, Label: "translatable", Origin: fmt.Sprintf("%s:%d", c.File, at.line)})
+		}
+	}
+	return list
+}
+
+// translatable is the IPv6 prefix of the addresses that stand for those of an
+// IPv4 one by pref64; false where there is none, as where the u octet is in
+// the midst of what follows (RFC 6052 2.2).
+func (c *Config) translatable(p netip.Prefix) (netip.Prefix, bool) {
+	pref64, err := mapping.ParsePrefix64(c.Translation.Pref64)
+	if err != nil || !p.IsValid() || p.Bits() < leastTranslatable(c.Translation.Pref64) {
+		return netip.Prefix{}, false
+	}
+	bits := c.Translation.Pref64.Bits() + p.Bits()
+	if n := c.Translation.Pref64.Bits(); n > 32 && n < 96 {
+		bits += 8 // the u octet
+	}
+	return netip.PrefixFrom(pref64.Embed(p.Addr()), bits), true
+}
+
+// leastTranslatable is the shortest IPv4 prefix whose addresses are one prefix
+// by pref64: what follows it must not hold the u octet.
+func leastTranslatable(pref64 netip.Prefix) int {
+	if n := pref64.Bits(); n > 32 && n < 64 {
+		return 64 - n
+	}
+	return 0
 }
 
 // Prefixes is the pool's clients apart: prefixes, and whether "local" is one.
@@ -132,8 +168,8 @@ func (c *Config) Notes() []string {
 }
 
 // OwnIPv4 is natless's own IPv4 address: the one configured, or else the first
-// usable address of the pools. It is the zero Addr when there is neither,
-// which Validate refuses.
+// usable address of the pools, or else the dummy address of nodes that have no
+// other (RFC 7600): ICMP errors come from it, and it means nothing to others.
 func (c *Config) OwnIPv4() netip.Addr {
 	if c.Translation.IPv4.IsValid() {
 		return c.Translation.IPv4
@@ -141,7 +177,10 @@ func (c *Config) OwnIPv4() netip.Addr {
 	if c.own4.IsValid() {
 		return c.own4
 	}
-	return c.firstFree(c.Pools)
+	if a := c.firstFree(c.Pools); a.IsValid() || len(c.Pools) > 0 {
+		return a
+	}
+	return inet.Dummy
 }
 
 // firstFree is the first address of the pools that is neither mapped nor taken.
@@ -151,7 +190,7 @@ func (c *Config) firstFree(pools []Pool, taken ...netip.Prefix) netip.Addr {
 		from = append(from, mapping.Pool{IPv4: p.IPv4})
 	}
 	var lost []mapping.Map
-	for _, m := range c.Maps {
+	for _, m := range c.Mappings() {
 		if slices.ContainsFunc(pools, func(p Pool) bool { return p.IPv4.Overlaps(m.IPv4) }) {
 			lost = append(lost, mapping.Map{IPv4: m.IPv4})
 		}
@@ -178,6 +217,10 @@ func (c *Config) Warnings() []string {
 	var warnings []string
 	if _, stable := machineID(os.ReadFile); !stable && !c.Translation.IPv6.IsValid() {
 		warnings = append(warnings, "this host has no /etc/machine-id: natless's own IPv6 address changes at every boot unless translation.ipv6 is set")
+	}
+	if len(c.Translation.Translatable) > 0 && c.Translation.Pref64 == inet.WellKnown {
+		warnings = append(warnings, "translation.translatable with pref64 64:ff9b::/96: no host should be numbered from the well-known prefix, "+
+			"since nobody else can route to it (RFC 6052 3.1): use a prefix of your own")
 	}
 	return warnings
 }
@@ -267,6 +310,7 @@ func (c *Config) Options(deviceMTU int) translate.Options {
 		IPv6MTU:       ipv6,
 		LowestIPv6MTU: min(t.LowestIPv6MTU, ipv6),
 		DropUDPZero:   t.UDPZeroChecksum == "drop",
+		KeepUDPZero:   t.UDPZeroChecksum == "forward",
 		ZeroTOS:       t.TrafficClass == "zero",
 	}
 }

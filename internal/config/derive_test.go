@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -115,6 +116,52 @@ func TestMasquerade(t *testing.T) {
 	assert.Equal(t, []netip.Prefix{prefix("169.254.64.0/20"), prefix("100.64.0.0/10")}, mustParse(t, pools).Masquerade())
 	assert.Len(t, mustParse(t, pools+"[network]\nmasquerade = \"on\"").Masquerade(), 4)
 	assert.Empty(t, mustParse(t, pools+"[network]\nmasquerade = \"off\"").Masquerade())
+	for pool, masqueraded := range map[string]bool{ // by the registry of special addresses
+		"10.1.0.0/16": true, "192.0.0.0/29": true, "198.18.0.0/24": true, "192.168.1.0/24": true, "240.1.0.0/16": true,
+		"192.0.2.0/24": false, "192.88.99.0/24": false, "1.0.0.0/24": false,
+	} {
+		assert.Equal(t, masqueraded, len(mustParse(t, "[[pool]]\nipv4 = \""+pool+"\"").Masquerade()) == 1, pool)
+	}
+	own := mustParse(t, "translation.ipv4 = \"10.9.9.9\"\n[[pool]]\nipv4 = \"203.0.113.0/24\"")
+	assert.Equal(t, []netip.Prefix{prefix("10.9.9.9/32")}, own.Masquerade(), "natless's own address, of no pool")
+}
+
+// Explicit mappings alone need no pool, and no other key.
+func TestMapsOnly(t *testing.T) {
+	c := mustParse(t, "pool = []\ntranslation.pref64 = \"\"\n[[map]]\nipv4 = \"0.0.0.0/0\"\nipv6 = \"2001:db8::/96\"")
+	assert.Empty(t, c.Pools)
+	assert.Equal(t, "192.0.0.8", c.OwnIPv4().String()) // RFC 7600
+	assert.Empty(t, c.Masquerade())
+	// The pool that nobody wrote is link-local, which no map reaches into.
+	for _, pref64 := range []string{"translation.pref64 = \"\"\n", ""} {
+		c := mustParse(t, pref64+"[[map]]\nipv4 = \"0.0.0.0/0\"\nipv6 = \"2001:db8::/96\"")
+		assert.Equal(t, "169.254.64.1", c.OwnIPv4().String())
+	}
+	_, err := parse("f", []byte("[[map]]\nipv4 = \"0.0.0.0/0\"\nipv6 = \"2001:db8::/96\"\n[[pool]]\nipv4 = \"203.0.113.0/24\""))
+	assert.ErrorContains(t, err, "pool.ipv4: 203.0.113.0/24", "another is all taken")
+}
+
+// Hosts numbered from pref64 are clients as by a map.
+func TestTranslatable(t *testing.T) {
+	for pref64, want := range map[string]string{
+		"2001:db8:64::/96": "2001:db8:64::c000:200/120", "2001:db8:64::/64": "2001:db8:64:0:c0:2::/96", "2001:db8:6400::/56": "2001:db8:6400:c0:0:200::/88",
+		"2001:db8:64::/48": "2001:db8:64:c000:2::/80", "2001:db8:6400::/40": "2001:db8:64c0:2::/72", "2001:db8::/32": "2001:db8:c000:200::/56",
+	} {
+		c := mustParse(t, "[translation]\npref64 = \""+pref64+"\"\ntranslatable = [\"192.0.2.0/24\"]")
+		m := c.Mappings()
+		require.Len(t, m, 1)
+		assert.Equal(t, "192.0.2.0/24", m[0].IPv4.String())
+		assert.Equal(t, want, m[0].IPv6.String())
+		assert.Equal(t, "f:3", m[0].Origin)
+		prefixes, _ := c.Permitted()
+		assert.Equal(t, []netip.Prefix{m[0].IPv6}, prefixes)
+	}
+	c := mustParse(t, "translation.translatable = [\"192.0.2.0/24\"]\n[[map]]\nipv4 = \"203.0.113.1\"\nipv6 = \"2001:db8::1\"")
+	assert.Len(t, c.Mappings(), 2)
+	assert.Len(t, c.Maps, 1)
+	assert.Contains(t, strings.Join(c.Warnings(), "\n"), "RFC 6052 3.1")
+	assert.NoError(t, mustParse(t, "translation.ipv6 = \"64:ff9b::203.0.113.1\"").Validate(), "natless's own may lie in pref64")
+	assert.NoError(t, mustParse(t, "[[map]]\nipv4 = \"203.0.113.1\"\nipv6 = \"64:ff9b::5\"").Validate(), "and so may a map")
 }
 
 func TestPermitted(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 // natless takes up when it reads its configuration again.
 var live = []string{
 	"map", "pool", "network.masquerade", "network.firewall", "network.uplinks", "network.client_links",
-	"translation.rfc6791_ipv4", "translation.hairpin", "translation.private_ipv4",
+	"translation.rfc6791_ipv4", "translation.hairpin", "translation.private_ipv4", "translation.translatable",
 	"state.history", "log.level", "ra", "dns64",
 }
 

@@ -18,7 +18,7 @@ var restarts = map[string]bool{
 	"translation.pref64": true, "translation.ipv4": true, "translation.ipv6": true, "translation.rfc6791_ipv4": false,
 	"translation.lowest_ipv6_mtu": true, "translation.ipv6_mtu": true, "translation.ipv4_mtu": true,
 	"translation.udp_zero_checksum": true, "translation.traffic_class": true,
-	"translation.hairpin": false, "translation.private_ipv4": false,
+	"translation.hairpin": false, "translation.private_ipv4": false, "translation.translatable": false,
 	"map.ipv4": false, "map.ipv6": false, "map.label": false,
 	"pool.ipv4": false, "pool.clients": false, "pool.mode": false, "pool.idle": false, "pool.max_life": false, "pool.quarantine": false,
 	"sessions.max": true, "sessions.max_per_client": true,
@@ -205,7 +205,7 @@ func TestKeepOwn(t *testing.T) {
 		"given another":         {"translation.ipv4 = \"192.0.2.1\"", `needs a restart: translation.ipv4: "" -> "192.0.2.1"`},
 		"mapped": {"[[map]]\nipv4 = \"169.254.64.1\"\nipv6 = \"2001:db8::1\"",
 			"natless's own IPv4 address, 169.254.64.1, cannot change while it runs: f: translation.ipv4: 169.254.64.1: is mapped at f:1: expected an address that is not"},
-		"a stand-in's": {"translation.rfc6791_ipv4 = [\"169.254.64.0/30\"]\n[[pool]]\nipv4 = \"198.51.100.0/24\"", ""},
+		"a stand-in's": {"translation.rfc6791_ipv4 = [\"203.0.113.0/30\"]\n[[pool]]\nipv4 = \"198.51.100.0/24\"", ""},
 		"all of a pool": {"[[pool]]\nipv4 = \"198.51.100.0/24\"\n[[pool]]\nipv4 = \"169.254.64.1\"",
 			"natless's own IPv4 address, 169.254.64.1, cannot change while it runs: f:4: pool.ipv4: 169.254.64.1/32: maps and natless's own address, 169.254.64.1, leave none for clients: expected a larger pool, or fewer addresses in maps"},
 	} {

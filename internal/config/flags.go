@@ -17,9 +17,9 @@ const SocketVariable = "NATLESS_SOCKET"
 type Flags struct {
 	set *pflag.FlagSet
 
-	device, pref64, poolMode, masquerade, firewall, onExit, offload, socket, stateDir string
-	maps, pools, clients, dns64                                                       []string
-	queues                                                                            int
+	device, pref64, poolMode, masquerade, firewall, onExit, offload, socket, stateDir, privateIPv4 string
+	maps, pools, clients, dns64                                                                    []string
+	queues                                                                                         int
 }
 
 // Register adds the flags to a command.
@@ -28,6 +28,7 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	d := Default()
 	set.StringVar(&f.device, "device", d.Device.Name, "name of the TUN device")
 	set.StringVar(&f.pref64, "pref64", d.Translation.Pref64.String(), `prefix that stands for IPv4 (RFC 6052); "" for explicit mappings only`)
+	set.StringVar(&f.privateIPv4, "private-ipv4", d.Translation.PrivateIPv4, "IPv4 addresses that are not globally reachable behind pref64: allow, deny, or auto (deny behind 64:ff9b::/96)")
 	set.StringArrayVar(&f.maps, "map", nil, "explicit mapping V4=V6, of addresses or prefixes (repeatable)")
 	set.StringArrayVar(&f.pools, "pool", nil, "IPv4 prefix to lend addresses from, in place of the configured pools (repeatable; default "+d.Pools[0].IPv4.String()+")")
 	set.StringVar(&f.poolMode, "pool-mode", d.Pools[0].Mode, "how pools are divided: one-to-one or port-range")
@@ -80,6 +81,7 @@ func (f *Flags) Apply(c *Config) error {
 	put("firewall", "network", &c.Network, "firewall", f.firewall)
 	put("on-exit", "network", &c.Network, "on_exit", f.onExit)
 	put("pref64", "translation", &c.Translation, "pref64", f.pref64)
+	put("private-ipv4", "translation", &c.Translation, "private_ipv4", f.privateIPv4)
 	put("socket", "control", &c.Control, "socket", f.socket)
 	put("state-dir", "state", &c.State, "dir", f.stateDir)
 	put("dns64", "dns64", &c.DNS64, "listen", anys(f.dns64))

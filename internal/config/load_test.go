@@ -27,6 +27,8 @@ func TestExample(t *testing.T) {
 	c.given = nil
 	want.Translation.RFC6791 = c.Translation.RFC6791 // [] and left out are the same
 	assert.Empty(t, c.Translation.RFC6791)
+	want.Translation.Translatable = c.Translation.Translatable
+	assert.Empty(t, c.Translation.Translatable)
 	assert.Empty(t, c.DNS64.Listen)
 	assert.Empty(t, c.DNS64.Upstreams)
 	want.DNS64.Listen, want.DNS64.Upstreams = c.DNS64.Listen, c.DNS64.Upstreams
@@ -185,17 +187,28 @@ func TestBad(t *testing.T) {
 		"own IPv6 zone":       {"[translation]\nipv6 = \"fe80::1%eth0\"", `f:2: translation.ipv6: fe80::1%eth0: an address with a zone: expected an IPv6 address without one`},
 		"own IPv4 prefix":     {"[translation]\nipv4 = \"192.0.2.1/24\"", `f:2: translation.ipv4: 192.0.2.1/24: expected an IPv4 address, such as 192.0.2.1`},
 		"own IPv4 multicast":  {"[translation]\nipv4 = \"224.0.0.1\"", `f:2: translation.ipv4: 224.0.0.1: in or around 224.0.0.0/4, which is no host's: expected unicast addresses`},
-		"own IPv6 in pref64":  {"[translation]\nipv6 = \"64:ff9b::1\"", `f:2: translation.ipv6: 64:ff9b::1: lies in pref64, 64:ff9b::/96: expected an address outside`},
+		"own IPv6 is lent":    {"[translation]\nipv6 = \"64:ff9b::169.254.64.5\"", `f:2: translation.ipv6: 64:ff9b::a9fe:4005: by pref64 it stands for 169.254.64.5, of the pool 169.254.64.0/20 at default: expected another`},
+		"own IPv4 metadata":   {"[translation]\nipv4 = \"169.254.169.254\"", `f:2: translation.ipv4: 169.254.169.254: a cloud metadata address: expected another`},
 		"own IPv4 in a map":   {"[translation]\nipv4 = \"192.0.2.9\"\n[[map]]\nipv4 = \"192.0.2.9\"\nipv6 = \"2001:db8::9\"", `f:2: translation.ipv4: 192.0.2.9: is mapped at f:3: expected an address that is not`},
-		"no own IPv4":         {"pool = []", `f: translation.ipv4: not given, and no pool has an address for it: expected natless's own IPv4 address`},
-		"no own IPv4, table":  {"pool = []\n[translation]", `f:2: translation.ipv4: not given, and no pool has an address for it: expected natless's own IPv4 address`},
+		"translatable":        {"[translation]\ntranslatable = [\"192.0.2.1/24\"]", `f:2: translation.translatable: 192.0.2.1/24: bits are set behind the prefix: expected 192.0.2.0/24`},
+		"translatable, none":  {"[translation]\npref64 = \"\"\ntranslatable = [\"192.0.2.0/24\"]", `f:3: translation.translatable: 192.0.2.0/24: translation.pref64 is "", so no host has such an address: expected a pref64`},
+		"translatable, short": {"[translation]\npref64 = \"2001:db8::/40\"\ntranslatable = [\"192.0.0.0/16\"]", `f:3: translation.translatable: 192.0.0.0/16: bits 64 to 71 of the addresses are zero (RFC 6052 2.2): expected prefixes of at least /24 with pref64 2001:db8::/40`},
+		"translatable twice":  {"[translation]\ntranslatable = [\"192.0.2.0/24\", \"192.0.2.8\"]", `f:2: translation.translatable: 192.0.2.8: overlaps 192.0.2.0/24 before: expected each address once`},
+		"translatable link":   {"[translation]\ntranslatable = [\"169.254.1.0/24\"]", `f:2: translation.translatable: 169.254.1.0/24: in 169.254.0.0/16, link-local (RFC 3927), which natless never translates: expected addresses outside`},
+		"translatable mapped": {"[translation]\ntranslatable = [\"192.0.2.0/24\"]\n[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"2001:db8::/120\"", `f:2: translation.translatable: 192.0.2.0/24: mapped at f:3: expected either`},
 		"rfc6791":             {"[translation]\nrfc6791_ipv4 = [\n\"192.0.2.0/24\",\n\"2001:db8::/64\",\n]", `f:4: translation.rfc6791_ipv4: 2001:db8::/64: an IPv6 prefix where an IPv4 prefix belongs`},
+		"rfc6791 link-local":  {"[translation]\nrfc6791_ipv4 = [\"160.0.0.0/4\"]", `f:2: translation.rfc6791_ipv4: 160.0.0.0/4: in or around 169.254.0.0/16, link-local (RFC 3927), whose packets no router would take: expected other addresses`},
 		"rfc6791 not unicast": {"[translation]\nrfc6791_ipv4 = [\"127.0.0.0/8\"]", `f:2: translation.rfc6791_ipv4: 127.0.0.0/8: in or around 127.0.0.0/8, which is no host's: expected unicast addresses`},
 
 		"rfc6791 in a map":  {"[translation]\nrfc6791_ipv4 = [\"192.0.2.0/24\"]\n[[map]]\nipv4 = \"192.0.2.9\"\nipv6 = \"2001:db8::9\"", `f:2: translation.rfc6791_ipv4: 192.0.2.0/24: overlaps the map of 192.0.2.9/32 at f:3: expected addresses that no client has`},
-		"rfc6791 in a pool": {"[translation]\nrfc6791_ipv4 = [\"169.254.65.0/24\"]", `f:2: translation.rfc6791_ipv4: 169.254.65.0/24: overlaps the pool 169.254.64.0/20 at default: expected addresses that no client has`},
+		"rfc6791 in a pool": {"[translation]\nrfc6791_ipv4 = [\"198.51.100.0/24\"]\n[[pool]]\nipv4 = \"198.51.100.0/23\"", `f:2: translation.rfc6791_ipv4: 198.51.100.0/24: overlaps the pool 198.51.100.0/23 at f:3: expected addresses that no client has`},
 
-		"map in pref64":   {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"64:ff9b::1\"", `f:3: map.ipv6: 64:ff9b::1/128: overlaps pref64, 64:ff9b::/96: expected a prefix outside`},
+		"map is pref64":   {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"64:ff9b::/96\"", `f:3: map.ipv6: 64:ff9b::/96: overlaps pref64, 64:ff9b::/96: expected a prefix outside, or inside and longer`},
+		"map is lent":     {"[[map]]\nipv4 = \"192.0.2.1\"\nipv6 = \"64:ff9b::169.254.64.5\"", `f:3: map.ipv6: 64:ff9b::a9fe:4005/128: by pref64 it stands for 169.254.64.5, of the pool 169.254.64.0/20 at default: expected another`},
+		"map link-local":  {"[[map]]\nipv4 = \"169.254.1.0/24\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: 169.254.1.0/24: in 169.254.0.0/16, link-local (RFC 3927), which natless never translates: expected addresses outside`},
+		"map metadata":    {"[[pool]]\nipv4 = \"169.254.0.0/16\"\n[[map]]\nipv4 = \"169.254.169.254\"\nipv6 = \"2001:db8::1\"", `f:4: map.ipv4: 169.254.169.254: in 169.254.169.254/32, cloud metadata, which natless never translates: expected addresses outside`},
+		"map class E":     {"[[map]]\nipv4 = \"240.0.0.0/4\"\nipv6 = \"2001:db8::/100\"", `f:2: map.ipv4: 240.0.0.0/4: in 240.0.0.0/4, class E (RFC 1112), which natless never translates: expected addresses outside`},
+		"map multicast":   {"[[map]]\nipv4 = \"192.0.2.0/24\"\nipv6 = \"ff05::/120\"", `f:3: map.ipv6: ff05::/120: in ff00::/8, multicast (RFC 4291), which natless never translates: expected addresses outside`},
 		"map without":     {"[[map]]\nipv4 = \"192.0.2.1\"", `f:1: map.ipv6: missing: expected an IPv6 prefix in quotes, such as "2001:db8::/64"`},
 		"map families":    {"[[map]]\nipv4 = \"2001:db8::1\"\nipv6 = \"2001:db8::1\"", `f:2: map.ipv4: 2001:db8::1: an IPv6 address where an IPv4 address belongs`},
 		"map bits behind": {"[[map]]\nipv4 = \"192.0.2.1/24\"\nipv6 = \"2001:db8::/120\"", `f:2: map.ipv4: 192.0.2.1/24: bits are set behind the prefix: expected 192.0.2.0/24`},

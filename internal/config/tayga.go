@@ -32,7 +32,7 @@ var taygaDirectives = map[string]string{
 	"data-dir":        "set state.dir; leases are not carried over",
 	"map-file":        "import that file too",
 	"strict-frag-hdr": "not needed: packets get a fragment header where RFC 7915 asks for one",
-	"udp-cksum-mode":  "set translation.udp_zero_checksum, to \"compute\" or \"drop\"",
+	"udp-cksum-mode":  "set translation.udp_zero_checksum, to \"compute\", \"drop\" or \"forward\"",
 	"log":             "not needed: natless stats counts all packets by what became of them",
 	"offlink-mtu":     "set translation.lowest_ipv6_mtu",
 	"tun-up":          "not needed: natless sets its device up",

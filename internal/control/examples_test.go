@@ -201,6 +201,7 @@ func exampleOf(t *testing.T, dir, text string) example {
 	require.NoError(t, err)
 	x := example{config: c, now: time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC)}
 	tc := daemon.Mapping(c)
+	tc.GlobalOnly = false // documentation addresses stand for global ones
 	tc.Now = func() time.Time { return x.now }
 	tc.Revision = uint64(x.now.Unix()) * 1000
 	x.table, err = mapping.New(tc)

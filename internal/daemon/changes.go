@@ -27,6 +27,7 @@ func runtimeSides(t *mapping.Table) (list []sides) {
 func withAdded(p hostnet.Plan, added []sides) hostnet.Plan {
 	for _, m := range added {
 		p.Added = append(p.Added, m.v4, m.v6)
+		p.Hosts = appendInside(p.Hosts, p.IPv6, m.v6)
 	}
 	return p
 }

@@ -339,7 +339,7 @@ func (d *daemon) summary() string {
 		said = append(said, pool)
 	}
 	d.changing.Lock()
-	maps := len(c.Maps) + len(d.added)
+	maps := len(c.Mappings()) + len(d.added)
 	d.changing.Unlock()
 	said = append(said, fmt.Sprintf("%d maps", maps),
 		fmt.Sprintf("device %s mtu %d, queues %d, of %d rings each, %v", d.device.Name(), d.host.MTU(), len(d.device.Queues()),
@@ -360,8 +360,8 @@ func (d *daemon) summary() string {
 func (d *daemon) refused() []string {
 	c := d.config()
 	said := []string{"loopback, multicast, link-local and class E addresses"}
-	if !c.AllowPrivate() {
-		said = append(said, fmt.Sprintf("private IPv4 addresses behind %v (translation.private_ipv4; or use 64:ff9b:1::/96)", c.Translation.Pref64))
+	if c.Translation.Pref64.IsValid() && !c.AllowPrivate() {
+		said = append(said, fmt.Sprintf("IPv4 addresses that are not globally reachable behind %v (translation.private_ipv4; or use 64:ff9b:1::/96)", c.Translation.Pref64))
 	}
 	if !d.table.Hairpins() {
 		said = append(said, "packets between clients (translation.hairpin)")

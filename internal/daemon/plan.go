@@ -34,8 +34,9 @@ func Plan(c *config.Config) hostnet.Plan {
 	p.IPv6 = append(p.IPv6, single(c.OwnIPv6()))
 	p.IPv4 = make([]netip.Prefix, 0, len(c.Maps)+1+len(c.Translation.RFC6791)+len(c.Pools))
 	p.IPv4 = append(p.IPv4, single(c.OwnIPv4())) // whoever sees it in a traceroute may ping it
-	for i := range c.Maps {
-		p.IPv4 = append(p.IPv4, c.Maps[i].IPv4)
+	for _, m := range c.Mappings() {
+		p.IPv4 = append(p.IPv4, m.IPv4)
+		p.Hosts = appendInside(p.Hosts, p.IPv6, m.IPv6)
 	}
 	// Shared addresses that nothing masquerades need no tracked connections:
 	// that is what they are for.
@@ -53,20 +54,29 @@ func Plan(c *config.Config) hostnet.Plan {
 	return p
 }
 
+// appendInside appends to the hosts' own prefixes that of a map which lies inside
+// pref64, which is in list.
+func appendInside(hosts, list []netip.Prefix, p netip.Prefix) []netip.Prefix {
+	if slices.ContainsFunc(list, func(q netip.Prefix) bool { return q.Bits() < p.Bits() && q.Contains(p.Addr()) }) {
+		return append(slices.Clip(hosts), p)
+	}
+	return hosts
+}
+
 // single is the prefix of one address.
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // Mapping is what a configuration says about who is who.
 func Mapping(c *config.Config) mapping.Config {
 	m := mapping.Config{
-		Pref64:       c.Translation.Pref64,
-		OwnIPv4:      c.OwnIPv4(),
-		OwnIPv6:      c.OwnIPv6(),
-		RFC6791:      c.Translation.RFC6791,
-		Hairpin:      c.Translation.Hairpin != "off",
-		Guarded:      c.Translation.Hairpin == "guarded",
-		AllowPrivate: c.AllowPrivate(),
-		Maps:         c.Maps,
+		Pref64:     c.Translation.Pref64,
+		OwnIPv4:    c.OwnIPv4(),
+		OwnIPv6:    c.OwnIPv6(),
+		RFC6791:    c.Translation.RFC6791,
+		Hairpin:    c.Translation.Hairpin != "off",
+		Guarded:    c.Translation.Hairpin == "guarded",
+		GlobalOnly: !c.AllowPrivate(),
+		Maps:       c.Mappings(),
 	}
 	for _, pool := range c.Pools {
 		clients, local := pool.Prefixes()

@@ -65,13 +65,13 @@ func TestMapping(t *testing.T) {
 			Idle: time.Hour, Origin: file + ":20",
 		}},
 		OwnIPv4: netip.MustParseAddr("169.254.64.2"), OwnIPv6: netip.MustParseAddr("2001:db8::1"),
-		RFC6791:      []netip.Prefix{prefix("192.0.2.0/28")},
-		AllowPrivate: true,
+		RFC6791:    []netip.Prefix{prefix("192.0.2.0/28")},
+		GlobalOnly: false,
 	}, Mapping(c))
 
 	usual := Mapping(config.Default())
 	assert.True(t, usual.Hairpin)
-	assert.False(t, usual.AllowPrivate)
+	assert.False(t, !usual.GlobalOnly)
 }
 
 func TestPlan(t *testing.T) {
@@ -88,7 +88,7 @@ func TestPlan(t *testing.T) {
 	assert.ElementsMatch(t, prefixes("169.254.64.0/20", "169.254.64.2/32", "169.254.64.1/32", "192.0.2.0/28", "198.51.100.0/24"), p.IPv4)
 	p.IPv6, p.IPv4 = nil, nil
 	assert.Equal(t, hostnet.Plan{
-		Device: "nat6", MTU: 9000, Manage: false, Keep: true,
+		Device: "nat6", MTU: 9000, Guarded: true, Manage: false, Keep: true,
 		Masquerade: prefixes("169.254.64.0/20"),
 		Inbound:    prefixes("169.254.64.2/32", "198.51.100.0/24", "169.254.64.1/32"),
 		Clients:    prefixes("2001:db8:1::/120", "2001:db8:2::1/128", "2001:db8:3::/64"),

@@ -250,6 +250,11 @@ func echo6(src, dst string) []byte {
 		&layers.ICMPv6Echo{Identifier: 7, SeqNumber: 1}, gopacket.Payload("natless"))
 }
 
+func echoReply6(src, dst string) []byte {
+	return build(ip(src, dst, 64), &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(129, 0)},
+		&layers.ICMPv6Echo{Identifier: 7, SeqNumber: 1}, gopacket.Payload("natless"))
+}
+
 func echo4(src, dst string) []byte {
 	return build(ip(src, dst, 64), &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(8, 0), Id: 7, Seq: 1}, gopacket.Payload("natless"))
 }
@@ -310,8 +315,13 @@ func TestOwnAddress(t *testing.T) {
 		assert.Equal(t, len(c.packet), len(out[0]))
 		assert.Empty(t, b.asked)
 	}
-	assert.Empty(t, b.handle(tcp(one6, own6, 100)))
-	assert.Empty(t, b.handle(tcp(server4, own4, 100)))
+	// From the very address that was asked (RFC 1122 3.2.2, RFC 4443 2.2 (a)).
+	out := b.handle(tcp(one6, own6, 100))
+	require.Len(t, out, 1)
+	assert.Equal(t, layers.CreateICMPv6TypeCode(1, 4), between(t, out[0], own6, one6).Layer(layers.LayerTypeICMPv6).(*layers.ICMPv6).TypeCode)
+	out = b.handle(tcp(server4, own4, 100))
+	require.Len(t, out, 1)
+	assert.Equal(t, layers.CreateICMPv4TypeCode(3, 3), between(t, out[0], own4, server4).Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4).TypeCode)
 	assert.Equal(t, 2, b.counted(translate.Answered))
 	assert.Equal(t, 2, b.counted(translate.OwnAddress))
 }
@@ -411,7 +421,7 @@ func TestErrorsOriginated(t *testing.T) {
 	p = between(t, out[0], own4, server4)
 	assert.Equal(t, layers.CreateICMPv4TypeCode(3, 1), p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4).TypeCode)
 
-	assert.Empty(t, b.handle(tcp(one6, own6, 100)), "the verdict has none")
+	assert.Empty(t, b.handle(echoReply6(one6, own6)), "about that there is none")
 	assert.Empty(t, b.handle(unreachable6(one6, nobody6, tcp(nobody6, one6, 100))), "about an error there is none")
 	c := b.Counters()
 	assert.EqualValues(t, 3, c.Verdicts[translate.DestinationUnmapped])

@@ -487,7 +487,11 @@ func (m *model) toOwn(packet []byte) fate {
 	if t := look(packet).l4[0]; look(packet).proto == protoICMP && (t == 8 || t == 128) {
 		return fate{verdict: translate.Answered, out: [][]byte{oracle.Answer(packet, modelSettings)}}
 	}
-	return fate{verdict: translate.OwnAddress}
+	x := fate{verdict: translate.OwnAddress}
+	if e := oracle.Originate(packet, x.verdict.String(), modelSettings, oracle.Read(packet, modelSettings).Flow.Dst); e != nil {
+		x.out = [][]byte{e}
+	}
+	return x
 }
 
 func tcpFlagsOf(f oracle.Flow, packet []byte) uint8 {

@@ -224,8 +224,10 @@ func TestErrorsAboutShared(t *testing.T) {
 				back = whole(server4, 443, shared4, external, c.proto, flagSYN|flagACK, []byte("so"))
 			}
 			r.passes(t, back, translate.OK)
-			for _, from := range []string{amy6, bob6} {
-				s := r.passes(t, fails(from, server6, r.out[0]), translate.OK)
+			came := r.out[0]
+			r.stops(t, fails(bob6, server6, came), translate.ErrorForAnother)
+			for _, from := range []string{amy6, "2001:db8:9::1"} { // a router on the way, who is no client
+				s := r.passes(t, fails(from, server6, came), translate.OK)
 				s.between(t, shared4, 0, server4, 0)
 				look(s.quote).between(t, server4, look(back).src.Port(), shared4, external)
 				if c.proto != protoSCTP {

@@ -161,7 +161,7 @@ func (t *Translator) translate(tick uint32) translate.Verdict {
 }
 
 // answer serves a packet to natless's own address, of which only echo requests
-// are served.
+// are served; others are answered with an error.
 func (t *Translator) answer() translate.Verdict {
 	if !t.packet.IsEchoRequest() {
 		return translate.OwnAddress
@@ -287,6 +287,9 @@ func (t *Translator) refuse(v translate.Verdict, tick uint32, out Sink) Outcome 
 	from := t.from6
 	if t.packet.Flow.Src.Is4() {
 		from = t.from4
+	}
+	if v == translate.OwnAddress { // who asks is answered from where he asked (RFC 1122 3.2.2, RFC 4443 2.2 (a))
+		from = t.packet.Flow.Dst
 	}
 	if !from.IsValid() {
 		return Outcome{Verdict: v}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/natless/natless/internal/inet"
 )
 
 // question is what an answer depends on.
@@ -277,7 +279,7 @@ func (s *Server) answerPTR(ctx context.Context, q question, x *Explanation) *mes
 	next := q
 	next.name = target
 	var m *message
-	if slices.Contains(ipv4onlyAddrs, v4) { // nobody is asked about these (RFC 8880 7.2.1)
+	if slices.Contains(inet.Discovery, v4) { // nobody is asked about these (RFC 8880 7.2.1)
 		x.from("local")
 		m = code(dns.RcodeSuccess)
 		m.Answer = []dns.RR{&dns.PTR{Hdr: header(target, dns.TypePTR, ipv4onlyTTL), Ptr: ipv4only}}

@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/miekg/dns"
+
+	"github.com/natless/natless/internal/inet"
 )
 
 // ipv4only.arpa, by which clients find pref64 (RFC 7050), is answered here and
@@ -13,8 +15,6 @@ const (
 	ipv4only    = "ipv4only.arpa."
 	ipv4onlyTTL = 86400 // seconds
 )
-
-var ipv4onlyAddrs = []netip.Addr{netip.MustParseAddr("192.0.0.170"), netip.MustParseAddr("192.0.0.171")}
 
 // local answers what is answered here, and is nil for the rest. That there is
 // no DS only the zone above can say, so that question goes on. For all types
@@ -33,11 +33,11 @@ func (s *Server) local(q question, x *Explanation) *message {
 	case q.name != ipv4only:
 		m.Rcode = dns.RcodeNameError
 	case q.qtype == dns.TypeA:
-		for _, a := range ipv4onlyAddrs {
+		for _, a := range inet.Discovery {
 			m.Answer = append(m.Answer, &dns.A{Hdr: header(ipv4only, dns.TypeA, ipv4onlyTTL), A: a.AsSlice()})
 		}
 	case q.qtype == dns.TypeAAAA:
-		for _, v4 := range ipv4onlyAddrs {
+		for _, v4 := range inet.Discovery {
 			if v6, ok := s.table.Embed(v4); ok { // by pref64, whatever is mapped
 				m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(ipv4only, dns.TypeAAAA, ipv4onlyTTL), AAAA: v6.AsSlice()})
 				x.note(v6, v4, "pref64", "for clients that look for pref64 (RFC 7050)")

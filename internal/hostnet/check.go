@@ -86,7 +86,7 @@ func Check(p Plan) (Report, error) {
 	r.Firewalls = append(r.Firewalls, firewalls(v, p)...)
 	toOpen := opens(p, r.Firewalls)
 	r.Conflicts = append(r.Conflicts, unopenable(toOpen)...)
-	clashes := h.targets.conflicts(v, h.device)
+	clashes := h.targets.conflicts(v.beside(p.Hosts), h.device)
 	if p.Manage {
 		r.Conflicts = append(r.Conflicts, h.basis.excess()...)
 		r.Conflicts = append(r.Conflicts, clashes...)

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/internal/inet"
 )
 
 // ErrConflict is what errors of Prepare and Update wrap when the host already
@@ -60,6 +62,20 @@ func conflicts(list, taken []netip.Prefix, v *view, device int) []string {
 		found = append(found, text)
 	}
 	return found
+}
+
+// beside is the view without what lies in prefixes that are hosts' own.
+func (v *view) beside(hosts []netip.Prefix) *view {
+	if len(hosts) == 0 {
+		return v
+	}
+	within := func(p netip.Prefix) bool {
+		return slices.ContainsFunc(hosts, func(q netip.Prefix) bool { return covers(q, p) })
+	}
+	rest := *v
+	rest.addrs = slices.DeleteFunc(slices.Clone(v.addrs), func(a address) bool { return within(netip.PrefixFrom(a.addr, a.addr.BitLen())) })
+	rest.routes = slices.DeleteFunc(slices.Clone(v.routes), func(r route) bool { return within(r.dst) })
+	return &rest
 }
 
 // deviceConflicts names what keeps natless from the device it wants, before it
@@ -141,11 +157,11 @@ func (v *view) shadowed(p Plan) (list []string) {
 	return list
 }
 
-// poolRanges are where a default pool may go: addresses that mean nothing
-// beyond the host.
+// poolRanges are where a default pool may go, the best first: addresses that
+// mean nothing beyond a link or network (inet.Link, inet.Network).
 var poolRanges = []netip.Prefix{
 	netip.MustParsePrefix("169.254.64.0/18"), // clear of what clouds use at both ends of 169.254/16
-	netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("198.18.0.0/15"),   // benchmarking: in use the least of all
 	netip.MustParsePrefix("100.64.0.0/10"),
 	netip.MustParsePrefix("172.16.0.0/12"),
 	netip.MustParsePrefix("10.0.0.0/8"),
@@ -154,12 +170,7 @@ var poolRanges = []netip.Prefix{
 // propose finds a free prefix of the same length for a pool of private
 // addresses. Others were chosen because they are those addresses and no others.
 func (v *view) propose(want netip.Prefix, taken []netip.Prefix, device int) (netip.Prefix, bool) {
-	private := false
-	for _, r := range poolRanges {
-		private = private || r.Overlaps(want)
-	}
-	private = private || zeroconf.Overlaps(want) ||
-		netip.MustParsePrefix("192.168.0.0/16").Overlaps(want)
+	private := slices.ContainsFunc(inet.Of(inet.IPv4, inet.Link, inet.Network), func(b inet.Block) bool { return b.Prefix.Overlaps(want) })
 	if !private || want.Bits() > 30 || !want.Addr().Is4() {
 		return netip.Prefix{}, false
 	}

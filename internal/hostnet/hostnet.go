@@ -39,6 +39,10 @@ type Plan struct {
 	IPv6 []netip.Prefix // routed to the device: pref64, natless's own address
 	IPv4 []netip.Prefix // routed to the device: pools, maps, own address, stand-ins for routers
 
+	// Hosts are prefixes inside IPv6 whose addresses are hosts' own. That routes
+	// and addresses of the host lie in them is no conflict.
+	Hosts []netip.Prefix
+
 	Masquerade []netip.Prefix // IPv4 sources to masquerade when they leave the host
 	Inbound    []netip.Prefix // IPv4 destinations open to new connections from uplinks
 
@@ -118,7 +122,7 @@ func prepare(p Plan, l *lock) (*Host, error) {
 	found := deviceConflicts(p, v)
 	if p.Manage {
 		found = append(found, h.basis.excess()...)
-		found = append(found, conflicts(h.targets.named[0], h.targets.merged, v, v.device(p.Device))...)
+		found = append(found, conflicts(h.targets.named[0], h.targets.merged, v.beside(p.Hosts), v.device(p.Device))...)
 	}
 	rec.adopt()
 	found = append(found, unopenable(opens(p, firewalls(v, p)))...)
@@ -228,7 +232,7 @@ func (h *Host) update(before *targets) error {
 	if err != nil {
 		return err
 	}
-	if found := conflicts(h.targets.beyond(before), h.targets.merged, v, h.device); len(found) > 0 {
+	if found := conflicts(h.targets.beyond(before), h.targets.merged, v.beside(h.plan.Hosts), h.device); len(found) > 0 {
 		return conflictError(found)
 	}
 	h.settled = false

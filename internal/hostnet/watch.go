@@ -263,7 +263,7 @@ func (w *watcher) tellClashes(v *view) {
 		return
 	}
 	now := map[string]bool{}
-	for _, c := range w.host.targets.conflicts(v, w.host.device) {
+	for _, c := range w.host.targets.conflicts(v.beside(w.host.plan.Hosts), w.host.device) {
 		now[c] = true
 		if !w.clashes[c] {
 			w.tell(Clash, "%s", c)

@@ -40,6 +40,7 @@ func newScene(data []byte, build func(*packetgen.Source) []byte) scene {
 			IPv6MTU:       choose(s, 1500, 1500, 65535, 1280, 1400, 9000, 1281, 1000),
 			LowestIPv6MTU: choose(s, 1280, 1280, 1500, 1400, 1283, 9000, 0),
 			DropUDPZero:   s.OneIn(4),
+			KeepUDPZero:   s.OneIn(4),
 			ZeroTOS:       s.OneIn(4),
 			ID:            s.Uint16(),
 		},
@@ -101,6 +102,7 @@ func (sc scene) options() translate.Options {
 		IPv4MTU:       sc.settings.IPv4MTU,
 		IPv6MTU:       sc.settings.IPv6MTU,
 		LowestIPv6MTU: sc.settings.LowestIPv6MTU,
+		KeepUDPZero:   sc.settings.KeepUDPZero,
 		DropUDPZero:   sc.settings.DropUDPZero,
 		ZeroTOS:       sc.settings.ZeroTOS,
 	}

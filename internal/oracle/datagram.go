@@ -216,7 +216,7 @@ func decode6(b []byte, quoted bool) (packet, string) {
 		d.extensions += next
 		if d.fragmentHeader {
 			if isExtension(d.proto) { // RFC 7915 5.1.1
-				return packet{}, BadFragment
+				return packet{}, FragmentExtension
 			}
 			return d, ""
 		}

@@ -174,7 +174,7 @@ func (d packet) errorHeader64(s Settings, quoted packet, kind, code uint8) (head
 		if quoted.fragmentHeader {
 			difference = 28
 		}
-		mtu := int(binary.BigEndian.Uint32(d.body[4:]))
+		mtu := max(1280, int(binary.BigEndian.Uint32(d.body[4:]))) // RFC 8201 4: less is ignored
 		mtu = max(68, min(mtu-difference, s.IPv4MTU, s.IPv6MTU-difference))
 		binary.BigEndian.PutUint16(h.rest[2:], uint16(mtu))
 		return h, true

@@ -35,6 +35,8 @@ const (
 	ICMPQuote       = "icmp_quote"
 	UDPZeroChecksum = "udp_zero_checksum"
 	UDPZeroFragment = "udp_zero_fragment"
+
+	FragmentExtension = "fragment_extension"
 )
 
 // The parts of a datagram that a flow can stand for.
@@ -58,6 +60,7 @@ type Settings struct {
 	IPv6MTU       int
 	LowestIPv6MTU int
 	DropUDPZero   bool
+	KeepUDPZero   bool
 	ZeroTOS       bool
 	ID            uint16 // the IPv4 identification of a packet that brings none
 }
@@ -217,5 +220,5 @@ func (d packet) translateBody(s Settings, to Flow, m Mapping) []byte {
 	if d.isICMPError() {
 		return d.translateError(s, to, m)
 	}
-	return d.translateTransport(to, false)
+	return d.translateTransport(s, to, false)
 }

@@ -185,7 +185,7 @@ func TestFaults(t *testing.T) {
 		{BadFragment, "60000000 000b2c40" + v6dst + v6src + "11 00 05c9 dead1234" + "010203"},
 		{BadFragment, "60000000 00102c40" + v6dst + v6src + "06 00 0009 dead1234" + "0102030405060708"},
 		{BadFragment, "60000000 00102c40" + v6dst + v6src + "06 00 0001 dead1234" + "0102030405060708"},
-		{BadFragment, "60000000 00102c40" + v6dst + v6src + "3c 00 05c9 dead1234" + "0102030405060708"},
+		{FragmentExtension, "60000000 00102c40" + v6dst + v6src + "3c 00 05c9 dead1234" + "0102030405060708"},
 		{BadFragment, "60000000 00102c40" + v6dst + v6src + "11 00 fff8 dead1234" + "0102030405060708"},
 		{ICMPFragment, "60000000 00102c40" + v6dst + v6src + "3a 00 0001 dead1234" + "0102030405060708"},
 		{UDPZeroFragment, "45000024 12342000 40115c5e" + v4src + v4dst + "0fa0 0050 0100 0000 0000000000000000"},

@@ -29,6 +29,9 @@ var replies = map[string]reply{
 	"hairpin_off":          {3, 13, 1, 1},
 
 	"no_ports":             {3, 2, 1, 4},
+	UDPZeroChecksum:        {3, 13, none, none}, // RFC 7915 4.4
+	UDPZeroFragment:        {3, 13, none, none},
+	FragmentExtension:      {none, none, 1, 1}, // RFC 7915 5.4
 	"session_ports_full":   {3, 1, 1, 3},
 	"client_sessions_full": {3, 1, 1, 3},
 	"sessions_full":        {3, 1, 1, 3},
@@ -40,6 +43,9 @@ var replies = map[string]reply{
 func Originate(pkt []byte, verdict string, s Settings, from netip.Addr) []byte {
 	s = s.sane()
 	r, ok := replies[verdict]
+	if verdict == "own_address" && len(pkt) > 0 {
+		r, ok = ownReply(pkt), true
+	}
 	if !ok || len(pkt) == 0 {
 		return nil
 	}
@@ -50,6 +56,45 @@ func Originate(pkt []byte, verdict string, s Settings, from netip.Addr) []byte {
 		return originate6(pkt, verdict, r, s, from)
 	}
 	return nil
+}
+
+// ownReply is what a host says that has neither the protocol nor, of UDP, the
+// port (RFC 1122 3.2.2.1, RFC 4443 3.1, RFC 8200 4). To ICMP it says nothing.
+func ownReply(pkt []byte) reply {
+	if pkt[0]>>4 == 4 {
+		switch pkt[9] {
+		case protoICMP4:
+			return reply{none, none, none, none}
+		case protoUDP, protoTCP:
+			return reply{3, 3, none, none}
+		}
+		return reply{3, 2, none, none}
+	}
+	switch proto, _ := unknownHeader(pkt); proto {
+	case protoICMP6:
+		return reply{none, none, none, none}
+	case protoUDP, protoTCP:
+		return reply{none, none, 1, 4}
+	}
+	return reply{none, none, 4, 1}
+}
+
+// unknownHeader is the first header that a translator does not walk over, and
+// where the packet says which it is.
+func unknownHeader(pkt []byte) (proto uint8, field int) {
+	proto, field = pkt[6], 6
+	for at := 40; at+8 <= len(pkt); {
+		length := int(pkt[at+1])*8 + 8
+		switch proto {
+		case protoHopByHop, protoRouting, protoDestOpts:
+		case protoFragment:
+			return pkt[at], at
+		default:
+			return proto, field
+		}
+		proto, field, at = pkt[at], at, at+length
+	}
+	return proto, field
 }
 
 func originate4(pkt []byte, verdict string, r reply, s Settings, from netip.Addr) []byte {
@@ -118,6 +163,11 @@ func originate6(pkt []byte, verdict string, r reply, s Settings, from netip.Addr
 	switch verdict {
 	case TooBig:
 		binary.BigEndian.PutUint32(rest[:], uint32(max(1280, s.IPv4MTU+20)))
+	case "own_address":
+		if r.kind6 == 4 {
+			_, field := unknownHeader(pkt)
+			binary.BigEndian.PutUint32(rest[:], uint32(field))
+		}
 	case RoutingHeader:
 		binary.BigEndian.PutUint32(rest[:], uint32(segmentsLeft))
 	}
@@ -147,6 +197,10 @@ func walk6(pkt []byte) (proto uint8, at, segmentsLeft int, later bool) {
 			}
 			proto, at = pkt[at], at+int(pkt[at+1])*8+8
 		case protoHopByHop, protoDestOpts:
+			proto, at = pkt[at], at+int(pkt[at+1])*8+8
+		case protoAH: // RFC 4302 2.2
+			proto, at = pkt[at], at+int(pkt[at+1])*4+8
+		case protoMobility, protoHIP, protoShim6:
 			proto, at = pkt[at], at+int(pkt[at+1])*8+8
 		case protoFragment:
 			if binary.BigEndian.Uint16(pkt[at+2:])&^7 != 0 {

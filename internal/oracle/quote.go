@@ -23,7 +23,7 @@ func (d packet) splitError() (extension []byte, quoted packet, why string) {
 	case d.body[0] == 1 || d.body[0] == 3: // in 64-bit words
 		length = int(d.body[4]) * 8
 	}
-	if length >= leastQuote && length+4 <= len(carried) {
+	if length > 0 && length+4 <= len(carried) && (length >= leastQuote || isExtensionStructure(carried[length:])) {
 		carried, extension = carried[:length], carried[length:]
 	}
 	quoted, why = decode(carried, true)
@@ -33,6 +33,12 @@ func (d packet) splitError() (extension []byte, quoted packet, why string) {
 	quoted.totalLength = int(binary.BigEndian.Uint16(carried[2:]))
 	quoted.behind = carried[len(carried)-max(0, len(carried)-ownLength(carried)):]
 	return extension, quoted, ""
+}
+
+// isExtensionStructure looks at version and checksum, which may be left out (RFC
+// 4884 7).
+func isExtensionStructure(b []byte) bool {
+	return b[0]/16 == 2 && (binary.BigEndian.Uint16(b[2:]) == 0 || sum(b) == 0)
 }
 
 // ownLength is what the header of a packet says of its size.
@@ -82,7 +88,7 @@ func (d packet) translateError(s Settings, to Flow, m Mapping) []byte {
 		quote = append(quote, quoted.behind...) // not padding, as far as one can tell
 	}
 	length := 0
-	if h.attribute > 0 && len(extension) > 0 {
+	if h.attribute > 0 && len(extension) > 0 && leastQuote+len(extension) <= room { // one that cannot be there whole is left out
 		for len(quote) < leastQuote || len(quote)%unit != 0 {
 			quote = append(quote, 0)
 		}
@@ -129,7 +135,7 @@ func (d packet) translateQuoted(s Settings, m Mapping) []byte {
 		body:     clone(d.body),
 	}
 	if d.part() != Later {
-		out.body = d.translateTransport(to, true)
+		out.body = d.translateTransport(s, to, true)
 	}
 	if s.ZeroTOS {
 		out.tos = 0

@@ -95,6 +95,9 @@ func (d packet) checkUDP(s Settings) string {
 	if d.version == 6 || binary.BigEndian.Uint16(d.body[6:]) != 0 {
 		return ""
 	}
+	if s.KeepUDPZero { // RFC 6936
+		return ""
+	}
 	if d.part() == First {
 		return UDPZeroFragment
 	}
@@ -106,7 +109,7 @@ func (d packet) checkUDP(s Settings) string {
 
 // translateTransport turns the transport header for the flow to, in a packet
 // or in a quote that may end early.
-func (d packet) translateTransport(to Flow, quoted bool) []byte {
+func (d packet) translateTransport(s Settings, to Flow, quoted bool) []byte {
 	body := clone(d.body)
 	if d.isICMP() {
 		return d.translateEcho(body, to)
@@ -124,7 +127,7 @@ func (d packet) translateTransport(to Flow, quoted bool) []byte {
 	}
 	old := binary.BigEndian.Uint16(body[at:])
 	if d.proto == protoUDP && old == 0 {
-		if d.version == 4 && !quoted {
+		if d.version == 4 && !quoted && !s.KeepUDPZero {
 			length := int(binary.BigEndian.Uint16(body[4:]))
 			putUDPChecksum(body[at:], adjust(0, 0, pseudo(to.Src, to.Dst, protoUDP, length)+sum(body[:length])))
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/natless/natless/internal/config"
+	"github.com/natless/natless/internal/inet"
 	"github.com/natless/natless/internal/ra"
 )
 
@@ -22,13 +23,16 @@ import (
 // always and unless private_ipv4 allows it. What maps and pools make of it is
 // between clients, and in no name server's answers.
 var (
-	never   = prefixes("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4")
-	private = prefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
+	never   = outermost(inet.Of(inet.IPv4, inet.Nobody, inet.Link))
+	private = outermost(inet.Narrow())
 )
 
-func prefixes(texts ...string) (list []netip.Prefix) {
-	for _, t := range texts {
-		list = append(list, netip.MustParsePrefix(t))
+// outermost are the prefixes of blocks but those inside others.
+func outermost(blocks []inet.Block) (list []netip.Prefix) {
+	for _, p := range inet.Prefixes(blocks) {
+		if n := len(list); n == 0 || !list[n-1].Contains(p.Addr()) {
+			list = append(list, p)
+		}
 	}
 	return list
 }

@@ -144,7 +144,7 @@ func TestRefused(t *testing.T) {
 	for _, private := range []string{"allow", "deny"} {
 		c := config.Default()
 		c.Pools = nil
-		c.Translation.IPv4 = netip.MustParseAddr("192.0.2.1")
+		c.Translation.IPv4 = netip.MustParseAddr("192.0.3.1")
 		c.Translation.PrivateIPv4 = private
 		table, err := mapping.New(daemon.Mapping(c))
 		require.NoError(t, err)
@@ -152,6 +152,7 @@ func TestRefused(t *testing.T) {
 		for _, a := range []string{
 			"0.0.0.1", "1.0.0.0", "9.255.255.255", "10.0.0.0", "10.255.255.255", "11.0.0.0", "100.63.255.255", "100.64.0.0", "100.128.0.0",
 			"127.0.0.1", "128.0.0.0", "169.253.255.255", "169.254.169.254", "169.255.0.0", "172.15.255.255", "172.16.0.0", "172.31.255.255", "172.32.0.0",
+			"192.0.0.0", "192.0.0.8", "192.0.0.9", "192.0.0.10", "192.0.0.11", "192.0.0.171", "192.0.1.0", "192.88.99.1", "198.18.0.1", "203.0.113.9",
 			"192.0.2.7", "192.167.255.255", "192.168.0.0", "192.169.0.0", "198.51.100.1", "223.255.255.255", "224.0.0.1", "240.0.0.1", "255.255.255.255",
 		} {
 			addr := netip.MustParseAddr(a)

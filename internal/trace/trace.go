@@ -146,7 +146,7 @@ func (w *witness) Own(a netip.Addr) bool {
 	if own {
 		w.add(Step{
 			Step: StepOwn, From: a, Rule: mapping.RuleOwn, Section: "RFC 1122 3.2.2, RFC 4443 4.2",
-			Text: "natless itself, which answers ping and nothing else",
+			Text: "natless itself, which answers ping and serves nothing else",
 		})
 	}
 	return own

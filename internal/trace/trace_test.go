@@ -18,9 +18,15 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func config(t *testing.T) Config {
 	t.Helper()
+	return configOf(t, false)
+}
+
+func configOf(t *testing.T, globalOnly bool) Config {
+	t.Helper()
 	c := mapping.Config{
-		Pref64: netip.MustParsePrefix("64:ff9b::/96"),
-		Maps:   []mapping.Map{{IPv4: netip.MustParsePrefix("192.0.2.0/29"), IPv6: netip.MustParsePrefix("2001:db8::/125"), Origin: "natless.toml:4"}},
+		GlobalOnly: globalOnly,
+		Pref64:     netip.MustParsePrefix("64:ff9b::/96"),
+		Maps:       []mapping.Map{{IPv4: netip.MustParsePrefix("192.0.2.0/29"), IPv6: netip.MustParsePrefix("2001:db8::/125"), Origin: "natless.toml:4"}},
 		Pools: []mapping.Pool{{
 			IPv4: netip.MustParsePrefix("198.51.100.0/29"), Clients: []netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64")}, Origin: "natless.toml:7",
 		}},
@@ -95,12 +101,12 @@ func TestSteps(t *testing.T) {
 		}, 1, ""},
 		{"icmp 2001:db8::1 2001:db8:ffff::1", "answered", true, []string{
 			"parse: ICMPv6 from 2001:db8::1 to 2001:db8:ffff::1, identifier 1 (RFC 7915 5.1)",
-			"own: 2001:db8:ffff::1: natless itself, which answers ping and nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
+			"own: 2001:db8:ffff::1: natless itself, which answers ping and serves nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
 		}, 1, ""},
 		{"tcp 2001:db8::1 1 2001:db8:ffff::1 2", "own_address", false, []string{
 			parse6 + "2001:db8:ffff::1 port 2 (RFC 7915 5.1)",
-			"own: 2001:db8:ffff::1: natless itself, which answers ping and nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
-		}, 0, ""},
+			"own: 2001:db8:ffff::1: natless itself, which answers ping and serves nothing else (RFC 1122 3.2.2, RFC 4443 4.2)",
+		}, 0, "IPv6 2001:db8:ffff::1 > 2001:db8::1, hop limit 64, 108 bytes; ICMPv6 DestinationUnreachable(PortUnreachable), about [IPv6 2001:db8::1 > 2001:db8:ffff::1, hop limit 64, 60 bytes; TCP 1 > 2 SYN, 0 bytes of data]"},
 		{"tcp 2001:db8::1 1 64:ff9b::10.0.0.1 2", "private_ipv4", false, []string{
 			parse6 + "64:ff9b::a00:1 port 2 (RFC 7915 5.1)",
 			"source: 2001:db8::1: map 192.0.2.0/29 = 2001:db8::/125 (natless.toml:4) (RFC 7757 3.3)",
@@ -115,7 +121,7 @@ func TestSteps(t *testing.T) {
 			"parse: not a packet that can be translated (RFC 791 3.1, RFC 8200 3)",
 		}, 0, ""},
 	} {
-		r := words(t, config(t), c.packet)
+		r := words(t, configOf(t, c.verdict == "private_ipv4"), c.packet)
 		assert.Equal(t, c.verdict, r.Verdict, c.packet)
 		assert.Equal(t, c.leaves, r.Leaves, c.packet)
 		assert.Equal(t, c.steps, lines(r), c.packet)
