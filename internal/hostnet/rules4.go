@@ -48,9 +48,14 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 // addUnmasqueraded drops pool addresses that are on their way out although the
 // rule before was to replace them. The kernel translates no packet that
 // connection tracking calls INVALID, nor one of a connection that began while the
-// rule was not there. A link-local source must not be forwarded (RFC 3927 7).
+// rule was not there. A link-local source must not be forwarded (RFC 3927 7). Errors
+// about flows that are not masqueraded go out all the same: the kernel translates
+// none of them, and path MTU discovery of mapped clients depends on natless's own.
 func (t *familyTable) addUnmasqueraded(s tableSpec) {
 	t.leaving = []ruleSpec{{
+		"ct state related accept",
+		append(ctBits(expr.CtKeySTATE, expr.CtStateBitRELATED), verdict(expr.VerdictAccept)...),
+	}, {
 		fmt.Sprintf("ip saddr @masqueraded oifname != %q drop", s.Device),
 		append(append(address4(source, setPools), notOut(s.Device)...), verdict(expr.VerdictDrop)...),
 	}}
