@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -53,11 +54,9 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 // none of them, and path MTU discovery of mapped clients depends on natless's own.
 func (t *familyTable) addUnmasqueraded(s tableSpec) {
 	t.leaving = []ruleSpec{{
-		"ct state related accept",
-		append(ctBits(expr.CtKeySTATE, expr.CtStateBitRELATED), verdict(expr.VerdictAccept)...),
-	}, {
-		fmt.Sprintf("ip saddr @masqueraded oifname != %q drop", s.Device),
-		append(append(address4(source, setPools), notOut(s.Device)...), verdict(expr.VerdictDrop)...),
+		fmt.Sprintf("ct state invalid,new,untracked ip saddr @masqueraded oifname != %q drop", s.Device),
+		slices.Concat(ctBits(expr.CtKeySTATE, expr.CtStateBitINVALID|expr.CtStateBitNEW|expr.CtStateBitUNTRACKED),
+			address4(source, setPools), notOut(s.Device), verdict(expr.VerdictDrop)),
 	}}
 }
 
