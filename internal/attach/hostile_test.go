@@ -48,13 +48,18 @@ func within(t *testing.T, what string, do func()) {
 // nobody is a user of the host's without rights.
 const nobody = 65534
 
-// box is a process of nobody's who is root in namespaces of its own, whose /etc is
-// its own too. The script says what is there.
-func (r *rig) box(t *testing.T, script string) (pid string) {
+// needUsers skips a test where there is no other user than this.
+func needUsers(t *testing.T) {
 	t.Helper()
 	if lab.Inside() {
 		testenv.Skip(t, "there is one user in this user namespace")
 	}
+}
+
+// box is a process of nobody's who is root in namespaces of its own, whose /etc is
+// its own too. The script says what is there.
+func (r *rig) box(t *testing.T, script string) (pid string) {
+	t.Helper()
 	ready := filepath.Join(t.TempDir(), "ready")
 	require.NoError(t, syscall.Mkfifo(ready, 0o666))
 	require.NoError(t, os.Chmod(ready, 0o666))
@@ -79,6 +84,7 @@ func (r *rig) box(t *testing.T, script string) (pid string) {
 // write no file that it could not write itself, whatever is at the name.
 func TestResolverOfHostileProcess(t *testing.T) {
 	r := newRig(t)
+	needUsers(t)
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o755))
 	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
@@ -146,6 +152,7 @@ func TestResolverOfHostileProcess(t *testing.T) {
 // and down nor has them write anywhere else.
 func TestResolverBrokenLater(t *testing.T) {
 	r := newRig(t)
+	needUsers(t)
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(dir, 0o755))
 	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
@@ -476,9 +483,7 @@ func TestLabelIsNotTheProcesss(t *testing.T) {
 func TestLabelOfOtherUsers(t *testing.T) {
 	_, ns := nodes(t, "web")
 	noEngines(t)
-	if lab.Inside() {
-		testenv.Skip(t, "there is one user in this user namespace")
-	}
+	needUsers(t)
 	for mode, want := range map[os.FileMode]string{0o755: "^uid-65534-web$", 0o777: "^netns-[0-9a-f]+-[0-9a-f]+-[0-9]+$"} {
 		dir := t.TempDir()
 		require.NoError(t, os.Symlink(ns[0].Path(), filepath.Join(dir, "web")))
@@ -499,9 +504,7 @@ func TestLabelOfOtherUsers(t *testing.T) {
 // decides what is there.
 func TestResolverOfEngine(t *testing.T) {
 	r := newRig(t)
-	if lab.Inside() {
-		testenv.Skip(t, "there is one user in this user namespace")
-	}
+	needUsers(t)
 	pid, etc := r.rooted(t)
 	dir := t.TempDir()
 	kept := filepath.Join(dir, "resolv.conf")
@@ -531,9 +534,7 @@ func TestResolverOfEngine(t *testing.T) {
 // Where somebody else decides what is in a folder of the host's nothing is written.
 func TestResolverInForeignFolder(t *testing.T) {
 	r := newRig(t)
-	if lab.Inside() {
-		testenv.Skip(t, "there is one user in this user namespace")
-	}
+	needUsers(t)
 	dir := filepath.Join(netnsEtc, "client")
 	victim := filepath.Join(t.TempDir(), "victim")
 	require.NoError(t, os.WriteFile(victim, []byte("secret\n"), 0o600))
