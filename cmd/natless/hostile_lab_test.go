@@ -2,7 +2,10 @@ package main_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -139,6 +142,63 @@ func TestLabDownGoesOn(t *testing.T) {
 	assert.NoFileExists(t, record)
 }
 
+// What natless may not restore of the host's when a container is gone a command does.
+func TestLabDetachGoneContainer(t *testing.T) {
+	lab.Require(t)
+	if lab.Inside() {
+		testenv.Skip(t, "there is one user in this user namespace")
+	}
+	w := attaching(t)
+	dir := t.TempDir()
+	kept := filepath.Join(dir, "resolv.conf")
+	const before = "nameserver 2001:db8::1\n"
+	require.NoError(t, os.WriteFile(kept, []byte(before), 0o644))
+	c := w.box(t, "box").Command(t.Context(), "/usr/bin/unshare", "--mount", "/bin/sh", "-ec",
+		`PATH=/usr/sbin:/usr/bin:/sbin:/bin; mount -t tmpfs tmpfs /etc; touch /etc/resolv.conf; mount --bind "$0" /etc/resolv.conf; touch /etc/ready; exec sleep 60`, kept)
+	require.NoError(t, c.Start())
+	defer func() { _, _ = c.Process.Kill(), c.Wait() }()
+	until(t, "ready", func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d/root/etc/ready", c.Process.Pid))
+		return err == nil
+	})
+	engine(t, w.Dir, func(name string) map[string]any {
+		return map[string]any{
+			"Id": name, "Name": name, "State": map[string]any{"Status": "running", "Running": true, "Pid": c.Process.Pid},
+			"ResolvConfPath": kept,
+		}
+	})
+	w.query(t, "attach", "docker:web", "--link", "--dns", "fd00::53")
+	text, err := os.ReadFile(kept)
+	require.NoError(t, err)
+	require.Equal(t, "# by natless attach\nnameserver fd00::53\n", string(text))
+
+	require.NoError(t, c.Process.Kill())
+	until(t, "without a lease", func() bool { return !strings.Contains(w.query(t, "lease", "ls"), "web") })
+	if list := w.ps(t); assert.Len(t, list, 1, "natless is confined") {
+		assert.True(t, list[0].Gone)
+		assert.Contains(t, w.query(t, "ps"), "broken: its target is gone; natless detach takes back what is left of it")
+	}
+	w.at(t, "detach", "web")
+	assert.Empty(t, w.ps(t))
+	text, err = os.ReadFile(kept)
+	require.NoError(t, err)
+	assert.Equal(t, before, string(text))
+}
+
+// engine answers as Docker about containers that all are as told.
+func engine(t *testing.T, dir string, container func(name string) map[string]any) {
+	t.Helper()
+	socket := filepath.Join(dir, "docker.sock")
+	ln, err := net.Listen("unix", socket)
+	require.NoError(t, err)
+	s := http.Server{Handler: http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		assert.NoError(t, json.NewEncoder(out).Encode(container(strings.Split(r.URL.Path, "/")[2])))
+	})}
+	go func() { _ = s.Serve(ln) }()
+	t.Cleanup(func() { assert.NoError(t, s.Close()) })
+	t.Setenv("DOCKER_HOST", "unix://"+socket)
+}
+
 // Where a command works on a namespace another says so, and waits as long as it is
 // told.
 func TestLabAttachWaits(t *testing.T) {
@@ -154,7 +214,7 @@ func TestLabAttachWaits(t *testing.T) {
 	f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
 	require.NoError(t, err)
 	require.NoError(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
-	_, err = f.WriteString("natless detach (process 7)")
+	_, err = f.WriteString("7\n")
 	require.NoError(t, err)
 	for _, args := range [][]string{{"attach", box.Path()}, {"detach", "box"}, {"port-range", "set", "box"}, {"port-range", "unset", "box"}} {
 		ctx, cancel := context.WithTimeout(t.Context(), soon)
@@ -164,8 +224,8 @@ func TestLabAttachWaits(t *testing.T) {
 		if assert.ErrorAs(t, err, &exit, out) {
 			assert.Equal(t, 1, exit.ExitCode())
 		}
-		assert.Contains(t, out, "natless: note: waiting for natless detach (process 7), which works on it too\n")
-		assert.Contains(t, out, "natless detach (process 7) works on it too and has not ended within 200ms: wait for it (--timeout is how long), or end it\n")
+		assert.Contains(t, out, "natless: note: waiting for another natless (process 7), which works on it too\n")
+		assert.Contains(t, out, "another natless (process 7) works on it too and has not ended within 200ms: wait for it (--timeout is how long), or end it\n")
 	}
 	require.NoError(t, os.Remove(file))
 	require.NoError(t, f.Close())

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping/trust"
 )
 
 // engine is a program that runs containers. Podman answers at its socket as
@@ -85,7 +87,7 @@ func (e engine) find(ctx context.Context, name string) (*Target, error) {
 	t.resolvConf = c.ResolvConfPath
 	// The file stays when the process ends and others share the namespace. That of
 	// another user's engine lies where that user may put anything later.
-	if key := c.NetworkSettings.SandboxKey; c.owner == 0 || int(c.owner) == os.Geteuid() {
+	if key := c.NetworkSettings.SandboxKey; trust.UID(c.owner) {
 		if id, err := identify(key); err == nil && id == t.ID {
 			t.Path = key
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/natless/natless/internal/proc"
 	"github.com/natless/natless/mapping"
+	"github.com/natless/natless/mapping/trust"
 )
 
 // Kind is what a [Target] was found as.
@@ -239,7 +240,7 @@ func processLabel(pid int, started uint64) string {
 // ownedLabel is a label for what somebody other than root names: it gets nothing of
 // what root calls so.
 func ownedLabel(name string, owner uint32) string {
-	if owner == 0 || int(owner) == os.Geteuid() {
+	if trust.UID(owner) {
 		return name
 	}
 	return fmt.Sprintf("uid-%d-%s", owner, name)

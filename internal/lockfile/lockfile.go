@@ -14,12 +14,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/natless/natless/internal/printable"
+	"github.com/natless/natless/mapping/trust"
 )
 
 // Dir is where the locks are.
@@ -39,7 +36,7 @@ type Wait struct {
 }
 
 // Lock is a lock that is held. The kernel lets go of it with the process.
-type Lock struct{ file *os.File }
+type Lock struct{ file *trust.File }
 
 // BusyError is the error that somebody else had the lock for as long as there
 // was patience.
@@ -79,102 +76,46 @@ func (w Wait) Take(ctx context.Context, name string) (*Lock, error) {
 	}
 }
 
+// unknown is a holder who has not signed yet.
+const unknown = "another natless"
+
 // try takes the lock, or says who holds it.
 func try(name string) (l *Lock, holder string, err error) {
-	dir, err := folder()
-	if err != nil {
+	if err := folder(); err != nil {
 		return nil, "", err
 	}
-	defer dir.Close()
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, unknown, nil // whoever let go took the folder along
+	file, err := trust.Lock(filepath.Join(Dir, name), 0)
+	held := new(trust.HeldError)
+	switch {
+	case err == nil:
+		return &Lock{file}, "", nil
+	case errors.As(err, &held) && held.PID != 0:
+		return nil, fmt.Sprintf("%s (process %d)", unknown, held.PID), nil
+	case errors.As(err, &held), errors.Is(err, fs.ErrNotExist): // whoever let go took the folder along
+		return nil, unknown, nil
 	}
-	if err != nil {
-		return nil, "", err
-	}
-	file := os.NewFile(uintptr(fd), filepath.Join(Dir, name))
-	err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		defer file.Close()
-		return nil, signed(file), nil
-	}
-	if err != nil {
-		file.Close()
-		return nil, "", err
-	}
-	if !current(file) {
-		file.Close()
-		return nil, unknown, nil // its last holder has just removed it
-	}
-	return &Lock{file}, "", sign(file)
+	return nil, "", err
 }
 
 // Release lets go of the lock and leaves nothing behind.
 func (l *Lock) Release() {
-	os.Remove(l.file.Name())
-	l.file.Close()
+	l.file.Release()
 	os.Remove(Dir) // if others have no locks
 	os.Remove(filepath.Dir(Dir))
 }
 
-// folder opens the folder of the locks, which nobody else may enter.
-func folder() (*os.File, error) {
+// folder makes the folder of the locks, where nobody else may put anything.
+func folder() error {
 	parent := filepath.Dir(Dir)
 	if err := os.Mkdir(parent, 0o755); err == nil {
 		os.Chmod(parent, 0o755) // whatever the umask: the control socket is there, and says itself who may connect
-	} else if !errors.Is(err, fs.ErrExist) {
-		return nil, err
 	}
-	if err := os.Mkdir(Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	err := os.Mkdir(Dir, 0o700)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		err = trust.Dir(Dir)
 	}
-	dir, err := os.OpenFile(Dir, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return folder() // whoever let go has removed it
-	}
-	if err != nil {
-		return nil, err
-	}
-	var st unix.Stat_t
-	err = unix.Fstat(int(dir.Fd()), &st)
-	if err == nil && (int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0) {
-		err = fmt.Errorf("%s is open to others (user %d, mode %04o): expected a folder of user %d with mode 0700; remove it", Dir, st.Uid, st.Mode&0o7777, os.Geteuid())
-	}
-	if err != nil {
-		dir.Close()
-		return nil, err
-	}
-	return dir, nil
-}
-
-// current tells whether the locked file is still the one of that name.
-func current(file *os.File) bool {
-	held, err := file.Stat()
-	if err != nil {
-		return false
-	}
-	named, err := os.Lstat(file.Name())
-	return err == nil && os.SameFile(held, named)
-}
-
-// unknown is a holder who has not signed yet.
-const unknown = "another natless"
-
-// sign writes down whose lock it is, for those who wait.
-func sign(file *os.File) error {
-	err := file.Truncate(0)
-	if err == nil {
-		text := fmt.Sprintf("%s (process %d)", strings.Join(append([]string{"natless"}, os.Args[1:min(2, len(os.Args))]...), " "), os.Getpid())
-		_, err = file.WriteAt([]byte(text), 0)
+		return nil // removed again: the next try makes it
 	}
 	return err
-}
-
-func signed(file *os.File) string {
-	var text [200]byte
-	if n, _ := file.ReadAt(text[:], 0); n > 0 {
-		return printable.Text(string(text[:n]))
-	}
-	return unknown
 }
