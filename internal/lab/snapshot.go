@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"sort"
@@ -74,11 +75,22 @@ func (n *Node) snapshotLinks(s Snapshot) error {
 			return err
 		}
 		for _, addr := range addrs {
-			s[fmt.Sprintf("address %s %s", a.Name, addr.IPNet)] = fmt.Sprintf("scope %d flags %x peer %v label %q lifetimes %d %d",
-				addr.Scope, addr.Flags, addr.Peer, addr.Label, addr.ValidLft, addr.PreferedLft)
+			s[fmt.Sprintf("address %s %s", a.Name, addr.IPNet)] = fmt.Sprintf("scope %d flags %x peer %v label %q lifetimes %s %s",
+				addr.Scope, addr.Flags, addr.Peer, addr.Label, lifetime(addr.ValidLft), lifetime(addr.PreferedLft))
 		}
 	}
 	return nil
+}
+
+// lifetime is that of an address: what passes of it is no change.
+func lifetime(seconds int) string {
+	switch uint32(seconds) {
+	case 0:
+		return "over"
+	case math.MaxUint32: // the kernel's INFINITY_LIFE_TIME
+		return "endless"
+	}
+	return "limited"
 }
 
 func (n *Node) snapshotRoutes(s Snapshot) error {
