@@ -515,7 +515,9 @@ func TestLabDNS64(t *testing.T) {
 		require.NoError(t, n.Server.Address("eth0", stranger+"2/64"))
 		require.NoError(t, n.Server.Route("2001:db8:1::/64", stranger+"1", ""))
 	}})
-	assert.Contains(t, w.daemon.Output(), "DNS64 at "+dnsAddress+", ["+later+"]:53, asking "+lab.ServerIPv4+":53")
+	untilNames(t, func() bool {
+		return strings.Contains(w.daemon.Output(), "DNS64 at "+dnsAddress+", ["+later+"]:53, asking "+lab.ServerIPv4+":53")
+	}, "natless says where it listens")
 
 	for _, b := range []bits{0, tcp} {
 		m, err := exchange(t, w.client, dnsAddress, "www.example.com.", dns.TypeAAAA, b)

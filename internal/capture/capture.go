@@ -244,11 +244,18 @@ type clock struct {
 	expire func(tick uint32)
 	start  time.Time
 	now    uint32
+	steps  int // taken
 }
 
 // manySteps is for how many seconds the clock goes through every one, as a run
-// does. A longer pause, or a broken timestamp, is gone through in as many steps.
-const manySteps = 86400
+// does. A longer pause, or a broken timestamp, is gone through in as many steps,
+// and when those of a month have been taken in fewSteps: a few frames whose times
+// are far apart would take hours.
+const (
+	manySteps = 86400
+	monthly   = 31 * manySteps
+	fewSteps  = 60
+)
 
 func (c *clock) tick(at time.Time) uint32 {
 	if c.start.IsZero() {
@@ -259,9 +266,14 @@ func (c *clock) tick(at time.Time) uint32 {
 	if to <= c.now {
 		return c.now
 	}
-	step := (to-c.now)/manySteps + 1
+	most := uint32(manySteps)
+	if c.steps > monthly {
+		most = fewSteps
+	}
+	step := (to-c.now)/most + 1
 	for c.now < to {
 		c.now += min(step, to-c.now)
+		c.steps++
 		c.expire(c.now)
 	}
 	return c.now

@@ -237,6 +237,19 @@ func TestClock(t *testing.T) {
 	assert.EqualValues(t, 1<<31-1, ticks[len(ticks)-1])
 }
 
+// TestClockOfJumps: frames whose times are far apart take no more than so many
+// steps, however many frames there are.
+func TestClockOfJumps(t *testing.T) {
+	steps := 0
+	c := clock{expire: func(uint32) { steps++ }}
+	const frames = 20_000
+	for n := range frames {
+		c.tick(begun.Add(time.Duration(n) * manySteps * time.Second))
+	}
+	assert.LessOrEqual(t, steps, monthly+manySteps+frames*fewSteps)
+	assert.EqualValues(t, (frames-1)*manySteps, c.now)
+}
+
 func TestErrorsAreLimited(t *testing.T) {
 	flood := make([]frame, 250)
 	for i := range flood {

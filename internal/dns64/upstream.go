@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -98,6 +99,11 @@ func (u *upstreams) follow(now time.Time) {
 // readResolvConf is the name servers of the host.
 func readResolvConf(file string) (list []netip.AddrPort, err error) {
 	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrPermission) {
+		// It has a new inode, and natless began without DNS64: it kept no right to
+		// read others of its directory (Landlock).
+		return nil, fmt.Errorf("reading the host's resolvers: %w: natless kept the right to read only the file that was there at its start: restart it, or set dns64.upstreams", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the host's resolvers: %w", err)
 	}

@@ -93,6 +93,8 @@ func (a *Advertiser) Status() []Status {
 	for _, name := range a.config.Interfaces {
 		if l := a.links[name]; l != nil {
 			list = append(list, l.now())
+		} else { // Run has not come to it yet
+			list = append(list, Status{Interface: name})
 		}
 	}
 	return list
