@@ -45,15 +45,21 @@ func (s Snapshot) add(key string) {
 	s[key] += "|"
 }
 
-// Snapshot reads the state of the node.
-func (n *Node) Snapshot() (Snapshot, error) {
-	s := Snapshot{}
-	err := first(
-		func() error { return n.snapshotLinks(s) },
-		func() error { return n.snapshotRoutes(s) },
-		func() error { return n.snapshotRuleset(s) },
-		func() error { return n.Do(func() error { return snapshotSysctls(s) }) },
-	)
+// Snapshot reads the state of the node. It reads anew, a few times, what goes
+// while it is read: natless replaces whole tables.
+func (n *Node) Snapshot() (s Snapshot, err error) {
+	for range 10 {
+		s = Snapshot{}
+		err = first(
+			func() error { return n.snapshotLinks(s) },
+			func() error { return n.snapshotRoutes(s) },
+			func() error { return n.snapshotRuleset(s) },
+			func() error { return n.Do(func() error { return snapshotSysctls(s) }) },
+		)
+		if err == nil || !strings.Contains(err.Error(), unix.ENOENT.Error()) { // nftables wraps no error of the kernel's
+			break
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the state of %s: %w", n.Name, err)
 	}
