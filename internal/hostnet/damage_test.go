@@ -63,6 +63,9 @@ func TestDamagedRecord(t *testing.T) {
 				require.Len(t, kept, 1)
 				require.Contains(t, text, kept[0])
 				for line := range strings.Lines(difference(before, snapshot(t))) {
+					if strings.Contains(line, "Table: 255") {
+						continue // anycast addresses, which the kernel has while it forwards
+					}
 					if strings.HasPrefix(line, "+") || strings.HasPrefix(line, "-") {
 						path, _, _ := strings.Cut(line, " = ")
 						require.Contains(t, text, "LINK."+filepath.Base(path), "only what is named stays")

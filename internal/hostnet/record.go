@@ -118,6 +118,9 @@ func (v *view) unknown() (lines []string) {
 		{"ipv6", keyAcceptRA, acceptRAForwarding}, {"ipv6", keyNDISCNotify, yes},
 		{"ipv6", keyAcceptRA, no}, {"ipv6", keyAutoconf, no}, {"ipv6", keyAcceptRedirects, no}, {"ipv4", keyAcceptRedirects, no},
 	}
+	if all, _ := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding)); all == yes && !hasForceForwarding() {
+		lines = append(lines, "net.ipv6.conf.all.forwarding stays 1: whether natless set it is not known any more; set it back by hand where this host is no router")
+	}
 	for _, c := range candidates {
 		var links []string
 		for _, l := range v.sorted() {
