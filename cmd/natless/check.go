@@ -32,14 +32,13 @@ what differs from the configuration of the running daemon instead; what is not
 marked as needing a restart, "natless reload" takes up. With --snippets it prints
 what systemd-networkd, radvd, unbound, bind and CoreDNS are to have in their
 configurations where these tell clients of pref64, or are their DNS64.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			c, err := settings.load()
 			if err != nil {
 				return err
 			}
 			if _, err := mapping.New(daemon.Mapping(c)); err != nil {
-				return err
+				return config.Wrong(err)
 			}
 			switch {
 			case diff:

@@ -26,12 +26,15 @@ func downCommand() *cobra.Command {
 detaches what is attached: that is written down where natless keeps its state, by
 the configuration's state.dir. Where there is nothing it does nothing. It refuses
 while natless runs.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			say := func(lines []string) {
 				for _, line := range lines {
 					fmt.Fprintln(cmd.OutOrStdout(), printable.Text(line))
 				}
+			}
+			dir, unknown := stateDir(cmd, file, dir)
+			if unknown != nil && file != "" {
+				return unknown // before anything changes
 			}
 			path := socket.Socket()
 			if control.RemoveStale(path) {
@@ -41,14 +44,9 @@ while natless runs.`,
 			say(lines)
 			// While natless runs they are in use. Whatever else failed, the rest goes.
 			if !errors.As(err, new(*hostnet.RunningError)) {
-				var wrong error
-				if !cmd.Flags().Changed("state-dir") {
-					dir, wrong = stateDir(file)
-					err = errors.Join(err, wrong)
-				}
-				lines, wrong = detachAll(dir, wait.lock(cmd))
+				lines, wrong := detachAll(dir, wait.lock(cmd))
 				say(lines)
-				err = errors.Join(err, wrong)
+				err = errors.Join(err, unknown, wrong)
 				lines, wrong = attach.RemoveLinks()
 				say(lines)
 				err = errors.Join(err, wrong)
@@ -66,8 +64,12 @@ while natless runs.`,
 	return cmd
 }
 
-// stateDir is where the state of a natless with a configuration is.
-func stateDir(file string) (string, error) {
+// stateDir is where the state of a natless is: the directory given, or that of its
+// configuration.
+func stateDir(cmd *cobra.Command, file, given string) (string, error) {
+	if cmd.Flags().Changed("state-dir") {
+		return given, nil
+	}
 	c, err := config.Load(file)
 	if err != nil {
 		return "", fmt.Errorf("where what is attached is written down (--state-dir tells too): %w", err)

@@ -14,7 +14,6 @@ func labCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lab",
 		Short: "natless at work in throwaway network namespaces",
-		Args:  cobra.NoArgs,
 		RunE:  wantsCommand,
 	}
 	cmd.AddCommand(labDemoCommand(), labDownCommand())
@@ -30,7 +29,6 @@ func labDemoCommand() *cobra.Command {
 and an IPv4-only server, and shows what works between them, with a tick or a
 cross for each thing. It succeeds only if all of it held. Nothing outside the
 namespaces is touched, and they are removed at the end.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := background()
 			defer stop()
@@ -47,7 +45,6 @@ func labDownCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "down",
 		Short: "Remove what earlier labs left",
-		Args:  cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			lines, err := lab.Down()
 			for _, line := range lines {

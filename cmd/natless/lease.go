@@ -42,7 +42,6 @@ place on a terminal, otherwise as a line for each change.`,
 		Example: `  natless lease ls --client 2001:db8:1::/64
   natless lease ls --at "2026-01-31 14:05" --pool 169.254.64.7
   natless lease ls --at 90m`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			if !at.IsZero() {
 				return pastListing(at.Time, &within).list(&ask, cmd.OutOrStdout())
@@ -164,7 +163,6 @@ func leaseReleaseCommand() *cobra.Command {
 address, by the latter. A client that is still there leases an address with its
 next packet: the same one, as long as nobody else has it. A lease that is pinned
 by an attachment is refused: natless detach ends it.`,
-		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a, err := address(args[0])
 			if err != nil {

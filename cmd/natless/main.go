@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/printable"
 )
 
@@ -29,10 +30,16 @@ func main() {
 		return
 	}
 	fmt.Fprintf(os.Stderr, "natless: %s\n", printable.Lines(err.Error()))
-	if failed := (*failure)(nil); errors.As(err, &failed) {
-		os.Exit(exitFailed)
+	os.Exit(exitCode(err))
+}
+
+// exitCode tells what trying again may mend from what it cannot: wrong usage, and
+// a wrong configuration.
+func exitCode(err error) int {
+	if errors.As(err, new(*failure)) && !errors.Is(err, config.ErrWrong) {
+		return exitFailed
 	}
-	os.Exit(exitUsage)
+	return exitUsage
 }
 
 // failure marks an error of a command that was called rightly: cobra's own
@@ -72,5 +79,6 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 		traceCommand(), dnsCommand(), pcapCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)
+	nameArguments(cmd)
 	return cmd
 }

@@ -50,7 +50,6 @@ added while natless runs. The longest match decides, pref64 last.
 
 With --watch the list is followed by what changes until it is interrupted: in
 place on a terminal, otherwise as a line for each change.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			l := mapListing(func(r control.Row) bool { return within.admit(r.IPv4, r.IPv6, r.Label) })
 			return l.run(cmd, &ask, watch)
@@ -94,7 +93,6 @@ func mapGetCommand() *cobra.Command {
 		Short: "The other side of an address, and the rule that decides it",
 		Long: `Tells what an address of either family becomes on the other side, and which
 rule decides that. With -c it answers from a configuration, without a daemon.`,
-		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			addr, err := address(args[0])
 			if err != nil {
@@ -159,7 +157,7 @@ func offline(c *config.Config) (*mapping.Table, error) {
 	}
 	table, err := mapping.New(daemon.Mapping(c))
 	if err != nil {
-		return nil, err
+		return nil, config.Wrong(err)
 	}
 	local, err := hostnet.Local(daemon.Plan(c))
 	if err != nil {
@@ -201,7 +199,6 @@ mapping is in force when the command returns, is kept in state.dir, and is
 removed by "natless map rm".`,
 		Example: `  natless map add 192.0.2.7 2001:db8::7 --label web
   natless map add 198.51.100.0/24 2001:db8:1::/120`,
-		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := config.NewMap(args[0], args[1], label)
 			if err != nil {
@@ -241,7 +238,6 @@ func mapRemoveCommand() *cobra.Command {
 		Short: "Remove an explicit mapping that was added while natless ran",
 		Long: `Removes the mapping whose IPv4 or IPv6 side is exactly this address or prefix.
 One of the configuration is not removed: change the file, and "natless reload".`,
-		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p, err := config.ParsePrefix(args[0], 0)
 			if err != nil {

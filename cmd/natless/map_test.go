@@ -30,11 +30,11 @@ func TestMapAddAndRemove(t *testing.T) {
 	require.Len(t, f.maps, 2)
 
 	for args, want := range map[string]string{
-		"map add 192.0.2.1 2001:db8::7": "asking the daemon at $: conflict: 192.0.2.1/32 is mapped",
-		"map rm 192.0.2.9":              "asking the daemon at $: 192.0.2.9/32: no such entry",
+		"map add 192.0.2.1 2001:db8::7": "conflict: 192.0.2.1/32 is mapped",
+		"map rm 192.0.2.9":              "192.0.2.9/32: no such entry",
 	} {
 		_, _, err := says(t, "", strings.Fields(args)...)
-		assert.EqualError(t, err, strings.ReplaceAll(want, "$", os.Getenv("NATLESS_SOCKET")), args)
+		assert.EqualError(t, err, want, args)
 		assert.False(t, usage(err), args)
 	}
 }
@@ -47,7 +47,7 @@ func TestCareless(t *testing.T) {
 		"map add 2001:db8::7 192.0.2.7":               "adding a mapping: expected the IPv4 side first: natless map add 192.0.2.7 2001:db8::7",
 		"map add 192.0.2.7/24 2001:db8::7":            "adding a mapping: V4: 192.0.2.7/24: bits are set behind the prefix: expected 192.0.2.0/24",
 		"map add 192.0.2.7 2001:db8::7 --label a\x01": `adding a mapping: --label: "a\x01": expected printable characters only`,
-		"map add 192.0.2.7":                           "accepts 2 arg(s), received 1",
+		"map add 192.0.2.7":                           "map add: V6 is missing: expected natless map add V4 V6",
 		"map add 192.0.2.0/24 2001:db8::7":            "adding a mapping: V6: 2001:db8::7/128: too small for 192.0.2.0/24: expected a prefix length of at most 120",
 		"map rm web":                                  `removing "web": expected an IPv4 or IPv6 prefix, such as 192.0.2.0/24 or 2001:db8::/64`,
 		"map rm 192.0.2.7/24":                         `removing "192.0.2.7/24": bits are set behind the prefix: expected 192.0.2.0/24`,
@@ -56,7 +56,7 @@ func TestCareless(t *testing.T) {
 		"map ls --client 192.0.2.0/24":                `invalid argument "192.0.2.0/24" for "--client" flag: an IPv4 prefix where an IPv6 prefix belongs`,
 		"map ls --pool 192.0.2.1/24":                  `invalid argument "192.0.2.1/24" for "--pool" flag: bits are set behind the prefix: expected 192.0.2.0/24`,
 		"map ls --label [":                            `invalid argument "[" for "--label" flag: expected a label, or a pattern such as web*`,
-		"map import":                                  "accepts 1 arg(s), received 0",
+		"map import":                                  "map import: FILE is missing: expected natless map import FILE",
 		"lease release web":                           `releasing "web": expected an IPv4 or IPv6 address`,
 		"lease ls --at yesterday":                     `invalid argument "yesterday" for "--at" flag: expected a time such as 2026-01-31T14:05:00Z or "2026-01-31 14:05", or how long ago, such as 90m or 2d`,
 		"lease ls --at 2999-01-01T00:00:00Z":          `invalid argument "2999-01-01T00:00:00Z" for "--at" flag: 2999-01-01T00:00:00Z is to come: expected a time that is over`,
@@ -67,7 +67,15 @@ func TestCareless(t *testing.T) {
 		"session ls --remote 192.0.2.0/24:80":         `invalid argument "192.0.2.0/24:80" for "--remote" flag: expected an IPv4 address or prefix, or an address and port such as 192.0.2.80:443`,
 		"session ls --remote 192.0.2.1:0":             `invalid argument "192.0.2.1:0" for "--remote" flag: expected an IPv4 address or prefix, or an address and port such as 192.0.2.80:443`,
 		"session ls --client 192.0.2.1":               `invalid argument "192.0.2.1" for "--client" flag: an IPv4 address where an IPv6 address belongs`,
-		"reload now":                                  `unknown command "now" for "natless reload"`,
+		"map add":                                     "map add: V4 and V6 are missing: expected natless map add V4 V6",
+		"map add 192.0.2.7 2001:db8::7 x":             `map add: expected V4 and V6, not "x" as well`,
+		"dns":                                         "dns: NAME is missing: expected natless dns NAME TYPE",
+		"dns a AAAA x":                                `dns: expected NAME and TYPE, not "x" as well`,
+		"attach":                                      "attach: TARGET is missing: expected natless attach TARGET",
+		"attach a --dns ::1 b":                        `attach: expected TARGET, not "b" as well`,
+		"trace":                                       "trace: PACKET is missing: expected natless trace PACKET",
+		"run x":                                       `run: expected no argument, not "x"`,
+		"reload now":                                  `reload: expected no argument, not "now"`,
 	} {
 		_, _, err := says(t, "", strings.Split(args, " ")...)
 		assert.EqualError(t, err, want, args)
@@ -156,8 +164,7 @@ func TestLeaseRelease(t *testing.T) {
 	assert.Contains(t, mustSay(t, "lease release 2001:db8:d::5 -o json"), `"ipv4":"169.254.65.9"`)
 	assert.Empty(t, f.leases)
 	_, _, err := says(t, "", "lease", "release", "169.254.64.2")
-	assert.ErrorContains(t, err, "asking the daemon at ")
-	assert.ErrorContains(t, err, ": 169.254.64.2: no such entry")
+	assert.EqualError(t, err, "169.254.64.2: no such entry")
 }
 
 func TestReload(t *testing.T) {

@@ -63,7 +63,7 @@ func TestPcapErrors(t *testing.T) {
 	t.Chdir(t.TempDir())
 	captured(t, "in.pcap")
 	for args, want := range map[string]string{
-		"pcap in.pcap":                              "accepts 2 arg(s), received 1",
+		"pcap in.pcap":                              "pcap: OUT is missing",
 		"pcap in.pcap out.pcap -o xml":              "--output xml: expected table or json",
 		"pcap in.pcap out.pcap --queues 3":          "unknown flag: --queues",
 		"pcap in.pcap in.pcap":                      "writing the capture in.pcap: it is the capture that is read: expected another file",
@@ -73,7 +73,7 @@ func TestPcapErrors(t *testing.T) {
 	} {
 		_, err := natless(t, "", strings.Fields(args)...)
 		assert.ErrorContains(t, err, want, args)
-		assert.Equal(t, strings.Contains(want, "expected table") || strings.Contains(want, "accepts") || strings.Contains(want, "unknown flag"), usage(err), args)
+		assert.Equal(t, !strings.Contains(want, "the capture"), usage(err), args)
 		assert.NoFileExists(t, "out.pcap")
 	}
 }

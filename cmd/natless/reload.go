@@ -19,7 +19,6 @@ func reloadCommand() *cobra.Command {
 changes to it: all of it or, where something in it is wrong or cannot change
 while it runs, nothing. Prints what changed; flows of mappings that did not
 change go on. "natless check --diff" tells beforehand.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := background()
 			defer stop()

@@ -23,7 +23,6 @@ func runCommand() *cobra.Command {
 		Long: `Makes the TUN device and the routes to it, translates between IPv6 and IPv4
 until SIGTERM or SIGINT, and takes all of it down again. At SIGHUP it reads its
 configuration again, as "natless reload" has it do.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()

@@ -43,7 +43,6 @@ stateless part of a client's ports are not among them, nor is anything where
 each client has an address of its own.`,
 		Example: `  natless session ls --client 2001:db8:1::/64 --protocol tcp --state established
   natless session ls --remote 192.0.2.80:443 -o json`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			return sessionListing(&f).list(&ask, cmd.OutOrStdout())
 		}),

@@ -27,7 +27,6 @@ It fails when natless does not run, or cannot do all it was asked for.
 
 With --watch it is asked each second until it is interrupted: in place on a
 terminal, otherwise one answer after the other.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			if watch {
 				return poll(cmd, &ask.output, func(ctx context.Context, out io.Writer) error {
@@ -180,7 +179,6 @@ what to do about it.
 
 With --watch they are asked each second until it is interrupted: in place on a
 terminal, otherwise one answer after the other.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			show := func(ctx context.Context, out io.Writer) error {
 				s, err := ask.client().Stats(ctx)

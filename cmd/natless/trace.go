@@ -18,7 +18,7 @@ func traceCommand() *cobra.Command {
 	var ask asking
 	var file string
 	cmd := &cobra.Command{
-		Use:   "trace PACKET",
+		Use:   "trace PACKET...",
 		Short: "What would become of a packet, step by step",
 		Long: `Takes a packet through all the steps of translation and shows what was found
 and decided, by which rule and which section of which RFC, and what leaves. The
@@ -42,7 +42,6 @@ verdict, "leaves" and "verdict" with -o json.`,
 		Example: `  natless trace tcp 2001:db8::5 4000 2001:db8:64::c000:201 80
   natless trace udp 192.0.2.1 53 198.51.100.5 4000 len 1500 df -c natless.toml
   xxd -p packet.bin | natless trace - -o json | jq -r .verdict`,
-		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			packet, err := readPacket(args, cmd.InOrStdin())
 			if err != nil {

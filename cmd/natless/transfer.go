@@ -23,7 +23,6 @@ func mapExportCommand() *cobra.Command {
 		Short: "Print the explicit mappings as a configuration has them",
 		Long: `Prints the explicit mappings as [[map]] tables, by IPv4 address: what "natless
 map import" reads, and what may be put into a configuration.`,
-		Args: cobra.NoArgs,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := background()
 			defer stop()
@@ -77,7 +76,6 @@ With --tayga the file is a configuration of TAYGA, of which the lines with map
 are taken. What else stands there is listed, and what to use instead.`,
 		Example: `  natless map export | ssh other natless map import -
   natless map import --tayga /etc/tayga.conf --dry-run`,
-		Args: cobra.ExactArgs(1),
 		RunE: does(func(cmd *cobra.Command, args []string) error {
 			maps, left, err := readMaps(args[0], tayga, cmd.InOrStdin())
 			if err != nil {

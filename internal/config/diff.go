@@ -39,7 +39,7 @@ func (c *Config) KeepOwn(running *Config) error {
 	}
 	c.own4 = own
 	if err := c.Validate(); err != nil {
-		return fmt.Errorf("natless's own IPv4 address, %v, cannot change while it runs: %w", c.own4, err)
+		return fmt.Errorf("natless's own IPv4 address, %v, cannot change while it runs: %v", c.own4, err)
 	}
 	return nil
 }

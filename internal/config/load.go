@@ -41,12 +41,12 @@ func Load(path string) (*Config, error) {
 func loadFile(path string) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
+		return nil, Wrong(fmt.Errorf("reading the configuration: %w", err))
 	}
 	defer f.Close()
 	data, err := readAll(f, path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the configuration%w", err)
+		return nil, Wrong(fmt.Errorf("reading the configuration%w", err))
 	}
 	return parse(path, data)
 }
@@ -94,10 +94,10 @@ func syntaxError(file string, err error) error {
 	why := strings.TrimPrefix(err.Error(), "toml: ")
 	var de *toml.DecodeError
 	if !errors.As(err, &de) {
-		return fmt.Errorf("%s: %s", file, why)
+		return Wrong(fmt.Errorf("%s: %s", file, why))
 	}
 	line, column := de.Position()
-	return fmt.Errorf("%s:%d: column %d: not TOML: %s", file, line, column, why)
+	return Wrong(fmt.Errorf("%s:%d: column %d: not TOML: %s", file, line, column, why))
 }
 
 // place is where a value was given: a line of the file, or a flag.
@@ -183,7 +183,7 @@ func (r *report) err() error {
 	if more := len(r.problems) - reported; more > 0 {
 		errs = append(errs, fmt.Errorf("and %d problems more", more))
 	}
-	return errors.Join(errs...)
+	return Wrong(errors.Join(errs...))
 }
 
 // decoder puts values, as the TOML library gives them, into a Config.

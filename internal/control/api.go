@@ -33,6 +33,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/confine"
 	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/hostnet"
@@ -234,6 +235,7 @@ var reasons = []struct {
 	{mapping.ErrMapped, "mapped", http.StatusConflict},
 	{mapping.ErrNotPermitted, "not_permitted", http.StatusForbidden},
 	{mapping.ErrPoolFull, "pool_full", http.StatusServiceUnavailable},
+	{config.ErrWrong, "wrong_configuration", http.StatusUnprocessableEntity},
 }
 
 // failureOf is an error as it is answered, and the code that goes with it;

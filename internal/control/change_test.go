@@ -51,7 +51,7 @@ func TestChanges(t *testing.T) {
 
 	_, err = c.AddMap(ctx, pfx("198.51.100.7/32"), pfx("2001:db8::8/128"), "")
 	require.ErrorIs(t, err, mapping.ErrConflict)
-	assert.EqualError(t, err, "asking the daemon at "+c.path+": map 198.51.100.7/32 = 2001:db8::8/128: conflict: 198.51.100.7/32 is mapped already, by map 198.51.100.7/32 = 2001:db8::7/128")
+	assert.EqualError(t, err, "map 198.51.100.7/32 = 2001:db8::8/128: conflict: 198.51.100.7/32 is mapped already, by map 198.51.100.7/32 = 2001:db8::7/128")
 	_, err = c.RemoveMap(ctx, pfx("192.0.2.0/24"))
 	require.ErrorIs(t, err, mapping.ErrUnknown)
 	revision, err = c.RemoveMap(ctx, pfx("198.51.100.7/32"))
@@ -68,11 +68,11 @@ func TestChanges(t *testing.T) {
 	j.lacks = fmt.Errorf("saving: %w: no space left on device", mapping.ErrUnavailable)
 	_, err = c.RemoveMap(ctx, pfx("192.0.2.0/24"))
 	require.ErrorIs(t, err, mapping.ErrUnavailable)
-	assert.EqualError(t, err, "asking the daemon at "+c.path+": saving: state not writable: no space left on device")
+	assert.EqualError(t, err, "saving: state not writable: no space left on device")
 
 	j.lacks = errors.New("f:3: map.lable: unknown key")
 	_, err = c.Reload(ctx)
-	assert.EqualError(t, err, "asking the daemon at "+c.path+": f:3: map.lable: unknown key")
+	assert.EqualError(t, err, "f:3: map.lable: unknown key")
 	j.lacks = nil
 	changes, err := c.Reload(ctx)
 	require.NoError(t, err)
@@ -124,7 +124,7 @@ func TestAttachments(t *testing.T) {
 		j.lacks = fmt.Errorf("lease for %v: %w: told why", client, want)
 		_, err := c.Lend(ctx, client, "")
 		require.ErrorIs(t, err, want)
-		assert.EqualError(t, err, "asking the daemon at "+c.path+": "+j.lacks.Error())
+		assert.EqualError(t, err, ""+j.lacks.Error())
 	}
 	j.lacks = nil
 

@@ -256,8 +256,7 @@ func (c *Client) Watch(ctx context.Context, after *uint64) iter.Seq2[mapping.Eve
 			default:
 				if err = json.Unmarshal(data, &line); err == nil && line.Error != "" {
 					err = line.failure.err()
-				}
-				if err != nil {
+				} else if err != nil {
 					err = c.failed(err)
 				}
 			}
@@ -371,9 +370,9 @@ func (c *Client) ask(ctx context.Context, by *http.Client, method, path string, 
 	}
 	var f failure
 	if json.Unmarshal(text, &f) != nil || f.Error == "" {
-		f.Error = fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(text))
+		return a, c.failed(fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text)))
 	}
-	return a, c.failed(f.err())
+	return a, f.err() // the daemon's own words, which say what was refused
 }
 
 // failed says what was attempted, and what to look at when nobody is there.

@@ -219,7 +219,7 @@ func TestReaders(t *testing.T) {
 	require.True(t, out.Scan())
 	assert.Equal(t, "1.2.3 <nil>", out.Text())
 	require.True(t, out.Scan())
-	assert.Equal(t, "asking the daemon at "+path+": POST /v1/reload: "+errReader.Error(), out.Text())
+	assert.Equal(t, "POST /v1/reload: "+errReader.Error(), out.Text())
 	_, out = as(t, 65500, 65500, "client", path)
 	require.True(t, out.Scan())
 	assert.Contains(t, out.Text(), "permission denied: only root may ask, and the groups that control.group and control.read_group name")

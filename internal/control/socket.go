@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/mapping/trust"
 )
 
@@ -116,7 +117,7 @@ func groupID(group string) (int, error) {
 	}
 	g, err := user.LookupGroup(group)
 	if err != nil {
-		return 0, err
+		return 0, config.Wrong(err)
 	}
 	return strconv.Atoi(g.Gid)
 }

@@ -56,7 +56,7 @@ func Run(ctx context.Context, version, file string, load func() (*config.Config,
 	}
 	table, err := mapping.New(firstRevision(Mapping(c)))
 	if err != nil {
-		return err
+		return config.Wrong(err)
 	}
 	saved, err := openStore(c.State, log)
 	if err != nil {
