@@ -36,6 +36,7 @@ type fake struct {
 	asked  time.Time  // by LeasesAt
 	client netip.Addr // by Sessions
 	config any
+	status control.Status
 	reload func() ([]string, error)
 }
 
@@ -107,7 +108,9 @@ func (f *fake) Sessions(client netip.Addr) iter.Seq[control.Session] {
 func (f *fake) Status() control.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return control.Status{Version: "test", Device: "natless0", Revision: f.revision, Degraded: true}
+	s := f.status
+	s.Version, s.Device, s.Revision = "test", "natless0", f.revision
+	return s
 }
 
 func (f *fake) Stats() control.Stats {

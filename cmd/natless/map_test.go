@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -188,11 +189,69 @@ func TestCheckDiff(t *testing.T) {
 	running.Control.Socket = os.Getenv("NATLESS_SOCKET")
 	f.config = running
 	require.NoError(t, os.WriteFile("natless.toml", []byte("[device]\nmtu = 1400\n[translation]\nhairpin = \"off\"\n"), 0o600))
+	out, _, err := says(t, "", "check", "--diff", "-c", "natless.toml")
+	assert.EqualError(t, err, "comparing with the running natless: 2 values differ")
+	assert.Equal(t, exitFailed, exitCode(err))
 	assert.Equal(t, `- device.mtu = 0  # needs a restart
 + device.mtu = 1400  # needs a restart
 - translation.hairpin = "intrinsic"
 + translation.hairpin = "off"
-`, mustSay(t, "check --diff -c natless.toml"))
+`, out)
+	out, _, err = says(t, "", "check", "--diff", "-c", "natless.toml", "-o", "json")
+	assert.Error(t, err)
+	assert.Equal(t, `{"key":"device.mtu","running":0,"checked":1400,"needs_restart":true}
+{"key":"translation.hairpin","running":"intrinsic","checked":"off","needs_restart":false}
+`, out)
+}
+
+// TestCheckDiffAsStarted holds that the daemon's own file and flags are compared,
+// but for what is given.
+func TestCheckDiffAsStarted(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	file := filepath.Join(dir, "running.toml")
+	require.NoError(t, os.WriteFile(file, []byte("[device]\nmtu = 1400\n"), 0o600))
+	var flags config.Flags
+	set := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	flags.Register(set)
+	set.Bool("other", false, "of the command's own")
+	given := []string{"--clients=2001:db8::/64", "--clients=local", "--firewall=open", "--map=192.0.2.1=2001:db8::1", "--on-exit=keep", "--state-dir="}
+	require.NoError(t, set.Parse(append(given, "--other", "-c", file)[:7]))
+	running, err := config.Load(file)
+	require.NoError(t, err)
+	require.NoError(t, flags.Apply(running))
+	assert.Equal(t, append([]string{"--socket=" + os.Getenv("NATLESS_SOCKET")}, given...), running.Flags)
+	f.config, f.status.File, f.status.Flags = running, file, running.Flags
+
+	assert.Empty(t, mustSay(t, "check --diff"))
+	assert.Empty(t, mustSay(t, "check --diff -o json"))
+	out, _, err := says(t, "", "check", "--diff", "--on-exit", "remove", "--clients", "local")
+	assert.Error(t, err)
+	assert.Equal(t, `- network.on_exit = "keep"  # needs a restart
++ network.on_exit = "remove"  # needs a restart
+- pool[0].clients[0] = "2001:db8::/64"
++ pool[0].clients[0] = "local"
+- pool[0].clients[1] = "local"
+`, out)
+	require.NoError(t, os.WriteFile(file, []byte("[device]\nmtu = 5\n"), 0o600))
+	_, _, err = says(t, "", "check", "--diff")
+	assert.Equal(t, exitUsage, exitCode(err))
+	assert.ErrorContains(t, err, file+":2: device.mtu")
+	f.status.Flags = []string{"--of-the-future=1"}
+	_, _, err = says(t, "", "check", "--diff")
+	assert.ErrorContains(t, err, "taking over the flag --of-the-future=1 of the running natless")
+}
+
+func TestAnswersAsJSON(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	f.reload = func() ([]string, error) { return []string{"map added"}, nil }
+	assert.Equal(t, `{"changes":["map added"]}`+"\n", mustSay(t, "reload -o json"))
+	f.reload = func() ([]string, error) { return nil, nil }
+	assert.Equal(t, `{"changes":[]}`+"\n", mustSay(t, "reload -o json"))
+	assert.Regexp(t, `^{"version":"devel","go":"go[^"]+","os":"linux","arch":"[^"]+"}`+"\n$", mustSay(t, "version -o json"))
 }
 
 func TestCompletion(t *testing.T) {

@@ -5,13 +5,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/natless/natless/internal/config"
-	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/printable"
 )
 
 func reloadCommand() *cobra.Command {
-	var socket config.Flags
+	var ask asking
 	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Have the running natless read its configuration again",
@@ -22,9 +20,14 @@ change go on. "natless check --diff" tells beforehand.`,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := background()
 			defer stop()
-			changes, err := control.NewClient(socket.Socket()).Reload(ctx)
+			changes, err := ask.client().Reload(ctx)
 			if err != nil {
 				return err
+			}
+			if ask.json() {
+				return ask.line(cmd.OutOrStdout(), struct {
+					Changes []string `json:"changes"`
+				}{changes}, "")
 			}
 			for _, line := range changes {
 				fmt.Fprintln(cmd.OutOrStdout(), printable.Text(line))
@@ -35,6 +38,6 @@ change go on. "natless check --diff" tells beforehand.`,
 			return nil
 		}),
 	}
-	socket.RegisterSocket(cmd.Flags())
+	ask.register(cmd)
 	return cmd
 }

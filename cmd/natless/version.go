@@ -1,18 +1,26 @@
 package main
 
 import (
-	"fmt"
 	"runtime"
 
 	"github.com/spf13/cobra"
 )
 
 func versionCommand() *cobra.Command {
-	return &cobra.Command{
+	var form output
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Run: func(cmd *cobra.Command, _ []string) {
-			fmt.Fprintf(cmd.OutOrStdout(), "natless %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-		},
+		RunE: does(func(cmd *cobra.Command, _ []string) error {
+			return form.line(cmd.OutOrStdout(), struct {
+				Version string `json:"version"`
+				Go      string `json:"go"`
+				OS      string `json:"os"`
+				Arch    string `json:"arch"`
+			}{version, runtime.Version(), runtime.GOOS, runtime.GOARCH},
+				"natless %s %s %s/%s", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		}),
 	}
+	form.register(cmd)
+	return cmd
 }

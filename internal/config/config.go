@@ -38,6 +38,8 @@ type Config struct {
 
 	// File is the file that was read; "" when there was none.
 	File string
+	// Flags are those that were laid over it, as --NAME=VALUE.
+	Flags []string
 
 	// own4 is natless's own IPv4 address where the running one keeps it, see
 	// KeepOwn.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"os"
 	"reflect"
@@ -23,8 +24,8 @@ type Flags struct {
 }
 
 // Register adds the flags to a command.
-func (f *Flags) Register(set *pflag.FlagSet) {
-	f.set = set
+func (f *Flags) Register(of *pflag.FlagSet) {
+	set := pflag.NewFlagSet("", pflag.ContinueOnError) // of these alone: a command has more
 	d := Default()
 	set.StringVar(&f.device, "device", d.Device.Name, "name of the TUN device")
 	set.StringVar(&f.pref64, "pref64", d.Translation.Pref64.String(), `prefix that stands for IPv4 (RFC 6052); "" for explicit mappings only`)
@@ -41,6 +42,8 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringSliceVar(&f.dns64, "dns64", nil, "answer DNS queries of clients at this address of the host, with AAAA records made of A records (repeatable)")
 	f.RegisterSocket(set)
 	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": leases are in memory`)
+	f.set = set
+	of.AddFlagSet(set)
 }
 
 // RegisterSocket adds --socket alone, for the commands that ask the daemon.
@@ -109,8 +112,46 @@ func (f *Flags) Apply(c *Config) error {
 		put("pool-mode", element("pool", i), &c.Pools[i], "mode", f.poolMode)
 		put("clients", element("pool", i), &c.Pools[i], "clients", clients)
 	}
+	c.Flags = f.given()
 	c.check(&d.report)
 	return d.err()
+}
+
+// given are the flags, and what the environment gives in the place of one, as they
+// could be given again.
+func (f *Flags) given() (list []string) {
+	if socket := os.Getenv(SocketVariable); socket != "" && !f.set.Changed("socket") {
+		list = append(list, "--socket="+socket)
+	}
+	f.set.VisitAll(func(flag *pflag.Flag) {
+		values := []string{flag.Value.String()}
+		if v, ok := flag.Value.(pflag.SliceValue); ok {
+			values = v.GetSlice()
+		}
+		for _, value := range values {
+			if flag.Changed {
+				list = append(list, "--"+flag.Name+"="+value)
+			}
+		}
+	})
+	return list
+}
+
+// Again gives the flags that another natless was given, but for those that this one
+// was given itself.
+func (f *Flags) Again(flags []string) error {
+	mine := map[string]bool{}
+	f.set.VisitAll(func(flag *pflag.Flag) { mine[flag.Name] = flag.Changed })
+	for _, flag := range flags {
+		name, value, _ := strings.Cut(strings.TrimPrefix(flag, "--"), "=")
+		if mine[name] {
+			continue
+		}
+		if err := f.set.Set(name, value); err != nil {
+			return fmt.Errorf("taking over the flag %s of the running natless: %w", flag, err)
+		}
+	}
+	return nil
 }
 
 // anys is a list as the file would have it.

@@ -128,6 +128,8 @@ type PastLease struct {
 type Status struct {
 	Version  string             `json:"version"`
 	Uptime   int64              `json:"uptime_seconds"`
+	File     string             `json:"config_file"` // that natless read; "": none
+	Flags    []string           `json:"flags"`       // that are laid over it, as --NAME=VALUE
 	Device   string             `json:"device"`
 	Offloads string             `json:"offloads"` // those in force, in words
 	Queues   int                `json:"queues"`

@@ -322,6 +322,7 @@ func (x exchange) room() room {
 
 func (x exchange) status() {
 	status := x.source.Status()
+	status.Flags = append([]string{}, status.Flags...)
 	status.Warnings = append([]string{}, status.Warnings...) // in JSON a list also when empty
 	if status.Networks == nil {
 		status.Networks = []mapping.Network{}

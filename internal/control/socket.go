@@ -107,6 +107,16 @@ func private(_, _ string, c syscall.RawConn) error {
 	return errors.Join(err, chmodErr)
 }
 
+// CheckGroups looks whether there are the groups that a configuration names.
+func CheckGroups(groups ...string) error {
+	for _, group := range groups {
+		if _, err := groupID(group); err != nil {
+			return fmt.Errorf("opening the control socket to group %s: %w", group, err)
+		}
+	}
+	return nil
+}
+
 // groupID finds a group by its name or number; -1 for none.
 func groupID(group string) (int, error) {
 	if group == "" {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"iter"
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"github.com/natless/natless/internal/control"
@@ -19,6 +20,8 @@ func (d *daemon) Status() control.Status {
 	return control.Status{
 		Version:  d.version,
 		Uptime:   int64(time.Since(d.started).Seconds()),
+		File:     absolute(c.File),
+		Flags:    c.Flags,
 		Device:   d.device.Name(),
 		Offloads: d.device.Features().String(),
 		Queues:   len(d.device.Queues()),
@@ -41,6 +44,17 @@ func (d *daemon) Status() control.Status {
 		Warnings: warnings,
 		Degraded: degraded,
 	}
+}
+
+// absolute is a path as other processes find it; "" for none.
+func absolute(path string) string {
+	if path == "" {
+		return ""
+	}
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }
 
 func (d *daemon) Stats() control.Stats {

@@ -17,6 +17,7 @@ type Report struct {
 	MTU       int        `json:"mtu"`
 	Actions   []string   `json:"actions"`   // in the order in which they would be done
 	Conflicts []string   `json:"conflicts"` // why it would be refused
+	Obstacles []string   `json:"obstacles"` // why it would run, and not do all that it is asked for
 	Warnings  []string   `json:"warnings"`
 	Firewalls []Firewall `json:"firewalls"` // of others, that stand in the way
 	Links     []LinkRole `json:"links"`     // and what they count as
@@ -40,11 +41,17 @@ func (r Report) String() string {
 		links = append(links, fmt.Sprintf("%s: %s: %s", l.Link, l.Role, l.Why))
 	}
 	section("would do", r.Actions)
-	section("stands in the way", r.Conflicts)
 	section("links", links)
 	section("to know", r.Warnings)
+	section("stands in the way", r.InTheWay())
+	if len(r.InTheWay()) == 0 {
+		b.WriteString("nothing stands in the way\n")
+	}
 	return b.String()
 }
+
+// InTheWay is what keeps the plan from working here, if anything.
+func (r Report) InTheWay() []string { return slices.Concat(r.Conflicts, r.Obstacles) }
 
 // Check tells exactly what Prepare and Attach would do on this host, and what
 // stands in the way. It changes nothing.
@@ -68,7 +75,7 @@ func Check(p Plan) (Report, error) {
 	v.assign(h.plan, h.device, rec.Uplinks)
 	r := Report{
 		Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device},
-		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, Links: v.roles, // [] in JSON
+		Conflicts: []string{}, Obstacles: obstacles(), Warnings: []string{}, Firewalls: []Firewall{}, Links: v.roles, // [] in JSON
 	}
 	if rec.damage != nil {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the record of what natless changed here is damaged (%v): it would be set aside", rec.damage))
@@ -103,9 +110,27 @@ func Check(p Plan) (Report, error) {
 		if slices.Contains(toOpen, f.opening) {
 			continue // an action opens it
 		}
-		r.Warnings = append(r.Warnings, f.String())
+		r.Obstacles = append(r.Obstacles, f.String())
 	}
 	return r, nil
+}
+
+// obstacles are what this kernel lacks, or keeps from natless.
+func obstacles() []string {
+	list := []string{} // [] in JSON
+	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	if _, ok := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding)); !ok {
+		add("this kernel has no IPv6")
+	}
+	if conn, err := nftables.New(); err != nil {
+		add("nftables cannot be reached: %v", err)
+	} else if _, err := conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
+		add("nftables cannot be read: %v", err)
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		add("no TUN device can be opened: %v", err)
+	}
+	return list
 }
 
 // warnings are what is worth knowing before natless manages this host.
@@ -122,17 +147,6 @@ func (h *Host) warnings(v *view) []string {
 	if all, _ := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding)); all != yes && !hasForceForwarding() {
 		warn("this kernel forwards IPv6 on all links or none (per link from Linux 6.17): " +
 			"it would be raised for all, pass nothing but natless's packets, and be lowered on exit")
-	}
-	if _, ok := readSysctl(sysctlPath("ipv6", allLinks, keyForwarding)); !ok {
-		warn("this kernel has no IPv6")
-	}
-	if conn, err := nftables.New(); err != nil {
-		warn("nftables cannot be reached: %v", err)
-	} else if _, err := conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
-		warn("nftables cannot be read: %v", err)
-	}
-	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		warn("no TUN device can be opened: %v", err)
 	}
 	return append(list, v.doubts(h.plan)...)
 }

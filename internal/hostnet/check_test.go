@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -153,7 +154,8 @@ func TestFirewallsAreNamed(t *testing.T) {
 			require.Contains(t, found[0].Opens, c.opens)
 			r, err := Check(testPlan())
 			require.NoError(t, err)
-			require.Contains(t, r.Warnings, found[0].String())
+			require.Contains(t, r.Obstacles, found[0].String())
+			require.True(t, strings.HasSuffix(strings.TrimSpace(r.String()), r.Obstacles[len(r.Obstacles)-1]), "the last line says what")
 		})
 	}
 }

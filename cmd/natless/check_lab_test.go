@@ -1,0 +1,54 @@
+package main_test
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/natless/natless/internal/lab"
+)
+
+// TestLabCheckTellsTheExit holds what scripts go by: check fails where something
+// stands in the way, and says in its last line that nothing does; its --diff knows
+// how the running natless was started, and is empty after a reload.
+func TestLabCheckTellsTheExit(t *testing.T) {
+	lab.Require(t)
+	t.Parallel()
+	w := build(t, setup{})
+	free, err := w.Host.Command(t.Context(), lab.Binary(t), "check", "--state-dir", w.Host.StateDir()).CombinedOutput()
+	require.NoError(t, err, "%s", free)
+	assert.True(t, strings.HasSuffix(string(free), "\nnothing stands in the way\n"), "%s", free)
+
+	readOnly := func(form string) ([]byte, error) {
+		return w.Host.Command(t.Context(), "unshare", "-m", "sh", "-ec",
+			`mount -t tmpfs -o ro none /mnt; exec "$0" check --state-dir /mnt/natless -o "$1"`, lab.Binary(t), form).Output()
+	}
+	out, err := readOnly("table")
+	assert.ErrorContains(t, err, "exit status 1")
+	assert.True(t, strings.HasSuffix(string(out), "\nstands in the way:\n  no lease can be saved: state.dir /mnt/natless: /mnt: read-only file system\n"), "%s", out)
+	out, err = readOnly("json")
+	assert.ErrorContains(t, err, "exit status 1")
+	var report struct{ Actions, Conflicts, Obstacles []string }
+	require.NoError(t, json.Unmarshal(out, &report))
+	assert.Len(t, report.Obstacles, 1)
+	assert.NotEmpty(t, report.Actions)
+
+	w.run(t, setup{flags: []string{"--pref64", lab.Pref64, "--on-exit", "keep"}})
+	assert.Empty(t, w.query(t, "check", "--diff"))
+	require.NoError(t, os.WriteFile(w.daemon.Config, []byte(own+"hairpin = \"off\"\n"), 0o600))
+	said, err := w.daemon.Query(t.Context(), "check", "--diff")
+	assert.ErrorContains(t, err, "exit status 1")
+	assert.Equal(t, "- translation.hairpin = \"intrinsic\"\n+ translation.hairpin = \"off\"\nnatless: comparing with the running natless: 1 values differ\n", said)
+	w.query(t, "reload")
+	assert.Empty(t, w.query(t, "check", "--diff"))
+
+	require.NoError(t, os.WriteFile(w.daemon.Config, []byte("[device\n"), 0o600))
+	for _, args := range [][]string{{"check", "--diff"}, {"reload"}} {
+		_, err = w.daemon.Query(t.Context(), args...)
+		assert.ErrorContains(t, err, "exit status 2", args)
+	}
+}
