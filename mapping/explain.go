@@ -288,7 +288,7 @@ func (t *Table) explainEntry(e *entry, a netip.Addr, other func(netip.Addr) neti
 		p := &of.pool.Load().Pool
 		x.Rule, x.Other, x.Lease, x.Pool, x.Origin = RuleLease, other(a), &info, info.Pool.String(), p.Origin
 		x.Detail = fmt.Sprintf("leased from %v to %v since %s, idle for %v",
-			p, info.IPv6, info.Since.Format(time.RFC3339), time.Duration(info.Idle)*time.Second)
+			p, info.IPv6, info.Since.UTC().Format(time.RFC3339), time.Duration(info.Idle)*time.Second)
 		if info.Ports != "" {
 			x.Detail += fmt.Sprintf(", ports %s, of which the last %d are for sessions", info.Ports, info.SessionPorts)
 		}

@@ -129,7 +129,7 @@ func TestLabAttachments(t *testing.T) {
 	again()
 	w.looks(t)
 	stays("after kill -9")
-	assert.Contains(t, w.query(t, "lease", "ls", "--label", "box"), "box    yes")
+	assert.Contains(t, w.query(t, "lease", "ls", "--label", "box", "-o", "wide"), "  yes\n")
 	assert.Contains(t, w.query(t, "map", "get", client1), `labelled "box", pinned by an attachment`)
 	release, err := w.daemon.Query(t.Context(), "lease", "release", client1)
 	require.Error(t, err)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -51,4 +52,17 @@ func TestLabCheckTellsTheExit(t *testing.T) {
 		_, err = w.daemon.Query(t.Context(), args...)
 		assert.ErrorContains(t, err, "exit status 2", args)
 	}
+}
+
+// No time helps who may not ask.
+func TestLabWaitEndsWithoutPermission(t *testing.T) {
+	lab.Require(t)
+	t.Parallel()
+	w := start(t, setup{})
+	began := time.Now()
+	c := w.Host.Command(t.Context(), "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", lab.Binary(t), "status", "--wait=1h", "--socket", w.daemon.Socket)
+	out, err := c.CombinedOutput()
+	assert.ErrorContains(t, err, "exit status 1")
+	assert.Contains(t, string(out), "permission denied: only root may ask")
+	assert.Less(t, time.Since(began), 20*time.Second)
 }

@@ -6,6 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +32,7 @@ func leaseCommand() *cobra.Command {
 
 func leaseListCommand() *cobra.Command {
 	var ask asking
-	var within sides
+	var within leaseFilter
 	var at pastTime
 	var watch bool
 	cmd := &cobra.Command{
@@ -41,7 +45,7 @@ With --watch the list is followed by what changes until it is interrupted: in
 place on a terminal, otherwise as a line for each change.`,
 		Example: `  natless lease ls --client 2001:db8:1::/64
   natless lease ls --at "2026-01-31 14:05" --pool 169.254.64.7
-  natless lease ls --at 90m`,
+  natless lease ls --at 90m --pool 203.0.113.7 --port 40000`,
 		RunE: does(func(cmd *cobra.Command, _ []string) error {
 			if !at.IsZero() {
 				return pastListing(at.Time, &within).list(&ask, cmd.OutOrStdout())
@@ -49,6 +53,7 @@ place on a terminal, otherwise as a line for each change.`,
 			return leaseListing(&within, watch).run(cmd, &ask, watch)
 		}),
 	}
+	ask.more = true
 	ask.register(cmd)
 	within.register(cmd)
 	cmd.Flags().Var(&at, "at", "what was lent at this `TIME`: 2026-01-31T14:05:00Z, \"2026-01-31 14:05\" by the local clock, or so long ago: 90m, 2d")
@@ -60,19 +65,20 @@ place on a terminal, otherwise as a line for each change.`,
 // leaseListing is the leases now, a row for each client, who may share the IPv4
 // address with others. Idle times are of the moment: a list that goes on is
 // without them.
-func leaseListing(within *sides, watch bool) *listing[mapping.Lease] {
+func leaseListing(within *leaseFilter, watch bool) *listing[mapping.Lease] {
 	l := &listing[mapping.Lease]{
 		name: "lease ls",
 		ask:  func(ctx context.Context, c *control.Client) (control.Listing, error) { return c.ListLeases(ctx) },
-		head: []any{"IPV4", "PORTS", "IPV6", "POOL", "SINCE", "LABEL", "PINNED"},
+		few:  5,
+		head: []any{"IPV4", "PORTS", "IPV6", "IDLE", "LABEL", "POOL", "SINCE", "PINNED"},
 		cells: func(l mapping.Lease) []any {
 			pinned := "-"
 			if l.Pinned {
 				pinned = "yes"
 			}
-			return []any{l.IPv4, orDash(l.Ports), l.IPv6, l.Pool, local(l.Since), orDash(l.Label), pinned}
+			return []any{l.IPv4, orDash(l.Ports), l.IPv6, time.Duration(l.Idle) * time.Second, orDash(l.Label), l.Pool, local(l.Since), pinned}
 		},
-		admit: func(l mapping.Lease) bool { return within.admit(single(l.IPv4), single(l.IPv6), l.Label) },
+		admit: func(l mapping.Lease) bool { return within.admit(l.IPv4, l.IPv6, l.Label, l.Ports) },
 		compare: func(a, b mapping.Lease) int {
 			return cmp.Or(a.IPv4.Compare(b.IPv4), cmp.Compare(firstPort(a.Ports), firstPort(b.Ports)))
 		},
@@ -83,12 +89,59 @@ func leaseListing(within *sides, watch bool) *listing[mapping.Lease] {
 			return *e.Lease, e.Op != mapping.OpLeaseEnded, true
 		},
 	}
-	if !watch {
-		cells := l.cells
-		l.head = append(l.head, "IDLE")
-		l.cells = func(l mapping.Lease) []any { return append(cells(l), time.Duration(l.Idle)*time.Second) }
+	if watch {
+		const idle = 3
+		head, cells := l.head, l.cells
+		l.few--
+		l.head = slices.Delete(head, idle, idle+1)
+		l.cells = func(l mapping.Lease) []any { return slices.Delete(cells(l), idle, idle+1) }
 	}
 	return l
+}
+
+// leaseFilter admits leases that are all of what is given.
+type leaseFilter struct {
+	sides
+	port port
+}
+
+func (f *leaseFilter) register(cmd *cobra.Command) {
+	f.sides.register(cmd)
+	cmd.Flags().Var(&f.port, "port", "only whose port of the IPv4 address this `PORT` is, or was")
+}
+
+func (f *leaseFilter) admit(v4, v6 netip.Addr, label, ports string) bool {
+	return f.sides.admit(single(v4), single(v6), label) && f.port.admits(ports)
+}
+
+// port is a flag: a port, or 0 for all.
+type port uint16
+
+func (p *port) Type() string { return "port" }
+
+func (p *port) String() string {
+	if *p == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(*p))
+}
+
+func (p *port) Set(s string) error {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return errors.New("expected a port, 1 to 65535")
+	}
+	*p = port(n)
+	return nil
+}
+
+// admits a range of ports that the port is in. Who has none has all of the address.
+func (p *port) admits(ports string) bool {
+	if *p == 0 || ports == "" {
+		return true
+	}
+	r, err := attach.ParsePorts(ports)
+	return err == nil && r.First <= uint16(*p) && uint16(*p) <= r.Last
 }
 
 // firstPort is that of "FIRST-LAST", 0 of "".
@@ -97,24 +150,40 @@ func firstPort(ports string) uint16 {
 	return p.First
 }
 
-func pastListing(at time.Time, within *sides) *listing[control.PastLease] {
+func pastListing(at time.Time, within *leaseFilter) *listing[control.PastLease] {
 	return &listing[control.PastLease]{
 		ask: func(ctx context.Context, c *control.Client) (control.Listing, error) {
 			return control.Listing{Rows: c.LeasesAt(ctx, at)}, nil
 		},
-		head: []any{"IPV4", "PORTS", "IPV6", "SINCE", "UNTIL", "LABEL"},
+		few:  5,
+		head: []any{"IPV4", "PORTS", "IPV6", "SINCE", "LABEL", "UNTIL"},
 		cells: func(l control.PastLease) []any {
 			until := "-"
 			if !l.Until.IsZero() {
 				until = local(l.Until)
 			}
-			return []any{l.IPv4, orDash(l.Ports), l.IPv6, local(l.Since), until, orDash(l.Label)}
+			return []any{l.IPv4, orDash(l.Ports), l.IPv6, local(l.Since), orDash(l.Label), until}
 		},
-		admit: func(l control.PastLease) bool { return within.admit(single(l.IPv4), single(l.IPv6), l.Label) },
+		admit: func(l control.PastLease) bool { return within.admit(l.IPv4, l.IPv6, l.Label, l.Ports) },
 	}
 }
 
+// local is a time as all tables have it.
 func local(t time.Time) string { return t.Local().Format(time.DateTime) }
+
+// stamp is a time inside a text of the daemon's, which is for programs too.
+var stamp = regexp.MustCompile(`\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)`)
+
+// localTimes has the times inside a text as tables have them.
+func localTimes(text string) string {
+	return stamp.ReplaceAllStringFunc(text, func(s string) string {
+		t, err := time.Parse(time.RFC3339, s)
+		if err != nil {
+			return s
+		}
+		return local(t)
+	})
+}
 
 // pastTime is a flag: a time that is over.
 type pastTime struct{ time.Time }
@@ -184,7 +253,7 @@ by an attachment is refused: natless detach ends it.`,
 		},
 	}
 	ask.register(cmd)
-	cmd.ValidArgsFunction = completeRows(&ask, leaseListing(&sides{}, false),
+	cmd.ValidArgsFunction = completeRows(&ask, leaseListing(&leaseFilter{}, false),
 		func(l mapping.Lease) string {
 			if l.Ports != "" {
 				return l.IPv6.String() + "\t" + l.IPv4.String() + " " + l.Ports

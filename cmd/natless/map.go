@@ -67,7 +67,7 @@ func mapListing(admit func(control.Row) bool) *listing[control.Row] {
 		ask:  func(ctx context.Context, c *control.Client) (control.Listing, error) { return c.ListMaps(ctx) },
 		head: []any{"RULE", "IPV4", "IPV6", "LABEL", "ORIGIN"},
 		cells: func(r control.Row) []any {
-			return []any{r.Rule, r.IPv4, r.IPv6, orDash(r.Label), orDash(r.Origin)}
+			return []any{r.Rule, r.IPv4, r.IPv6, orDash(r.Label), localTimes(orDash(r.Origin))}
 		},
 		admit: admit,
 		compare: func(a, b control.Row) int {
@@ -173,7 +173,7 @@ func tabulateExplanation(r *rows, x mapping.Explanation) {
 		r.add("other side", x.Other)
 	}
 	r.add("rule", x.Rule)
-	r.add("because", x.Detail)
+	r.add("because", localTimes(x.Detail))
 	if x.Verdict != "" {
 		r.add("verdict", x.Verdict)
 	}
@@ -184,7 +184,7 @@ func tabulateExplanation(r *rows, x mapping.Explanation) {
 		r.add("label", x.Lease.Label)
 	}
 	if x.Origin != "" {
-		r.add("origin", x.Origin)
+		r.add("origin", localTimes(x.Origin))
 	}
 }
 

@@ -7,10 +7,14 @@ import (
 	"io"
 	"net/netip"
 	"path"
+	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/control"
@@ -31,19 +35,33 @@ func (a *asking) register(cmd *cobra.Command) {
 func (a *asking) client() *control.Client { return control.NewClient(a.socket.Socket()) }
 
 // output is the form of what a command prints.
-type output struct{ format string }
+type output struct {
+	format string
+	more   bool // its table has columns that are shown when they are asked for
+}
 
 func (o *output) register(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "output `FORMAT`: table or json")
+	forms, text := []string{"table", "json"}, "table or json"
+	if o.more {
+		forms, text = []string{"table", "wide", "json"}, "table, wide (with more columns) or json"
+	}
+	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "output `FORMAT`: "+text)
+	completeWords(cmd, "output", forms)
 	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if o.format != "table" && o.format != "json" {
-			return fmt.Errorf("--output %s: expected table or json", o.format)
+		if !slices.Contains(forms, o.format) {
+			return fmt.Errorf("--output %s: expected %s", o.format, text)
 		}
 		return nil
 	}
 }
 
 func (o *output) json() bool { return o.format == "json" }
+func (o *output) wide() bool { return o.format == "wide" }
+
+// completeWords has the shell complete a flag by words.
+func completeWords(cmd *cobra.Command, flag string, words []string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+}
 
 // object writes one answer: itself as JSON, or the table's rows.
 func (o *output) object(out io.Writer, v any, table func(rows *rows)) error {
@@ -51,8 +69,22 @@ func (o *output) object(out io.Writer, v any, table func(rows *rows)) error {
 		return json.NewEncoder(out).Encode(v)
 	}
 	r := newRows(out)
+	r.width = widthOf(out)
 	table(r)
 	return r.flush()
+}
+
+// widthOf is that of the terminal that out is, in columns; 0 where it is none.
+func widthOf(out io.Writer) int {
+	f, ok := out.(interface{ Fd() uintptr })
+	if !ok {
+		return 0
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // line writes one answer: itself as JSON, or a line in words.
@@ -67,22 +99,70 @@ func (o *output) line(out io.Writer, v any, format string, args ...any) error {
 // rows are the lines of a table with aligned columns. The columns of a long
 // one, which is not to be held in memory, are aligned a piece at a time.
 type rows struct {
-	w     *tabwriter.Writer
-	count int
+	out   io.Writer
+	width int // columns that lines are folded at; 0: they are not
+	lines [][]string
 }
 
 const piece = 4096 // lines
 
-func newRows(out io.Writer) *rows { return &rows{w: tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)} }
+func newRows(out io.Writer) *rows { return &rows{out: out} }
 
 func (r *rows) add(cells ...any) {
-	if r.count++; r.count%piece == 0 {
+	if len(r.lines) == piece {
 		_ = r.flush() // the last one fails too
 	}
-	fmt.Fprintln(r.w, strings.TrimRight(strings.Join(texts(cells), "\t"), "\t "))
+	r.lines = append(r.lines, texts(cells))
 }
 
-func (r *rows) flush() error { return r.w.Flush() }
+// insert puts a row before the i-th of those that are not yet flushed.
+func (r *rows) insert(i int, cells ...any) { r.lines = slices.Insert(r.lines, i, texts(cells)) }
+
+func (r *rows) flush() error {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, cells := range r.lines {
+		fmt.Fprintln(w, strings.TrimRight(strings.Join(cells, "\t"), "\t "))
+	}
+	r.lines = r.lines[:0]
+	_ = w.Flush() // into memory
+	text := b.String()
+	if r.width > 0 {
+		text = fold(text, r.width)
+	}
+	_, err := io.WriteString(r.out, text)
+	return err
+}
+
+// columns are what comes before the last column of a line, as far as that can be told.
+var columns = regexp.MustCompile(`^.*?\S  +`)
+
+// fold breaks lines between words where they do not fit a width. What goes on is
+// below the second column.
+func fold(text string, width int) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		indent := utf8.RuneCountInString(columns.FindString(line))
+		if indent == 0 || indent > width/2 {
+			indent = 2
+		}
+		for utf8.RuneCountInString(line) > width {
+			runes := []rune(line)
+			at := width
+			for at > indent && runes[at] != ' ' {
+				at--
+			}
+			if at == indent {
+				at = width // a word that is longer than there is room
+			}
+			b.WriteString(strings.TrimRight(string(runes[:at]), " ") + "\n")
+			line = strings.Repeat(" ", indent) + strings.TrimLeft(string(runes[at:]), " ")
+		}
+		b.WriteString(line + "\n")
+	}
+	return b.String()
+}
 
 func texts[T any](cells []T) []string {
 	text := make([]string, len(cells))

@@ -47,6 +47,7 @@ each client has an address of its own.`,
 			return sessionListing(&f).list(&ask, cmd.OutOrStdout())
 		}),
 	}
+	ask.more = true
 	ask.register(cmd)
 	cmd.Flags().Var(&f.client, "client", "only those of clients inside this `PREFIX`")
 	cmd.Flags().Var(&f.protocol, "protocol", "only those of this `PROTOCOL`: "+strings.Join(f.protocol.of, ", "))
@@ -57,7 +58,7 @@ each client has an address of its own.`,
 		name string
 		of   []string
 	}{{"protocol", f.protocol.of}, {"state", f.state.of}} {
-		_ = cmd.RegisterFlagCompletionFunc(w.name, cobra.FixedCompletions(w.of, cobra.ShellCompDirectiveNoFileComp)) // the flag is there
+		completeWords(cmd, w.name, w.of)
 	}
 	return cmd
 }
@@ -70,6 +71,7 @@ func sessionListing(f *sessionFilter) *listing[control.Session] {
 			}
 			return c.ListSessions(ctx, netip.Addr{})
 		},
+		few:  5,
 		head: []any{"PROTOCOL", "CLIENT", "IPV4", "REMOTE", "STATE", "IDLE", "EXPIRES", "LABEL"},
 		cells: func(s control.Session) []any {
 			remote := s.Remote.String()

@@ -19,11 +19,16 @@ func TestSessionListing(t *testing.T) {
 		{Protocol: "icmp", Client: addr("2001:db8:d::5"), ClientPort: 7, IPv4: addr("203.0.113.7"), Port: 2950, Remote: addr("198.51.100.1"), State: "open", Idle: 1, Expires: 59},
 	}
 	f.serve(t)
+	assert.Equal(t, `PROTOCOL  CLIENT                 IPV4              REMOTE          STATE
+tcp       [2001:db8:c::5]:40000  203.0.113.7:1930  192.0.2.80:443  established
+udp       [2001:db8:c::5]:500    203.0.113.7:1931  192.0.2.53:53   open
+icmp      [2001:db8:d::5]:7      203.0.113.7:2950  198.51.100.1    open
+`, mustSay(t, "session ls"))
 	assert.Equal(t, `PROTOCOL  CLIENT                 IPV4              REMOTE          STATE        IDLE  EXPIRES  LABEL
 tcp       [2001:db8:c::5]:40000  203.0.113.7:1930  192.0.2.80:443  established  3s    2h3m57s  web
 udp       [2001:db8:c::5]:500    203.0.113.7:1931  192.0.2.53:53   open         0s    5m0s     -
 icmp      [2001:db8:d::5]:7      203.0.113.7:2950  198.51.100.1    open         1s    59s      -
-`, mustSay(t, "session ls"))
+`, mustSay(t, "session ls -o wide"))
 	assert.Equal(t, `{"protocol":"icmp","client":"2001:db8:d::5","client_port":7,"ipv4":"203.0.113.7","port":2950,"remote":"198.51.100.1","state":"open","idle_seconds":1,"expires_seconds":59}
 `, mustSay(t, "session ls --protocol icmp -o json"))
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,6 +35,7 @@ type listing[T any] struct {
 	ask     func(context.Context, *control.Client) (control.Listing, error)
 	head    []any
 	cells   func(T) []any
+	few     int // columns that are shown unless all are asked for; 0: all
 	admit   func(T) bool
 	compare func(a, b T) int                                 // the order of rows; 0: the same row
 	event   func(mapping.Event) (row T, there bool, is bool) // is: about a row of this listing; there: after it
@@ -60,8 +62,19 @@ func (l *listing[T]) run(cmd *cobra.Command, ask *asking, watch bool) error {
 func (l *listing[T]) list(ask *asking, out io.Writer) error {
 	ctx, stop := background()
 	defer stop()
-	_, err := l.all(ctx, ask.client(), &lines[T]{listing: l, json: ask.json(), out: out})
+	_, err := l.all(ctx, ask.client(), &lines[T]{listing: l.formed(ask), json: ask.json(), out: out})
 	return err
+}
+
+// formed is the listing with the columns that are asked for.
+func (l *listing[T]) formed(ask *asking) *listing[T] {
+	if l.few == 0 || ask.wide() {
+		return l
+	}
+	f := *l
+	f.head = l.head[:l.few]
+	f.cells = func(row T) []any { return l.cells(row)[:l.few] }
+	return &f
 }
 
 // all shows the list and returns its revision.
@@ -167,6 +180,7 @@ func (l *listing[T]) watchOn(cmd *cobra.Command, ask *asking) error {
 	ctx, stop := watching(cmd)
 	defer stop()
 	out := cmd.OutOrStdout()
+	l = l.formed(ask)
 	if s := ask.screen(out); s != nil {
 		defer s.close()
 		return l.watch(ctx, ask.client(), &picture[T]{listing: l, screen: s})
@@ -224,7 +238,8 @@ type picture[T any] struct {
 	screen *screen
 
 	mu      sync.Mutex
-	rows    []T // in order
+	rows    []T    // in order
+	last    string // what changed last, in words
 	problem error
 }
 
@@ -250,9 +265,10 @@ func (v *picture[T]) listed() error {
 	return nil
 }
 
-func (v *picture[T]) event(_ mapping.Event, row T, there bool) error {
+func (v *picture[T]) event(e mapping.Event, row T, there bool) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.last = fmt.Sprintf(", last %s at %s: %s", e.Op, local(e.Time), strings.Join(texts(v.cells(row)), " "))
 	i, found := slices.BinarySearchFunc(v.rows, row, v.compare)
 	switch {
 	case found && there:
@@ -278,7 +294,7 @@ func (v *picture[T]) draw(height int) string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "natless %s: %d rows\n", v.name, len(v.rows))
+	fmt.Fprintf(&b, "natless %s: %d rows%s\n", v.name, len(v.rows), v.last)
 	if v.problem != nil {
 		fmt.Fprintf(&b, "%s: trying again\n", printable.Lines(v.problem.Error()))
 	}
@@ -320,7 +336,7 @@ func poll(cmd *cobra.Command, o *output, show func(context.Context, io.Writer) e
 		}
 		begun()
 		if s != nil {
-			s.show(func(int) string { return b.String() })
+			s.show(func(int) string { return fold(b.String(), cmp.Or(widthOf(s.out), 80)) })
 		} else if _, err := io.WriteString(out, between+b.String()); err != nil {
 			return unwritable{err}
 		}

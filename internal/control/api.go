@@ -150,6 +150,7 @@ type Status struct {
 	Refused  []string           `json:"refused"`         // what natless does not translate, in words
 	Confined confine.State      `json:"confinement"`
 	Warnings []string           `json:"warnings"`
+	Problems []string           `json:"problems"` // of the warnings those that make it degraded
 	Degraded bool               `json:"degraded"` // something that was asked for does not work
 }
 

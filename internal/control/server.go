@@ -323,6 +323,7 @@ func (x exchange) room() room {
 func (x exchange) status() {
 	status := x.source.Status()
 	status.Flags = append([]string{}, status.Flags...)
+	status.Problems = append([]string{}, status.Problems...)
 	status.Warnings = append([]string{}, status.Warnings...) // in JSON a list also when empty
 	if status.Networks == nil {
 		status.Networks = []mapping.Network{}
@@ -445,7 +446,7 @@ func (x exchange) refuse(err error, otherwise int) {
 }
 
 func (x exchange) one(code int, v any) {
-	data, err := json.Marshal(v)
+	data, err := json.Marshal(told(v))
 	if err != nil {
 		x.log.Error("encoding an answer", "error", err)
 		code, data = http.StatusInternalServerError, []byte(`{"error": "the daemon could not encode its answer: see its log"}`)
@@ -488,7 +489,7 @@ func (l *lines) begin() {
 func (l *lines) write(v any) {
 	l.begin()
 	l.giveTime()
-	if err := l.encoder.Encode(v); err != nil {
+	if err := l.encoder.Encode(told(v)); err != nil {
 		l.broken(err)
 	}
 }

@@ -270,9 +270,9 @@ func (d *daemon) becomeReady() {
 // leaves any: at Go's own 100 percent the resident size creeps up for minutes.
 const collectAt = 25
 
-// problems are what the operator should know now, and whether natless cannot
-// do what it was asked for because of it.
-func (d *daemon) problems() (degraded bool, warnings []string) {
+// problems are what keeps natless now from doing all that it was asked for, and
+// all that the operator should know, these first.
+func (d *daemon) problems() (wrong, warnings []string) {
 	warnings = []string{} // a list in JSON even when empty
 	d.mu.Lock()
 	for c := range d.clashes {
@@ -290,8 +290,9 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	for _, f := range firewalls {
 		warnings = append(warnings, f.String())
 	}
-	if problem := d.table.StoreProblem(); problem != "" {
-		warnings = append(warnings, "no lease can be made and no mapping changed: "+problem)
+	stateProblem := d.stateProblem()
+	if stateProblem != "" {
+		warnings = append(warnings, "no lease can be made and no mapping changed: "+stateProblem)
 	}
 	for _, m := range d.lost {
 		warnings = append(warnings, "a saved map is not in force: "+m)
@@ -302,12 +303,15 @@ func (d *daemon) problems() (degraded bool, warnings []string) {
 	warnings = append(warnings, d.unheld()...)
 	silent, others := raProblems(d.ra.Status())
 	warnings = append(warnings, silent...)
-	degraded = len(warnings) > 0 || d.stateProblem() != ""
+	wrong = slices.Clone(warnings)
+	saved := slices.DeleteFunc(d.saved.problems(), func(p string) bool { // told above
+		return stateProblem != "" && strings.Contains(p, stateProblem)
+	})
 	var loose []string
 	for _, problem := range d.confined.Problems {
 		loose = append(loose, "natless runs with more rights than it needs: "+problem)
 	}
-	return degraded, slices.Concat(warnings, others, d.host.Doubtful(), d.host.Aside(), d.saved.problems(), d.config().Warnings(), loose)
+	return wrong, slices.Concat(warnings, others, d.host.Doubtful(), d.host.Aside(), saved, d.config().Warnings(), loose)
 }
 
 func (d *daemon) onEvent(e hostnet.Event) {

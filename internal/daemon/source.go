@@ -16,7 +16,7 @@ import (
 
 func (d *daemon) Status() control.Status {
 	c := d.config()
-	degraded, warnings := d.problems()
+	wrong, warnings := d.problems()
 	return control.Status{
 		Version:  d.version,
 		Uptime:   int64(time.Since(d.started).Seconds()),
@@ -42,7 +42,8 @@ func (d *daemon) Status() control.Status {
 		Refused:  d.refused(),
 		Confined: d.confined,
 		Warnings: warnings,
-		Degraded: degraded,
+		Problems: wrong,
+		Degraded: len(wrong) > 0,
 	}
 }
 
