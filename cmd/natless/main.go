@@ -6,13 +6,11 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/natless/natless/internal/config"
-	"github.com/natless/natless/internal/printable"
 )
 
 // Exit codes people script against.
@@ -29,7 +27,7 @@ func main() {
 	if err == nil {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "natless: %s\n", printable.Lines(err.Error()))
+	complain(os.Stderr, err)
 	os.Exit(exitCode(err))
 }
 

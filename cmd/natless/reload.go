@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/natless/natless/internal/control"
 	"github.com/natless/natless/internal/printable"
 )
 
@@ -21,13 +23,20 @@ change go on. "natless check --diff" tells beforehand.`,
 			ctx, stop := background()
 			defer stop()
 			changes, err := ask.client().Reload(ctx)
-			if err != nil {
+			switch {
+			case err == nil:
+			case asExecReload() && control.Refused(err):
+				return told{err}
+			default:
 				return err
 			}
 			if ask.json() {
 				return ask.line(cmd.OutOrStdout(), struct {
 					Changes []string `json:"changes"`
 				}{changes}, "")
+			}
+			if asExecReload() {
+				return nil
 			}
 			for _, line := range changes {
 				fmt.Fprintln(cmd.OutOrStdout(), printable.Text(line))
@@ -41,3 +50,7 @@ change go on. "natless check --diff" tells beforehand.`,
 	ask.register(cmd)
 	return cmd
 }
+
+// asExecReload reports whether this is the unit's own ExecReload=, whose output is in
+// the journal beside the daemon's, which tells the same (systemd.service(5)).
+func asExecReload() bool { return os.Getenv("MAINPID") != "" && toJournal(os.Stderr) }

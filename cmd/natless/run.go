@@ -3,13 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/natless/natless/internal/config"
 	"github.com/natless/natless/internal/daemon"
@@ -66,15 +64,6 @@ func (s *settings) load() (*config.Config, error) {
 		return nil, err
 	}
 	return c, s.flags.Apply(c)
-}
-
-// logger writes what the daemon says to stderr.
-func logger(c config.Log, level slog.Leveler) *slog.Logger {
-	options := &slog.HandlerOptions{Level: level}
-	if c.Format == "text" || c.Format == "auto" && term.IsTerminal(int(os.Stderr.Fd())) {
-		return slog.New(slog.NewTextHandler(os.Stderr, options))
-	}
-	return slog.New(slog.NewJSONHandler(os.Stderr, options))
 }
 
 // background is the context of short-lived commands: Ctrl-C and SIGTERM end

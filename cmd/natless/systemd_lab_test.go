@@ -110,7 +110,28 @@ cat >/etc/natless/natless.toml <<END` + everything + "END")
 	assert.Contains(t, in("natless map ls"), lab.MappedIPv4)
 	in("echo nonsense >>/etc/natless/natless.toml; ! systemctl reload natless")
 	until(t, "saying why", func() bool { return strings.Contains(in("journalctl -u natless"), "/etc/natless/natless.toml:14: ") })
+	// One line for one event, at its priority, with no time beside the journal's own.
+	entries := in("journalctl -u natless -o json --output-fields=MESSAGE,PRIORITY,_PID")
+	assert.Regexp(t, `(?m)"PRIORITY":"6"[^\n]*"MESSAGE":"ready: pref64|"MESSAGE":"ready: pref64[^\n]*"PRIORITY":"6"`, entries)
+	assert.NotContains(t, entries, "level=")
+	assert.NotContains(t, entries, "time=")
+	assert.Equal(t, 1, strings.Count(entries, "natless.toml:14: "), entries)
+	assert.Equal(t, 1, strings.Count(entries, "map added: "), entries)
 	in("sed -i /nonsense/d /etc/natless/natless.toml; natless status")
+	assert.Equal(t, "ok\n", in("systemctl show -P StatusText natless"))
+	until(t, "degraded", func() bool {
+		in("ip link set clients down")
+		return strings.HasPrefix(in("sleep 0.5; systemctl show -P StatusText natless"), "degraded: no router advertisements on clients")
+	})
+	in("ip link set clients up; ip -6 addr replace 2001:db8:77::1/64 dev clients nodad")
+
+	// A wrong configuration ends it, for good and at once: nothing is tried again, the
+	// last line says why, and nobody waits in vain.
+	in("systemctl stop natless; echo nonsense >>/etc/natless/natless.toml; ! systemctl start natless")
+	assert.Equal(t, "exit-code\n0\nfailed\n", in("systemctl show -P Result -P NRestarts -P ActiveState natless"))
+	assert.Equal(t, "2\n", in("systemctl show -P ExecMainStatus natless"))
+	assert.Contains(t, in("! natless status --wait=1h 2>&1"), "natless.service has failed: journalctl -u natless.service says why")
+	in("sed -i /nonsense/d /etc/natless/natless.toml; systemctl reset-failed natless; systemctl start natless && natless status --wait")
 
 	in("systemctl kill -s KILL natless")
 	restarts := func(n int) {

@@ -259,8 +259,12 @@ func (f failure) err() error {
 			return refusal{f.Error, r.err}
 		}
 	}
-	return errors.New(f.Error)
+	return refusal{f.Error, nil}
 }
+
+// Refused reports whether an error is the daemon's answer, rather than that there
+// was none.
+func Refused(err error) bool { return errors.As(err, new(refusal)) }
 
 // refusal has the daemon's words, which contain those of the reason already.
 type refusal struct {
@@ -269,4 +273,4 @@ type refusal struct {
 }
 
 func (r refusal) Error() string { return r.text }
-func (r refusal) Unwrap() error { return r.reason }
+func (r refusal) Unwrap() error { return r.reason } // nil: the daemon gave none

@@ -167,12 +167,11 @@ func (x exchange) release() {
 
 func (x exchange) reload() {
 	const what = "reloading the configuration"
-	changes, err := x.source.Reload(x.peer().by())
+	changes, err := x.source.Reload(x.peer().by()) // which logs what changes
 	if err != nil {
 		x.refused(what, err, http.StatusUnprocessableEntity)
 		return
 	}
-	x.done(what, slog.Any("changes", changes))
 	x.one(http.StatusOK, reloaded{append([]string{}, changes...)}) // in JSON a list also when empty
 }
 

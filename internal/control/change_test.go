@@ -430,7 +430,6 @@ func TestChangeLog(t *testing.T) {
 			Error: "map 192.0.2.1/32 = 2001:db8::1/128: conflict: 192.0.2.1/32 is mapped already, by map 192.0.2.1/32 = 2001:db8::1/128"},
 		{Level: "INFO", Msg: yes, Change: "removing the mapping of 192.0.2.1/32", Revision: 1002},
 		{Level: "INFO", Msg: yes, Change: "releasing the lease of 192.0.2.9"},
-		{Level: "INFO", Msg: yes, Change: "reloading the configuration"},
 		{Level: "WARN", Msg: no, Change: many, Error: "removing the map of 192.0.2.1/32: no such entry"},
 	}, got)
 }

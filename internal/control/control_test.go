@@ -46,7 +46,7 @@ func (source) Status() Status {
 		Version: "1.2.3", Uptime: 42, File: "/etc/natless/natless.toml", Flags: []string{"--queues=2"}, Device: "natless0", Offloads: "tso", Queues: 2, Rings: 8, MTU: 1500,
 		Pref64: netip.MustParsePrefix("64:ff9b::/96"), OwnIPv4: netip.MustParseAddr("192.0.2.1"),
 		Pools:    []mapping.PoolInfo{{IPv4: netip.MustParsePrefix("192.0.2.0/24"), Size: 256, Usable: 254, Lent: 3}},
-		Networks: []mapping.Network{}, Revision: 7, RA: []Advertising{{Interface: "lan", Problem: "down"}}, Links: []hostnet.LinkRole{{Link: "wan", Role: "uplink", Why: "carries a default route"}}, Refused: []string{"a"}, Warnings: []string{"a <b>"}, Degraded: true,
+		Networks: []mapping.Network{}, Revision: 7, RA: []Advertising{{Interface: "lan", Problem: "down"}}, Links: []hostnet.LinkRole{{Link: "wan", Role: "uplink", Why: "carries a default route"}}, Refused: []string{"a"}, Warnings: []string{"a <b>"}, Problems: []string{"a <b>"}, Degraded: true,
 		Confined: confine.State{Capabilities: []string{"CAP_NET_ADMIN"}, NoNewPrivs: true, Seccomp: "natless", Landlock: 7, Problems: []string{}},
 	}
 }
@@ -164,7 +164,7 @@ func TestShape(t *testing.T) {
 	}{
 		{"GET /v1/status", 200, "application/json", `{"version":"1.2.3","uptime_seconds":42,"config_file":"/etc/natless/natless.toml","flags":["--queues=2"],"device":"natless0","offloads":"tso","queues":2,"rings":8,"mtu":1500,` +
 			`"pref64":"64:ff9b::/96","own_ipv4":"192.0.2.1","own_ipv6":"","pools":[{"ipv4":"192.0.2.0/24","clients":null,"local":false,"size":256,"usable":254,"lent":3,"quarantined":0,"free":0,"idle_seconds":0,"max_life_seconds":0,"quarantine_seconds":0}],"networks":[],"attached":0,"state":{"dir":""},` +
-			`"revision":7,"ra":[{"interface":"lan","address":"","sent":0,"problem":"down"}],"links":[{"link":"wan","role":"uplink","why":"carries a default route"}],"refused":["a"],"confinement":{"capabilities":["CAP_NET_ADMIN"],"no_new_privs":true,"seccomp":"natless","landlock":7,"problems":[]},"warnings":["a \u003cb\u003e"],"problems":[],"degraded":true}` + "\n"},
+			`"revision":7,"ra":[{"interface":"lan","address":"","sent":0,"problem":"down"}],"links":[{"link":"wan","role":"uplink","why":"carries a default route"}],"refused":["a"],"confinement":{"capabilities":["CAP_NET_ADMIN"],"no_new_privs":true,"seccomp":"natless","landlock":7,"problems":[]},"warnings":["a \u003cb\u003e"],"problems":["a \u003cb\u003e"],"degraded":true}` + "\n"},
 		{"GET /v1/stats", 200, "application/json", `{"verdicts":{"translated":5},"ipv6_in":{"packets":5,"bytes":500},"ipv4_in":{"packets":0,"bytes":0},"ipv6_out":{"packets":0,"bytes":0},"ipv4_out":{"packets":0,"bytes":0},` +
 			`"errors_sent":1,"errors_suppressed":0,"write_errors":0,"held":0,"device_drops":0}` + "\n"},
 		{"GET /v1/map", 200, "application/x-ndjson", `{"ipv4":"192.0.2.1","n":0}` + "\n" + `{"ipv4":"192.0.2.1","n":1}` + "\n"},

@@ -28,6 +28,7 @@ import (
 	"github.com/natless/natless/internal/dataplane"
 	"github.com/natless/natless/internal/dns64"
 	"github.com/natless/natless/internal/hostnet"
+	"github.com/natless/natless/internal/printable"
 	"github.com/natless/natless/internal/ra"
 	"github.com/natless/natless/mapping"
 	"github.com/natless/natless/tun"
@@ -124,7 +125,7 @@ func Run(ctx context.Context, version, file string, load func() (*config.Config,
 		confined: confineSelf(c, file, programs), programs: programs,
 		version: version, started: time.Now(), load: load, table: table, saved: saved, lost: lost,
 		host: host, device: device, plane: plane, sessions: sessions, server: server, names: names, ra: ra.New(Advertisements(c), log), log: log, level: level,
-		added: added, clashes: map[string]bool{}, stuck: map[string]bool{},
+		added: added, stirred: make(chan struct{}, 1), clashes: map[string]bool{}, stuck: map[string]bool{},
 	}
 	d.inForce.Store(&inForce{c, plan})
 	return d.serve(ctx, hangups)
@@ -203,6 +204,8 @@ type daemon struct {
 	attaching sync.Mutex      // held by whoever changes attachments
 	stuck     map[string]bool // those that are gone and could not be detached
 
+	stirred chan struct{} // something happened that may change what the service manager shows
+
 	mu      sync.Mutex
 	clashes map[string]bool // what on the host stands in natless's way now
 }
@@ -238,6 +241,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	beside.Go(func() { d.watchAttachments(ctx) })
 	beside.Go(func() { d.endSessions(ctx) })
 	beside.Go(func() { feedWatchdog(ctx) })
+	beside.Go(func() { d.tellStatus(ctx) })
 	d.becomeReady()
 	beside.Go(func() { d.reloadAt(ctx, hangups) })
 	<-ctx.Done()
@@ -258,7 +262,7 @@ func (d *daemon) becomeReady() {
 		d.log.Warn(w)
 	}
 	d.log.Info("ready: "+d.summary(), "version", d.version)
-	notify(systemd.SdNotifyReady)
+	notify(systemd.SdNotifyReady + "\n" + d.statusLine())
 	debug.FreeOSMemory() // reading a million maps takes several times what they do
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(collectAt)
@@ -314,8 +318,21 @@ func (d *daemon) problems() (wrong, warnings []string) {
 	return wrong, slices.Concat(warnings, others, d.host.Doubtful(), d.host.Aside(), saved, d.config().Warnings(), loose)
 }
 
+// levels are those at which events are logged: what natless does as the host changes
+// is as it should be.
+var levels = map[hostnet.Kind]slog.Level{
+	hostnet.Followed: slog.LevelInfo,
+	hostnet.Resolved: slog.LevelInfo,
+	hostnet.Restored: slog.LevelWarn,
+	hostnet.Clash:    slog.LevelWarn,
+	hostnet.Blocked:  slog.LevelWarn,
+	hostnet.Paused:   slog.LevelWarn,
+	hostnet.Failed:   slog.LevelError,
+}
+
 func (d *daemon) onEvent(e hostnet.Event) {
-	d.log.Warn(e.Text, "event", e.Kind)
+	d.log.Log(context.Background(), levels[e.Kind], e.Text, "event", e.Kind)
+	d.stir()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch e.Kind {
@@ -373,6 +390,46 @@ func (d *daemon) refused() []string {
 
 // notify tells the service manager, if there is one.
 func notify(state string) { _, _ = systemd.SdNotify(false, state) }
+
+// statusAge is how old what the service manager shows may be.
+const statusAge = time.Minute
+
+// tellStatus keeps the line that the service manager shows true: after what may
+// change it, and now and then.
+func (d *daemon) tellStatus(ctx context.Context) {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return
+	}
+	last := ""
+	for ctx.Err() == nil {
+		if line := d.statusLine(); line != last {
+			last = line
+			notify(line)
+		}
+		select {
+		case <-ctx.Done():
+		case <-d.stirred:
+		case <-time.After(statusAge):
+		}
+	}
+}
+
+// stir has tellStatus look again.
+func (d *daemon) stir() {
+	select {
+	case d.stirred <- struct{}{}:
+	default:
+	}
+}
+
+// statusLine is for the service manager, as status begins.
+func (d *daemon) statusLine() string {
+	wrong, _ := d.problems()
+	if len(wrong) == 0 {
+		return "STATUS=ok"
+	}
+	return "STATUS=" + printable.Text("degraded: "+strings.Join(wrong, "; "))
+}
 
 // feedWatchdog tells the service manager that natless is alive, twice in each
 // interval that the unit's WatchdogSec sets.

@@ -55,6 +55,7 @@ func (d *daemon) Reload(by string) ([]string, error) {
 		changes = append(changes, fmt.Sprintf("leases ended: %d, of addresses or clients that no pool has any more", n))
 	}
 	d.logReload(changes, by)
+	d.stir()
 	d.attaching.Lock()
 	d.heal()
 	d.attaching.Unlock()
