@@ -117,6 +117,18 @@ func (f *fake) Stats() control.Stats {
 	return control.Stats{Verdicts: map[string]uint64{"translated": 5}}
 }
 
+// Explain finds the map that begins with an address.
+func (f *fake) Explain(a netip.Addr) any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.maps {
+		if m.IPv4.Addr() == a {
+			return mapping.Explanation{Address: a, Rule: mapping.RuleMap, Map: &m, Origin: m.Origin}
+		}
+	}
+	return mapping.Explanation{Address: a, Rule: mapping.RulePref64}
+}
+
 func (f *fake) Config() any { return f.config }
 
 func (f *fake) Reload(string) ([]string, error) { return f.reload() }
@@ -135,9 +147,9 @@ func (f *fake) Change(changes []mapping.Change, by string) (uint64, error) {
 	defer f.mu.Unlock()
 	maps := slices.Clone(f.maps)
 	events := slices.Clone(f.events)
-	f.revision++
+	revision := f.revision + 1
 	for _, c := range changes {
-		e := mapping.Event{Revision: f.revision, Time: began, Op: mapping.OpMapAdded, By: "somebody"}
+		e := mapping.Event{Revision: revision, Time: began, Op: mapping.OpMapAdded, By: "somebody"}
 		at := slices.IndexFunc(maps, func(m mapping.MapInfo) bool {
 			return c.Add != nil && (m.IPv4 == c.Add.IPv4 || m.IPv6 == c.Add.IPv6) || m.IPv4 == c.Remove || m.IPv6 == c.Remove
 		})
@@ -155,7 +167,7 @@ func (f *fake) Change(changes []mapping.Change, by string) (uint64, error) {
 		}
 		events = append(events, e)
 	}
-	f.maps, f.events = maps, events
+	f.revision, f.maps, f.events = revision, maps, events
 	close(f.changed)
 	f.changed = make(chan struct{})
 	return f.revision, nil

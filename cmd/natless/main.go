@@ -78,5 +78,6 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 		labCommand(), versionCommand(), manCommand(),
 	)
 	nameArguments(cmd)
+	completeAll(cmd)
 	return cmd
 }

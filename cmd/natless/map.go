@@ -196,7 +196,7 @@ func mapAddCommand() *cobra.Command {
 		Short: "Add an explicit mapping while natless runs",
 		Long: `Maps an IPv4 address to an IPv6 address, or a prefix to a prefix (RFC 7757). The
 mapping is in force when the command returns, is kept in state.dir, and is
-removed by "natless map rm".`,
+removed by "natless map rm". One that is in force already is left as it is.`,
 		Example: `  natless map add 192.0.2.7 2001:db8::7 --label web
   natless map add 198.51.100.0/24 2001:db8:1::/120`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -210,22 +210,63 @@ removed by "natless map rm".`,
 			return does(func(cmd *cobra.Command, _ []string) error {
 				ctx, stop := background()
 				defer stop()
-				revision, err := ask.client().AddMap(ctx, m.IPv4, m.IPv6, m.Label)
+				a, err := addMap(ctx, ask.client(), m)
 				if err != nil {
 					return err
 				}
-				return ask.line(cmd.OutOrStdout(), struct {
-					IPv4     netip.Prefix `json:"ipv4"`
-					IPv6     netip.Prefix `json:"ipv6"`
-					Label    string       `json:"label,omitempty"`
-					Revision uint64       `json:"revision"`
-				}{m.IPv4, m.IPv6, m.Label, revision}, "added %s, revision %d", sidesOf(m), revision)
+				if a.Already {
+					return ask.line(cmd.OutOrStdout(), a, "already %s (%s), revision %d", sidesOf(m), localTimes(a.origin), a.Revision)
+				}
+				return ask.line(cmd.OutOrStdout(), a, "added %s, revision %d", sidesOf(m), a.Revision)
 			})(cmd, args)
 		},
 	}
 	ask.register(cmd)
 	cmd.Flags().StringVar(&label, "label", "", "`NAME` that listings show and filter by")
 	return cmd
+}
+
+// added is a mapping that is in force since a revision.
+type added struct {
+	IPv4     netip.Prefix `json:"ipv4"`
+	IPv6     netip.Prefix `json:"ipv6"`
+	Label    string       `json:"label,omitempty"`
+	Revision uint64       `json:"revision"`
+	Already  bool         `json:"already,omitempty"`
+
+	origin string // of what was there
+}
+
+// addMap adds a mapping, unless it is in force already with the same sides, and the
+// label where one is asked for.
+func addMap(ctx context.Context, c *control.Client, m config.Map) (added, error) {
+	a := added{IPv4: m.IPv4, IPv6: m.IPv6, Label: m.Label}
+	there, err := mapOf(ctx, c, m.IPv4.Addr())
+	if err != nil {
+		return a, err
+	}
+	if there == nil || there.IPv4 != m.IPv4 || there.IPv6 != m.IPv6 || m.Label != "" && there.Label != m.Label {
+		a.Revision, err = c.AddMap(ctx, m.IPv4, m.IPv6, m.Label)
+		return a, err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop() // the rows of the list are not wanted
+	list, err := c.ListMaps(ctx)
+	a.Label, a.Revision, a.Already, a.origin = there.Label, list.Revision, true, there.Origin
+	return a, err
+}
+
+// mapOf is the mapping that decides about an address, if one does.
+func mapOf(ctx context.Context, c *control.Client, a netip.Addr) (*mapping.MapInfo, error) {
+	data, err := c.Explain(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	var x mapping.Explanation
+	if err := json.Unmarshal(data, &x); err != nil {
+		return nil, fmt.Errorf("looking up %v: %w", a, err)
+	}
+	return x.Map, nil
 }
 
 // sidesOf is a mapping in words.

@@ -30,9 +30,18 @@ func TestMapAddAndRemove(t *testing.T) {
 	assert.JSONEq(t, `{"prefix": "2001:db8:2::/120", "revision": 11}`, mustSay(t, "map rm 2001:db8:2::/120 -o json"))
 	require.Len(t, f.maps, 2)
 
+	// What is in force already is as good as added.
+	assert.Equal(t, "already 192.0.2.1 = 2001:db8::1 (natless.toml:3), revision 11\n", mustSay(t, "map add 192.0.2.1 2001:db8::1"))
+	out, _, err := says(t, "", "map", "add", "192.0.2.1", "2001:db8::1", "--label", "web 1", "-o", "json")
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"ipv4": "192.0.2.1/32", "ipv6": "2001:db8::1/128", "label": "web 1", "revision": 11, "already": true}`, out)
+	require.Len(t, f.maps, 2)
+
 	for args, want := range map[string]string{
-		"map add 192.0.2.1 2001:db8::7": "conflict: 192.0.2.1/32 is mapped",
-		"map rm 192.0.2.9":              "192.0.2.9/32: no such entry",
+		"map add 192.0.2.1 2001:db8::1 --label other": "conflict: 192.0.2.1/32 is mapped",
+		"map add 198.51.100.0/25 2001:db8:1::/120":    "conflict: 198.51.100.0/24 is mapped",
+		"map add 192.0.2.1 2001:db8::7":               "conflict: 192.0.2.1/32 is mapped",
+		"map rm 192.0.2.9":                            "192.0.2.9/32: no such entry",
 	} {
 		_, _, err := says(t, "", strings.Fields(args)...)
 		assert.EqualError(t, err, want, args)
@@ -277,6 +286,28 @@ func TestCompletion(t *testing.T) {
 	out, _, err = says(t, "", "__complete", "lease", "release", "")
 	require.NoError(t, err)
 	assert.Equal(t, "169.254.64.2\t2001:db8:c::5\n2001:db8:d::5\t169.254.65.9 1024-2047\n:4\n", out)
+	for args, want := range map[string]string{
+		"run --masquerade ":      "auto\non\noff\n:4\n",
+		"check --on-exit ":       "remove\nkeep\n:4\n",
+		"pcap --pool-mode ":      "one-to-one\nport-range\n:4\n",
+		"status -o ":             "table\njson\n:4\n",
+		"lease ls -o ":           "table\nwide\njson\n:4\n",
+		"session ls --protocol ": "dccp\nicmp\nsctp\ntcp\nudp\nudplite\n:4\n",
+		"run -c ":                "toml\n:8\n",
+		"down --state-dir ":      ":16\n",
+		"man ":                   ":16\n",
+		"pcap ":                  ":0\n",
+		"pcap in out ":           ":4\n",
+		"map get ":               ":4\n",
+		"run ":                   ":4\n",
+		"dns name ":              "A\nAAAA\nCNAME\nHTTPS\nMX\nNS\nPTR\nSOA\nSRV\nSVCB\nTXT\n:4\n",
+		"attach ./":              ":0\n",
+		"completion ":            "bash\tGenerate the autocompletion script for bash\nfish\tGenerate the autocompletion script for fish\nzsh\tGenerate the autocompletion script for zsh\n:4\n",
+	} {
+		out, _, err = says(t, "", append([]string{"__complete"}, strings.Split(args, " ")...)...)
+		require.NoError(t, err, args)
+		assert.Equal(t, want, out, args)
+	}
 	t.Setenv("NATLESS_SOCKET", "/nowhere")
 	out, _, err = says(t, "", "__complete", "map", "rm", "")
 	require.NoError(t, err)

@@ -134,14 +134,19 @@ func nobodyThere(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// ask asks at a socket.
-func (e engine) ask(ctx context.Context, socket, name string) (*container, error) {
-	client := http.Client{Transport: &http.Transport{
+// at is a client of what listens at a socket.
+func at(socket string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 	}}
+}
+
+// ask asks at a socket.
+func (e engine) ask(ctx context.Context, socket, name string) (*container, error) {
+	client := at(socket)
 	failed := func(err error) error { return fmt.Errorf("asking %s at %s: %w", e.title, socket, err) }
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine/containers/"+url.PathEscape(name)+"/json", nil)
 	if err != nil {

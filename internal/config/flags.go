@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -50,6 +51,27 @@ func (f *Flags) Register(of *pflag.FlagSet) {
 func (f *Flags) RegisterSocket(set *pflag.FlagSet) {
 	f.set = set
 	set.StringVar(&f.socket, "socket", "", "socket of the daemon (default $"+SocketVariable+", then "+Default().Control.Socket+")")
+}
+
+// FlagWords are the words that a flag may be given, by its name.
+func FlagWords() map[string][]string {
+	words := map[string][]string{"clients": {"local"}}
+	for flag, key := range map[string]struct {
+		table reflect.Type
+		field string
+	}{
+		"offload":    {reflect.TypeFor[Device](), "Offload"},
+		"masquerade": {reflect.TypeFor[Network](), "Masquerade"},
+		"firewall":   {reflect.TypeFor[Network](), "Firewall"},
+		"on-exit":    {reflect.TypeFor[Network](), "OnExit"},
+		"pool-mode":  {reflect.TypeFor[Pool](), "Mode"},
+	} {
+		field, _ := key.table.FieldByName(key.field)
+		words[flag] = slices.DeleteFunc(strings.Fields(field.Tag.Get("enum")), func(w string) bool {
+			return w == "stateful" // see checkNotYet
+		})
+	}
+	return words
 }
 
 // Socket is where the daemon is asked: --socket, NATLESS_SOCKET, or the
