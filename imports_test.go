@@ -26,7 +26,8 @@ var rooms = map[string][]string{
 	"mapping":   {"translate"},
 	"conntrack": {"translate", "mapping"},
 	"internal":  {"translate", "tun", "mapping", "conntrack"},
-	"cmd":       {"translate", "tun", "mapping", "conntrack", "internal"},
+	"docs":      {},
+	"cmd":       {"translate", "tun", "mapping", "conntrack", "internal", "docs"},
 	"scripts":   {"translate", "tun", "mapping", "conntrack", "internal"},
 }
 

@@ -28,21 +28,21 @@ type Flags struct {
 func (f *Flags) Register(of *pflag.FlagSet) {
 	set := pflag.NewFlagSet("", pflag.ContinueOnError) // of these alone: a command has more
 	d := Default()
-	set.StringVar(&f.device, "device", d.Device.Name, "name of the TUN device")
-	set.StringVar(&f.pref64, "pref64", d.Translation.Pref64.String(), `prefix that stands for IPv4 (RFC 6052); "" for explicit mappings only`)
-	set.StringArrayVar(&f.maps, "map", nil, "explicit mapping V4=V6, of addresses or prefixes (repeatable)")
-	set.StringArrayVar(&f.pools, "pool", nil, "IPv4 prefix to lend addresses from, in place of the configured pools (repeatable; default "+d.Pools[0].IPv4.String()+")")
-	set.StringVar(&f.poolMode, "pool-mode", d.Pools[0].Mode, "how pools are divided: one-to-one or port-range")
-	set.StringSliceVar(&f.clients, "clients", []string{"local"}, `IPv6 prefixes that may lease from the pools, or "local" (repeatable)`)
-	set.StringVar(&f.masquerade, "masquerade", d.Network.Masquerade, "masquerade pool addresses that leave the host: auto, on or off")
-	set.StringVar(&f.firewall, "firewall", d.Network.Firewall, "firewalls of others (Docker, ufw, firewalld, iptables) that drop natless's packets: name them, or open them while natless runs")
+	set.StringVar(&f.device, "device", d.Device.Name, "`NAME` of the TUN device")
+	set.StringVar(&f.pref64, "pref64", d.Translation.Pref64.String(), "`PREFIX` that stands for IPv4 (RFC 6052); \"\" for explicit mappings only")
+	set.StringArrayVar(&f.maps, "map", nil, "explicit mapping `V4=V6`, of addresses or prefixes (repeatable)")
+	set.StringArrayVar(&f.pools, "pool", nil, "IPv4 `PREFIX` to lend addresses from, in place of the configured pools (repeatable; default "+d.Pools[0].IPv4.String()+")")
+	set.StringVar(&f.poolMode, "pool-mode", d.Pools[0].Mode, "how pools are divided: `MODE` one-to-one or port-range")
+	set.StringSliceVar(&f.clients, "clients", []string{"local"}, "IPv6 `PREFIX` that may lease from the pools, or \"local\" (repeatable)")
+	set.StringVar(&f.masquerade, "masquerade", d.Network.Masquerade, "masquerade pool addresses that leave the host, `WHEN`: auto, on or off")
+	set.StringVar(&f.firewall, "firewall", d.Network.Firewall, "`WHAT` becomes of firewalls of others (Docker, ufw, firewalld, iptables) that drop natless's packets: name, or open while natless runs")
 	set.Lookup("firewall").NoOptDefVal = "open"
-	set.StringVar(&f.onExit, "on-exit", d.Network.OnExit, "what a clean stop leaves on the host: remove (nothing) or keep (for a restart that interrupts no flow)")
-	set.StringVar(&f.offload, "offload", d.Device.Offload, "GSO and checksum offloads of the device: auto or off")
-	set.IntVar(&f.queues, "queues", d.Device.Queues, "queues of the device; 0: one per CPU, at most 8")
-	set.StringSliceVar(&f.dns64, "dns64", nil, "answer DNS queries of clients at this address of the host, with AAAA records made of A records (repeatable)")
+	set.StringVar(&f.onExit, "on-exit", d.Network.OnExit, "`WHAT` a clean stop leaves on the host: remove (nothing) or keep (for a restart that interrupts no flow)")
+	set.StringVar(&f.offload, "offload", d.Device.Offload, "GSO and checksum offloads of the device, `WHEN`: auto or off")
+	set.IntVar(&f.queues, "queues", d.Device.Queues, "`NUMBER` of queues of the device; 0: one per CPU, at most 8")
+	set.StringSliceVar(&f.dns64, "dns64", nil, "answer DNS queries of clients at this `ADDRESS` of the host, with AAAA records made of A records (repeatable)")
 	f.RegisterSocket(set)
-	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, `directory of what outlives the daemon; "": leases are in memory`)
+	set.StringVar(&f.stateDir, "state-dir", d.State.Dir, "`DIR` of what outlives the daemon; \"\": leases are in memory")
 	f.set = set
 	of.AddFlagSet(set)
 }
@@ -50,7 +50,7 @@ func (f *Flags) Register(of *pflag.FlagSet) {
 // RegisterSocket adds --socket alone, for the commands that ask the daemon.
 func (f *Flags) RegisterSocket(set *pflag.FlagSet) {
 	f.set = set
-	set.StringVar(&f.socket, "socket", "", "socket of the daemon (default $"+SocketVariable+", then "+Default().Control.Socket+")")
+	set.StringVar(&f.socket, "socket", "", "socket of the daemon, by its `PATH` (default $"+SocketVariable+", then "+Default().Control.Socket+")")
 }
 
 // FlagWords are the words that a flag may be given, by its name.
