@@ -3,6 +3,7 @@ package main_test
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -65,4 +66,19 @@ func TestLabWaitEndsWithoutPermission(t *testing.T) {
 	assert.ErrorContains(t, err, "exit status 1")
 	assert.Contains(t, string(out), "permission denied: only root may ask")
 	assert.Less(t, time.Since(began), 20*time.Second)
+}
+
+// What import makes passes check, on a host that has nothing against it.
+func TestLabImportPassesCheck(t *testing.T) {
+	lab.Require(t)
+	t.Parallel()
+	w := build(t, setup{})
+	file := filepath.Join(t.TempDir(), "tayga.conf")
+	require.NoError(t, os.WriteFile(file, []byte("tun-device nat64\nipv4-addr 192.168.255.1\nprefix 2001:db8:64::/96\n"+
+		"dynamic-pool 192.168.255.0/24\ndata-dir /var/spool/tayga\nmap 203.0.113.7 2001:db8:2::7\nmap 203.0.113.7 2001:db8:2::8\n"), 0o600))
+	out, err := w.Host.Command(t.Context(), "sh", "-ec",
+		`cd "$(dirname "$1")"; "$0" import tayga "$1" >natless.toml; "$0" check -c natless.toml --state-dir ''`, lab.Binary(t), file).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Contains(t, string(out), "create TUN device nat64")
+	assert.True(t, strings.HasSuffix(string(out), "\nnothing stands in the way\n"), "%s", out)
 }

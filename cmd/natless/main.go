@@ -74,7 +74,7 @@ show the whole thing at work in throwaway namespaces ("natless lab demo").`,
 		runCommand(), checkCommand(), reloadCommand(), downCommand(),
 		statusCommand(), statsCommand(), mapCommand(), leaseCommand(), sessionCommand(),
 		attachCommand(), detachCommand(), psCommand(), portRangeCommand(),
-		traceCommand(), dnsCommand(), pcapCommand(),
+		traceCommand(), dnsCommand(), pcapCommand(), importCommand(),
 		labCommand(), versionCommand(), manCommand(),
 	)
 	nameArguments(cmd)

@@ -64,20 +64,22 @@ func explicit(ctx context.Context, c *control.Client) (revision uint64, list []m
 
 func mapImportCommand() *cobra.Command {
 	var ask asking
-	var tayga, dryRun bool
+	var tayga, jool, dryRun bool
 	cmd := &cobra.Command{
 		Use:   "import FILE",
 		Short: "Add the explicit mappings of a file while natless runs",
 		Long: `Adds the [[map]] tables of a file, which must hold nothing else; with - it reads
 standard input. All of them come into force at once, or none. Those that are in
-force already, exactly as they stand there, are passed over.
+force already are passed over.
 
-With --tayga the file is a configuration of TAYGA, of which the lines with map
-are taken. What else stands there is listed, and what to use instead.`,
+With --tayga the file is a configuration of TAYGA, of which the lines with map are
+taken; with --jool one of Jool's (JSON), or what "jool_siit eamt display --csv"
+prints. What else stands there is listed, and what to use instead; of two mappings
+of one address the later is taken. "natless import" makes a whole configuration.`,
 		Example: `  natless map export | ssh other natless map import -
   natless map import --tayga /etc/tayga.conf --dry-run`,
 		RunE: does(func(cmd *cobra.Command, args []string) error {
-			maps, left, err := readMaps(args[0], tayga, cmd.InOrStdin())
+			maps, left, err := readMaps(args[0], tayga, jool, cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
@@ -93,28 +95,36 @@ are taken. What else stands there is listed, and what to use instead.`,
 	}
 	ask.register(cmd)
 	cmd.Flags().BoolVar(&tayga, "tayga", false, "the file is a configuration of TAYGA")
+	cmd.Flags().BoolVar(&jool, "jool", false, "the file is a configuration of Jool's, or its EAMT as CSV")
+	cmd.MarkFlagsMutuallyExclusive("tayga", "jool")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only print what would be added")
 	return cmd
 }
 
-func readMaps(name string, tayga bool, stdin io.Reader) (maps []config.Map, left []config.Left, err error) {
-	in := stdin
+func readMaps(name string, tayga, jool bool, stdin io.Reader) (maps []config.Map, left []config.Left, err error) {
+	in, name, err := open(name, stdin)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading maps: %w", err)
+	}
+	defer in.Close()
+	switch {
+	case tayga:
+		t, err := config.ReadTayga(in, name)
+		return t.Maps, t.Left, err
+	case jool:
+		return config.ReadJool(in, name)
+	}
+	maps, err = config.ReadMaps(in, name)
+	return maps, nil, err
+}
+
+// open opens a file, or for - standard input, and tells how it is called.
+func open(name string, stdin io.Reader) (io.ReadCloser, string, error) {
 	if name == "-" {
-		name = "standard input"
-	} else {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, nil, fmt.Errorf("reading maps: %w", err)
-		}
-		defer f.Close()
-		in = f
+		return io.NopCloser(stdin), "standard input", nil
 	}
-	if !tayga {
-		maps, err = config.ReadMaps(in, name)
-		return maps, nil, err
-	}
-	t, err := config.ReadTayga(in, name)
-	return t.Maps, t.Left, err
+	f, err := os.Open(name)
+	return f, name, err
 }
 
 // imported is what became of an import, or would become of it.
@@ -137,14 +147,15 @@ func importMaps(ctx context.Context, c *control.Client, maps []config.Map, dryRu
 	if err != nil {
 		return r, err
 	}
-	known := make(map[config.Map]bool, len(inForce))
+	labels := make(map[config.Map]string, len(inForce)) // by the sides alone
 	for _, m := range inForce {
-		known[asGiven(config.Map(m))] = true
+		labels[config.Map{IPv4: m.IPv4, IPv6: m.IPv6}] = m.Label
 	}
 	var batch []mapping.Change
 	for _, m := range maps {
 		m = asGiven(m)
-		if known[m] {
+		label, there := labels[config.Map{IPv4: m.IPv4, IPv6: m.IPv6}]
+		if there && (m.Label == "" || m.Label == label) {
 			r.InForce++
 			continue
 		}
@@ -158,15 +169,20 @@ func importMaps(ctx context.Context, c *control.Client, maps []config.Map, dryRu
 	return r, err
 }
 
+// sayLeft says on stderr what of another's configuration is not taken over.
+func sayLeft(cmd *cobra.Command, left []config.Left) {
+	for _, l := range left {
+		fmt.Fprintf(cmd.ErrOrStderr(), "line %d: not imported: %s: %s\n", l.Line, printable.Text(l.Directive), printable.Text(l.Instead))
+	}
+}
+
 // print says in words, or as JSON, what was added; and on stderr what a
 // configuration of TAYGA has that is not imported.
 func (r *imported) print(cmd *cobra.Command, ask *asking) error {
 	if ask.json() {
 		return ask.line(cmd.OutOrStdout(), r, "")
 	}
-	for _, l := range r.Left {
-		fmt.Fprintf(cmd.ErrOrStderr(), "line %d: not imported: %s: %s\n", l.Line, printable.Text(l.Directive), printable.Text(l.Instead))
-	}
+	sayLeft(cmd, r.Left)
 	out := cmd.OutOrStdout()
 	if !r.DryRun {
 		fmt.Fprintf(out, "added %d, in force already %d, revision %d\n", len(r.Added), r.InForce, r.Revision)

@@ -77,6 +77,7 @@ func TestImportRefuses(t *testing.T) {
 
 func TestImportTayga(t *testing.T) {
 	f := newFake()
+	f.maps = f.maps[:1]
 	f.serve(t)
 	t.Chdir(t.TempDir())
 	require.NoError(t, os.WriteFile("tayga.conf", []byte(`
@@ -91,7 +92,6 @@ map 203.0.113.7 2001:db8::7 # printer
 	assert.Equal(t, left, errs)
 	assert.Equal(t, "would add 198.51.100.0/24 = 2001:db8:1::/120\nwould add 203.0.113.7 = 2001:db8::7\nwould add 2, in force already 0\n", out)
 
-	f.maps = f.maps[:1]
 	out, errs, err = says(t, "", "map", "import", "--tayga", "tayga.conf")
 	require.NoError(t, err)
 	assert.Equal(t, left, errs)
@@ -103,4 +103,41 @@ map 203.0.113.7 2001:db8::7 # printer
 	assert.JSONEq(t, `{"added": [], "in_force": 2, "revision": 8, "not_imported": [
 		{"line": 2, "directive": "tun-device nat64", "instead": "set device.name"},
 		{"line": 3, "directive": "prefix 2001:db8:64::/96", "instead": "set translation.pref64"}]}`, out)
+}
+
+// TestImport holds that what is printed is accepted, and that what is not taken over
+// is said on stderr, too.
+func TestImport(t *testing.T) {
+	t.Chdir(t.TempDir())
+	t.Setenv("NATLESS_SOCKET", "/nowhere") // nobody is asked
+	for from, file := range map[string]string{
+		"tayga": "ipv4-addr 192.0.2.1\nprefix 2001:db8:64::/96\nmap 203.0.113.7 2001:db8::7\nlog drop\n",
+		"jool":  `{"framework": "netfilter", "global": {"pool6": "2001:db8:64::/96"}, "eamt": [{"ipv6 prefix": "2001:db8::7", "ipv4 prefix": "203.0.113.7"}]}`,
+	} {
+		out, errs, err := says(t, file, "import", from, "-")
+		require.NoError(t, err, from)
+		assert.Regexp(t, "^line \\d: not imported: (log drop|framework netfilter): not needed: ", errs)
+		assert.Contains(t, out, "\n# Not taken over:\n# line ")
+		require.NoError(t, os.WriteFile("natless.toml", []byte(out), 0o600))
+		assert.Contains(t, mustSay(t, "map get 2001:db8::7 -c natless.toml"), "203.0.113.7")
+		_, _, err = says(t, "nonsense", "import", from, "-")
+		assert.Equal(t, exitUsage, exitCode(err), from)
+		_, _, err = says(t, "", "import", from, "missing")
+		assert.EqualError(t, err, "importing: open missing: no such file or directory")
+		assert.Equal(t, exitFailed, exitCode(err), from)
+	}
+	_, _, err := says(t, "", "import", "tundra", "x")
+	assert.Equal(t, exitUsage, exitCode(err))
+}
+
+func TestImportMapsOfJool(t *testing.T) {
+	f := newFake()
+	f.serve(t)
+	const eamt = "IPv6 Prefix,IPv4 Prefix\n2001:db8::7,203.0.113.7/32\n2001:db8::1/128,192.0.2.1/32\n"
+	out, errs, err := says(t, eamt, "map", "import", "--jool", "-")
+	require.NoError(t, err, errs)
+	assert.Equal(t, "added 1, in force already 1, revision 8\n", out)
+	out, _, err = says(t, eamt, "map", "import", "--jool", "-")
+	require.NoError(t, err)
+	assert.Equal(t, "added 0, in force already 2, revision 8\n", out)
 }
