@@ -19,7 +19,7 @@ type Config struct {
 	OwnIPv4, OwnIPv6 netip.Addr       // natless's own; never lent, never mapped
 	RFC6791          []netip.Prefix   // IPv4 stand-ins for unmapped IPv6 routers; none: OwnIPv4
 	Hairpin          bool             // clients reach each other by their IPv4 addresses
-	Guarded          bool             // only while SetNeighbours says that the host would let them
+	Guarded          bool             // only those that SetAround says the host would let meet
 	AllowPrivate     bool             // private IPv4 addresses may stand behind Pref64
 	Now              func() time.Time // dates leases; nil: time.Now
 	Revision         uint64           // the first revision; 0: 1
@@ -97,6 +97,7 @@ func New(c Config) (*Table, error) {
 	if t.now == nil {
 		t.now = time.Now
 	}
+	t.around.Store(newAround(Around{}))
 	if c.Pref64 != (netip.Prefix{}) {
 		p, err := ParsePrefix64(c.Pref64)
 		if err != nil {

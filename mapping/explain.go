@@ -261,9 +261,11 @@ func (t *Table) explainPref64(s *snapshot, a, v4 netip.Addr) Explanation {
 	behind := t.explain4(s, v4)
 	x.Detail += ": " + behind.Detail
 	x.Map, x.Lease, x.Pool, x.Origin = behind.Map, behind.Lease, behind.Pool, behind.Origin
-	switch v := e.verdict4(t.hairpins(s)); {
+	switch v := e.verdict4(s.hairpin); {
 	case v == translate.OwnAddress:
 		x.Rule = RuleOwn
+	case v == translate.Hairpin && s.guarded:
+		x.Detail += "; reached by hairpin from where this host would let packets to it pass"
 	case v == translate.Hairpin:
 		x.Detail += "; reached by hairpin"
 	case !v.Leaves():

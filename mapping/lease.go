@@ -338,22 +338,6 @@ func endings(leases []*lease, now time.Time) []SavedLease {
 	return list
 }
 
-// SetNeighbours tells whether the host would let clients reach each other without
-// natless, from now on. Before it is called, it would not. Workers ask anew what
-// they remember.
-func (t *Table) SetNeighbours(lets bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.neighbours.Swap(lets) == lets || !t.current.Load().guarded {
-		return
-	}
-	s := *t.current.Load()
-	t.announce(&s, []Event{{Op: OpChanged, By: "rules of the host"}})
-}
-
-// Hairpins reports whether clients reach each other by IPv4 addresses now.
-func (t *Table) Hairpins() bool { return t.hairpins(t.current.Load()) }
-
 // SetLocal tells what "local" among the clients of a pool means from now on.
 // Leases already made stay until they end.
 func (t *Table) SetLocal(prefixes []netip.Prefix) {

@@ -247,7 +247,11 @@ func (t *Table) destination(e *entry, f *translate.Flow, tick uint32, m missing)
 
 // hairpin is the verdict on a packet to a shared address under pref64, and
 // what destination4 says of OwnAddress.
-func (t *Table) hairpin(e *entry, f *translate.Flow, tick uint32, m missing, on bool) (translate.Verdict, *Range) {
+func (t *Table) hairpin(s *snapshot, e *entry, f *translate.Flow, tick uint32, m missing) (translate.Verdict, *Range) {
+	on := s.hairpin
+	if other := e.of.(*shared).at(f.DstPort); on && other != nil {
+		on = t.hairpins(s, f.Src, other.v6)
+	}
 	if !on && m == lend {
 		m = refuse // nobody is reached
 	}

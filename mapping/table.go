@@ -47,6 +47,7 @@ type Table struct {
 	now        func() time.Time
 
 	current atomic.Pointer[snapshot]
+	around  atomic.Pointer[around]
 	tick    atomic.Uint32 // of the last Expire, for listings
 	journal journal
 	keeper  *keeper // nil: leases are made at once, by whoever resolves
@@ -56,10 +57,9 @@ type Table struct {
 	writing sync.Mutex
 	// mu guards the state of pools and what is below. To write it needs writing
 	// too, which is taken first. It is never held while anything is saved.
-	mu         sync.Mutex
-	local      []netip.Prefix
-	neighbours atomic.Bool    // the host lets clients reach each other
-	networks   map[uint64]int // leases by the upper half of their clients' addresses
+	mu       sync.Mutex
+	local    []netip.Prefix
+	networks map[uint64]int // leases by the upper half of their clients' addresses
 
 	attachments map[string]Attachment // by ID
 	shelved     []Map                 // those that are saved and not in force
@@ -89,7 +89,7 @@ type policy struct {
 	rfc6791      []netip.Prefix
 	rfc6791Size  uint64
 	hairpin      bool
-	guarded      bool // hairpin is only while SetNeighbours says so
+	guarded      bool // hairpin is only between clients that SetAround lets meet
 	allowPrivate bool
 	ownShared    bool // natless's own IPv4 address is the only one of a pool whose clients share it
 }
@@ -116,22 +116,6 @@ const (
 func (t *Table) ResolveError(f translate.Flow) (translate.Flow, translate.Verdict) {
 	v, _ := t.resolve(&f, 0, standIn)
 	return f, v
-}
-
-// SpeaksFor reports whether the host at an IPv6 address may say that a packet to
-// dst could not be delivered. A client may say it of itself, and a router inside
-// the prefix of a map of that prefix. Who is no client may be a router on the way.
-func (t *Table) SpeaksFor(host, dst netip.Addr) bool {
-	if host == dst {
-		return true
-	}
-	s := t.current.Load()
-	e, _ := s.v6.Lookup(host)
-	if e == nil || e.kind > kindRange {
-		return !s.permits(host)
-	}
-	other, _ := s.v6.Lookup(dst)
-	return e.kind == kindMap && other == e
 }
 
 // Own reports whether a is an address of natless itself and of nobody else.
@@ -219,18 +203,15 @@ func (t *Table) destination4(s *snapshot, f *translate.Flow, tick uint32, m miss
 		return dst, translate.OK, nil
 	}
 	if e.kind == kindShared {
-		v, r := t.hairpin(e, f, tick, m, t.hairpins(s))
+		v, r := t.hairpin(s, e, f, tick, m)
 		return dst, v, r
 	}
-	v := e.verdict4(t.hairpins(s))
+	v := t.guardHairpin(s, e, f, dst, e.verdict4(s.hairpin))
 	if m == lend && v == translate.Hairpin {
 		t.heard(e, tick)
 	}
 	return dst, v, nil
 }
-
-// hairpins reports whether clients reach each other.
-func (t *Table) hairpins(s *snapshot) bool { return s.hairpin && (!s.guarded || t.neighbours.Load()) }
 
 // unmappedSource4 finds an IPv4 source for an IPv6 one that no map and no
 // lease has.

@@ -101,7 +101,7 @@ var verdicts = [Verdicts]Info{
 	LeasePending:        {"lease_pending", "RFC 7915 5.1", "", "The first packets of a client whose lease was not durable in time. They are held back a moment, and dropped when there are too many of them. Senders try again; if it lasts, the disk of state.dir is slow."},
 	LeaseLimited:        {"lease_limited", "RFC 7915 5.1", "", "More new clients at once than leases are made for, as when somebody makes up source addresses. Senders try again."},
 	StateUnavailable:    {"state_unavailable", "RFC 7915 5.1", "destination unreachable: address", "A new client found no lease because state.dir cannot be written: the disk is full, broken or read-only. Leases already made go on; new ones come when it can be written again."},
-	HairpinOff:          {"hairpin_off", "RFC 7757 4", "destination unreachable: prohibited", "A packet from one client of natless to another, while hairpin = \"off\", or \"guarded\" and the host's own forwarding would not let it pass."},
+	HairpinOff:          {"hairpin_off", "RFC 7757 4", "destination unreachable: prohibited", "A packet from one client of natless to another, with hairpin = \"off\", or with hairpin = \"guarded\" (the default) where the host itself would not pass packets between the two. hairpin = \"intrinsic\" always lets them meet."},
 	OwnAddress:          {"own_address", "RFC 1122 3.2.2", "", "Something other than an echo request to an address of natless itself."},
 	QuoteUnmapped:       {"quote_unmapped", "RFC 7915 4.3, 5.3", "", "An ICMP error about a packet that natless cannot have translated."},
 
@@ -115,7 +115,7 @@ var verdicts = [Verdicts]Info{
 	FragmentPending:    {"fragment_pending", "RFC 6146 3.4", "", "Later fragments to an address that clients share, whose first, which has the ports, did not come within two seconds, or for which there was no room to wait."},
 	SCTPFragment:       {"sctp_fragment", "RFC 9260 6.8", "", "A fragment of SCTP whose port takes a session: the CRC over the whole datagram cannot be adjusted. Use a smaller path MTU."},
 
-	ErrorForAnother: {"error_for_another", "RFC 5508 4.2", "", "An ICMP error by which a client says that a packet to another client failed. To whom it goes it would end the other's connection."},
+	ErrorForAnother: {"error_for_another", "RFC 5508 4.2", "", "An ICMP error about a packet to one client, from a host that is neither that client nor a router on the way to it. Whom it went to would take it as the client's, and end its connection or cut its packets."},
 
 	Unguarded: {"unguarded", "RFC 2827", "", "natless's own nftables tables were not in place, as right after nft flush ruleset. Without them strangers would get in, so that nothing passes until they are back; natless status says why they are not."},
 }

@@ -228,7 +228,7 @@ func (d *daemon) serve(ctx context.Context, hangups <-chan os.Signal) error {
 	var plane, watch, server, names, keeper, advertiser error
 	keeping.Go(func() { defer cancel(); keeper = d.table.RunKeeper(keeperCtx) })
 	workers.Go(func() { defer cancel(); plane = d.plane.Run(planeCtx) })
-	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal, d.table.SetNeighbours) })
+	beside.Go(func() { defer cancel(); watch = d.host.Watch(ctx, d.onEvent, d.table.SetLocal, d.table.SetAround) })
 	beside.Go(func() { defer cancel(); server = d.server.Serve(d) })
 	beside.Go(func() { defer cancel(); names = d.names.Serve(ctx) })
 	beside.Go(func() { defer cancel(); advertiser = d.ra.Run(ctx) })
@@ -363,8 +363,14 @@ func (d *daemon) refused() []string {
 	if !c.AllowPrivate() {
 		said = append(said, fmt.Sprintf("private IPv4 addresses behind %v (translation.private_ipv4; or use 64:ff9b:1::/96)", c.Translation.Pref64))
 	}
-	if !d.table.Hairpins() {
+	switch c.Translation.Hairpin {
+	case "off":
 		said = append(said, "packets between clients (translation.hairpin)")
+	case "guarded":
+		said = append(said, "packets between clients that this host would not pass itself (translation.hairpin)")
+	}
+	if d.host.HostShut() {
+		said = append(said, "this host's own IPv4 addresses, for its rules ask where packets come from (translation.hairpin)")
 	}
 	return said
 }

@@ -22,6 +22,7 @@ func Plan(c *config.Config) hostnet.Plan {
 		Keep:       c.Network.OnExit == "keep",
 		Masquerade: c.Masquerade(),
 		Guarded:    c.Translation.Hairpin != "intrinsic",
+		Apart:      c.Translation.Hairpin == "off",
 
 		Uplinks:     c.Network.Uplinks,
 		ClientLinks: c.Network.ClientLinks,

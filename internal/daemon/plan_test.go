@@ -71,6 +71,7 @@ func TestMapping(t *testing.T) {
 
 	usual := Mapping(config.Default())
 	assert.True(t, usual.Hairpin)
+	assert.True(t, usual.Guarded)
 	assert.False(t, usual.AllowPrivate)
 }
 
@@ -88,7 +89,7 @@ func TestPlan(t *testing.T) {
 	assert.ElementsMatch(t, prefixes("169.254.64.0/20", "169.254.64.2/32", "169.254.64.1/32", "192.0.2.0/28", "198.51.100.0/24"), p.IPv4)
 	p.IPv6, p.IPv4 = nil, nil
 	assert.Equal(t, hostnet.Plan{
-		Device: "nat6", MTU: 9000, Manage: false, Keep: true,
+		Device: "nat6", MTU: 9000, Manage: false, Keep: true, Guarded: true, Apart: true, // of the host: its own addresses
 		Masquerade: prefixes("169.254.64.0/20"),
 		Inbound:    prefixes("169.254.64.2/32", "198.51.100.0/24", "169.254.64.1/32"),
 		Clients:    prefixes("2001:db8:1::/120", "2001:db8:2::1/128", "2001:db8:3::/64"),

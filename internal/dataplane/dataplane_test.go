@@ -105,7 +105,7 @@ func (r *resolver) HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.
 	return f, mapping.Ranges{}, v
 }
 
-func (r *resolver) SpeaksFor(host, dst netip.Addr) bool { return host != addr(liar6) }
+func (r *resolver) SpeaksFor(host, dst netip.Addr, _ bool) bool { return host != addr(liar6) }
 
 func (r *resolver) Shared(netip.Addr) bool { return false }
 

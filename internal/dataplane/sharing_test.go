@@ -224,15 +224,15 @@ func TestErrorsAboutShared(t *testing.T) {
 				back = whole(server4, 443, shared4, external, c.proto, flagSYN|flagACK, []byte("so"))
 			}
 			r.passes(t, back, translate.OK)
-			for _, from := range []string{amy6, bob6} {
-				s := r.passes(t, fails(from, server6, r.out[0]), translate.OK)
-				s.between(t, shared4, 0, server4, 0)
-				look(s.quote).between(t, server4, look(back).src.Port(), shared4, external)
-				if c.proto != protoSCTP {
-					assert.True(t, rightChecksums(s.quote))
-				}
-				r.passes(t, back, translate.OK)
+			about := r.out[0]
+			s := r.passes(t, fails(amy6, server6, about), translate.OK)
+			s.between(t, shared4, 0, server4, 0)
+			look(s.quote).between(t, server4, look(back).src.Port(), shared4, external)
+			if c.proto != protoSCTP {
+				assert.True(t, rightChecksums(s.quote))
 			}
+			r.stops(t, fails(bob6, server6, about), translate.ErrorForAnother)
+			r.passes(t, back, translate.OK)
 			if !c.session {
 				assert.Zero(t, r.sessions.Len())
 				return

@@ -34,8 +34,8 @@ type Resolver interface {
 	// LookupRanges answers like ResolveRanges and creates nothing.
 	LookupRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict)
 	// SpeaksFor reports whether the host at an IPv6 address may say that a packet
-	// to dst failed.
-	SpeaksFor(host, dst netip.Addr) bool
+	// to dst failed. hard: in a way that ends connections.
+	SpeaksFor(host, dst netip.Addr, hard bool) bool
 	// HairpinBackRanges is the way back to IPv6 of an IPv4 flow for which one of
 	// the others said Hairpin (RFC 7757 4.2.2).
 	HairpinBackRanges(f translate.Flow) (translate.Flow, mapping.Ranges, translate.Verdict)
@@ -194,7 +194,7 @@ func (t *Translator) resolveError(tick uint32) (v translate.Verdict) {
 	if t.resolver.Own(p.Flow.Dst) {
 		return translate.OwnAddress
 	}
-	if p.HardError() && !t.resolver.SpeaksFor(p.Flow.Src, p.Quoted.Dst) {
+	if p.Flow.Src.Is6() && !t.resolver.SpeaksFor(p.Flow.Src, p.Quoted.Dst, p.HardError()) {
 		return translate.ErrorForAnother
 	}
 	f := p.Flow

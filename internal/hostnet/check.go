@@ -20,6 +20,7 @@ type Report struct {
 	Warnings  []string   `json:"warnings"`
 	Firewalls []Firewall `json:"firewalls"` // of others, that stand in the way
 	Links     []LinkRole `json:"links"`     // and what they count as
+	Reach     []string   `json:"reach"`     // what clients can reach that they could not before
 }
 
 // String is the report for people, one line for each of its points but for the
@@ -42,6 +43,7 @@ func (r Report) String() string {
 	section("would do", r.Actions)
 	section("stands in the way", r.Conflicts)
 	section("links", links)
+	section("what clients can reach that they could not before", r.Reach)
 	section("to know", r.Warnings)
 	return b.String()
 }
@@ -68,7 +70,7 @@ func Check(p Plan) (Report, error) {
 	v.assign(h.plan, h.device, rec.Uplinks)
 	r := Report{
 		Device: p.Device, MTU: h.mtu, Actions: []string{"create TUN device " + p.Device},
-		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, Links: v.roles, // [] in JSON
+		Conflicts: []string{}, Warnings: []string{}, Firewalls: []Firewall{}, Links: v.roles, Reach: []string{}, // [] in JSON
 	}
 	if rec.damage != nil {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the record of what natless changed here is damaged (%v): it would be set aside", rec.damage))
@@ -91,6 +93,7 @@ func Check(p Plan) (Report, error) {
 		r.Conflicts = append(r.Conflicts, h.basis.excess()...)
 		r.Conflicts = append(r.Conflicts, clashes...)
 		r.Warnings = append(r.Warnings, h.warnings(v)...)
+		r.Reach = h.reach(v)
 	} else {
 		r.Warnings = append(r.Warnings, clashes...)
 	}

@@ -25,18 +25,24 @@ func ForgetFlows(list []mapping.Portion) error {
 	for _, p := range list {
 		flows[p.IPv4] = append(flows[p.IPv4], p)
 	}
-	if err := deleteFlows(flows); err != nil {
+	if err := deleteFlows(unix.AF_INET, flows); err != nil {
 		return fmt.Errorf("deleting the tracked connections of %d addresses: %w", len(flows), err)
 	}
 	return nil
 }
 
-func deleteFlows(such netlink.CustomConntrackFilter) error {
-	if count, _ := readSysctl(filepath.Join(procNet, "netfilter", "nf_conntrack_count")); count == "" || count == "0" {
+// tracked reports whether any flow is tracked.
+func tracked() bool {
+	count, _ := readSysctl(filepath.Join(procNet, "netfilter", "nf_conntrack_count"))
+	return count != "" && count != "0"
+}
+
+func deleteFlows(family netlink.InetFamily, such netlink.CustomConntrackFilter) error {
+	if !tracked() {
 		return nil
 	}
 	err := retry(func() error {
-		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, such)
+		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, such)
 		return err
 	}, dumped)
 	switch {
@@ -46,27 +52,61 @@ func deleteFlows(such netlink.CustomConntrackFilter) error {
 	return err
 }
 
-// forgetUnmasqueraded deletes what connection tracking knows of flows that began
-// while no rule masqueraded them. They would stay as they are: the kernel looks for
-// a translation at a flow's first packet alone.
-func forgetUnmasqueraded(pools []netip.Prefix) error {
-	if len(pools) == 0 {
-		return nil
+// forgetBegunWithout deletes what connection tracking knows of flows that began
+// while the tables were not there. They would stay as they are: the kernel looks
+// for a translation at a flow's first packet alone. Those of pools would leave with
+// their own source, and where others masquerade IPv6 a client would be the host.
+func forgetBegunWithout(s tableSpec, ipv6 []netip.Prefix, v *view) error {
+	var err error
+	if len(s.Masquerade) > 0 {
+		err = deleteFlows(unix.AF_INET, unmasqueraded{s.Masquerade, v.addresses()})
 	}
-	if err := deleteFlows(unmasqueraded(pools)); err != nil {
-		return fmt.Errorf("deleting tracked connections that are not masqueraded: %w", err)
+	if s.Foreign6 {
+		err = errors.Join(err, deleteFlows(unix.AF_INET6, masqueraded(ipv6)))
+	}
+	if err != nil {
+		return fmt.Errorf("deleting tracked connections that began without natless's tables: %w", err)
 	}
 	return nil
 }
 
-// unmasqueraded matches flows from prefixes that leave with their own source.
-type unmasqueraded []netip.Prefix
+// unmasqueraded matches flows from prefixes that leave with their own source, and
+// not for the host itself.
+type unmasqueraded struct {
+	pools []netip.Prefix
+	host  map[netip.Addr]bool
+}
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (p unmasqueraded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	a, _ := netip.AddrFromSlice(flow.Forward.SrcIP)
-	return flow.Reverse.DstIP.Equal(flow.Forward.SrcIP) &&
-		slices.ContainsFunc(p, func(x netip.Prefix) bool { return x.Contains(a.Unmap()) })
+func (u unmasqueraded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	from, seen, to := addrOf(flow.Forward.SrcIP), addrOf(flow.Reverse.DstIP), addrOf(flow.Reverse.SrcIP)
+	return from == seen && !u.host[to] && inside(u.pools, from)
+}
+
+// masqueraded matches flows to prefixes whose source is another than the client's.
+type masqueraded []netip.Prefix
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (m masqueraded) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	return addrOf(flow.Forward.SrcIP) != addrOf(flow.Reverse.DstIP) && inside(m, addrOf(flow.Forward.DstIP))
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+func inside(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// addresses are the host's own.
+func (v *view) addresses() map[netip.Addr]bool {
+	own := map[netip.Addr]bool{}
+	for _, a := range v.addrs {
+		own[a.addr] = true
+	}
+	return own
 }
 
 // flowsOf matches the flows of portions, by their addresses.
@@ -83,8 +123,7 @@ func (f flowsOf) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 }
 
 func (f flowsOf) match(ip net.IP, port uint16) bool {
-	a, _ := netip.AddrFromSlice(ip)
-	return slices.ContainsFunc(f[a.Unmap()], func(p mapping.Portion) bool {
+	return slices.ContainsFunc(f[addrOf(ip)], func(p mapping.Portion) bool {
 		return p.Last == 0 || p.First <= port && port <= p.Last
 	})
 }

@@ -31,10 +31,10 @@ type Plan struct {
 	MTU    int    // bytes; 0: the largest among the host's links, see [ChooseMTU]
 	Manage bool   // false: only the device's own state is touched
 	Open   bool   // firewalls of others that drop natless's packets are opened for them
-	// Guarded has clients reach the host's own IPv4 addresses only where it makes
-	// no difference to the host which link they are behind.
-	Guarded bool
-	Keep    bool // Close leaves the table and the blackholes to the next run
+	// Guarded has clients reach each other, and the host's own IPv4 addresses, only
+	// where the host would let them without natless. Apart: each other never.
+	Guarded, Apart bool
+	Keep           bool // Close leaves the table and the blackholes to the next run
 
 	IPv6 []netip.Prefix // routed to the device: pref64, natless's own address
 	IPv4 []netip.Prefix // routed to the device: pools, maps, own address, stand-ins for routers
@@ -71,6 +71,7 @@ type Host struct {
 	closed  bool
 
 	settled    bool           // all that the plan wants was in place once
+	untold     bool           // connection tracking has not been told yet to forget what began without the tables
 	wanted     []netip.Prefix // what routes were made for at the last look
 	table      tableSpec      // as last installed
 	tablePrint string         // its handles, to see that others changed it

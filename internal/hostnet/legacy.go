@@ -36,6 +36,7 @@ const (
 	legacyExtName = legacyInside - legacyName - 1 // XT_EXTENSION_MAXNAMELEN; the revision is behind it
 	legacyReturn  = -4 - 1                        // XT_RETURN: NF_REPEAT, written as a verdict
 	legacyInverse = 0x01 | 0x02                   // IPT_INV_VIA_IN, IPT_INV_VIA_OUT
+	legacyMask6   = 2 * 16                        // in an entry of IPv6: the mask of its source
 )
 
 // legacyFamily is where the two families differ.
@@ -56,33 +57,39 @@ var legacyFamilies = []legacyFamily{
 	{"/proc/thread-self/net/ip6_tables_names", true, unix.AF_INET6, unix.SOL_IPV6, 64, 131, 0x04, 136 + 4, 136 + 32},
 }
 
-// legacyChains finds the chains of the older iptables at the hooks, which nftables
-// does not show, but for those of a family.
-func legacyChains(not string, hooks []*nftables.ChainHook) (found []*foreign, failed error) {
+// legacyChains finds the chains of the older iptables, which nftables does not
+// show.
+func legacyChains() (found []*foreign, failed error) {
 	for _, l := range legacyFamilies {
-		names, err := os.ReadFile(l.path)
-		if err != nil || l.family() == not || !slices.Contains(strings.Fields(string(names)), "filter") {
-			continue // asking for the table would make it
+		text, err := os.ReadFile(l.path)
+		if err != nil {
+			continue // there are none
 		}
-		for _, hook := range hooks {
-			chain, ok := legacyHooks[*hook]
-			if !ok {
-				continue // the table has no chain there
+		for _, table := range strings.Fields(string(text)) { // asking for another would make it
+			for _, hook := range legacyTables[table] {
+				f, err := l.read(table, hook)
+				if err != nil {
+					failed = errors.Join(failed, err)
+					continue
+				}
+				found = append(found, f)
 			}
-			f, err := l.read(int(*hook), chain)
-			if err != nil {
-				failed = errors.Join(failed, err)
-				continue
-			}
-			found = append(found, f)
 		}
 	}
 	return found, failed
 }
 
-// legacyHooks are the chains of the filter table.
+// legacyTables are the tables that filter, with their chains by hook, as far as
+// packets to and through this host pass them.
+var legacyTables = map[string][]*nftables.ChainHook{
+	"raw":      {nftables.ChainHookPrerouting},
+	"mangle":   {nftables.ChainHookPrerouting, nftables.ChainHookInput, nftables.ChainHookForward},
+	"filter":   {nftables.ChainHookInput, nftables.ChainHookForward},
+	"security": {nftables.ChainHookInput, nftables.ChainHookForward},
+}
+
 var legacyHooks = map[nftables.ChainHook]string{
-	*nftables.ChainHookInput: "INPUT", *nftables.ChainHookForward: forwardChain,
+	*nftables.ChainHookPrerouting: "PREROUTING", *nftables.ChainHookInput: "INPUT", *nftables.ChainHookForward: forwardChain,
 }
 
 func (l legacyFamily) family() string {
@@ -92,19 +99,20 @@ func (l legacyFamily) family() string {
 	return "ip"
 }
 
-// read reads the filter table, which must exist, for its chain at a hook.
-func (l legacyFamily) read(hook int, chain string) (*foreign, error) {
-	info, table, err := l.fetch()
+// read reads a table, which must exist, for its chain at a hook.
+func (l legacyFamily) read(name string, hook *nftables.ChainHook) (*foreign, error) {
+	info, table, err := l.fetch(name)
 	if err != nil {
 		return nil, fmt.Errorf("reading iptables: %w", err)
 	}
+	chain, at := legacyHooks[*hook], 4*int(*hook)
 	t := legacyTable{legacyFamily: l, entries: table[legacyEntriesHead:], names: map[int]string{}, rules: map[string][]rule{}}
-	t.names[int(number(info, legacyHookEntry+4*hook))] = chain
-	if err := t.parse(int(number(info, legacyUnderflow+4*hook))); err != nil {
+	t.names[int(number(info, legacyHookEntry+at))] = chain
+	if err := t.parse(int(number(info, legacyUnderflow+at))); err != nil {
 		return nil, fmt.Errorf("reading iptables: %w", err)
 	}
 	f := &foreign{
-		family: l.family(), table: "filter", chain: chain, legacy: true, drop: t.drop,
+		family: l.family(), table: name, chain: chain, hook: *hook, legacy: true, drop: t.drop,
 		rules: func(chain string) []rule { return t.rules[chain] },
 	}
 	for name := range t.rules {
@@ -116,20 +124,20 @@ func (l legacyFamily) read(hook int, chain string) (*foreign, error) {
 const forwardChain = "FORWARD"
 
 // fetch gets the table's struct ipt_getinfo and ipt_get_entries.
-func (l legacyFamily) fetch() (info, table []byte, err error) {
+func (l legacyFamily) fetch(name string) (info, table []byte, err error) {
 	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer unix.Close(fd)
 	info = make([]byte, legacyInfoLen)
-	copy(info, "filter")
+	copy(info, name)
 	if err := getsockopt(fd, l.level, legacyGetInfo, info); err != nil {
 		return nil, nil, err
 	}
 	size := number(info, legacySize)
 	table = make([]byte, legacyEntriesHead+int(size))
-	copy(table, "filter")
+	copy(table, name)
 	binary.NativeEndian.PutUint32(table[legacyNameLen:], uint32(size))
 	return info, table, getsockopt(fd, l.level, legacyGetEntries, table)
 }
@@ -177,7 +185,7 @@ func (t *legacyTable) parse(policy int) error {
 			chain = ""
 			t.names[at+next] = text(data)
 		case name != "":
-			r.verdict = targetVerdict(name)
+			r.target(name)
 		case len(data) < 4:
 			return fmt.Errorf("no verdict at %d", at)
 		default:
@@ -220,17 +228,14 @@ func (t *legacyTable) condition(e []byte) rule {
 	proto := binary.NativeEndian.Uint16(e[t.links+4*legacyLinkLen:])
 	some := func(b byte) bool { return b != 0 }
 	r.more = slices.ContainsFunc(e[:t.links], some) || proto != 0 || flags&^t.jumps != 0 || inverse&^legacyInverse != 0
+	r.byHost = t.ipv6 && slices.ContainsFunc(e[legacyMask6:][:16], some) && !(e[legacyMask6] == 0xff && linkLocal(e))
 	for m := e[t.legacyFamily.entries:]; len(m) >= legacyInside; {
 		size := int(binary.NativeEndian.Uint16(m))
 		if size < legacyInside || size > len(m) {
 			r.more = true
 			break
 		}
-		if text(m[legacyName:][:legacyExtName]) == "comment" {
-			r.comment = text(m[legacyInside:size])
-		} else {
-			r.more = true
-		}
+		r.matches(text(m[legacyName:][:legacyExtName]), func() string { return text(m[legacyInside:size]) })
 		m = m[size:]
 	}
 	return r

@@ -108,7 +108,7 @@ func (p Plan) equal(other Plan) bool {
 			return false
 		}
 	}
-	return p.Local == other.Local && p.Open == other.Open &&
+	return p.Local == other.Local && p.Open == other.Open && p.Guarded == other.Guarded && p.Apart == other.Apart &&
 		slices.Equal(p.Uplinks, other.Uplinks) && slices.Equal(p.ClientLinks, other.ClientLinks)
 }
 

@@ -2,22 +2,44 @@ package hostnet
 
 import (
 	"fmt"
+	"slices"
 
+	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 )
 
+// Counters, by name, of what these rules drop (nft list counters).
+const (
+	countForged = "forged_source"
+	countBare   = "not_masqueraded"
+	countHost   = "host_shut"
+)
+
 // addOwnSources drops what claims, on any link but the device, to be from an
-// address that natless routes to the device: a client would take it for another
-// client (BCP 38). It comes before what lets answers in, for a forged packet may
-// look like one.
+// address that natless routes to the device: a client, or the host, would take it
+// for a client (BCP 38). Only what is of a connection that has had answers comes
+// before it: whoever forged its first packet did not get past here. An ICMP error
+// about one may come from anybody, and comes after it.
 func (t *familyTable) addOwnSources(s tableSpec) {
 	if len(s.Own) == 0 {
 		return
 	}
 	t.addPrefixes(setOwn, s.Own)
-	t.addForward(fmt.Sprintf("iif != %q ip saddr @own drop", s.Device),
-		otherLink(expr.MetaKeyIIF, s.Index), address4(source, setOwn), verdict(expr.VerdictDrop))
+	forged := t.counted(fmt.Sprintf("iif != %q ip saddr @own", s.Device), countForged,
+		otherLink(expr.MetaKeyIIF, s.Index), address4(source, setOwn))
+	t.forward, t.input = append(t.forward, forged), append(t.input, forged)
+}
+
+// counted is a rule that counts what it drops.
+func (t *familyTable) counted(text, counter string, parts ...[]expr.Any) ruleSpec {
+	if !slices.Contains(t.counters, counter) {
+		t.counters = append(t.counters, counter)
+	}
+	return ruleSpec{
+		text:  fmt.Sprintf("%s counter name %q drop", text, counter),
+		exprs: append(slices.Concat(parts...), &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: counter}, &expr.Verdict{Kind: expr.VerdictDrop}),
+	}
 }
 
 // addWayBack4 drops what a neighbour on a link of clients sends with a source that
@@ -50,21 +72,23 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 // connection tracking calls INVALID, nor one of a connection that began while the
 // rule was not there. A link-local source must not be forwarded (RFC 3927 7).
 func (t *familyTable) addUnmasqueraded(s tableSpec) {
-	t.leaving = []ruleSpec{{
-		fmt.Sprintf("ip saddr @masqueraded oifname != %q drop", s.Device),
-		append(append(address4(source, setPools), notOut(s.Device)...), verdict(expr.VerdictDrop)...),
-	}}
+	t.leaving = []ruleSpec{t.counted(fmt.Sprintf("ip saddr @masqueraded oifname != %q", s.Device), countBare,
+		address4(source, setPools), notOut(s.Device))}
 }
 
-// addHostShut keeps what leaves the device from the host's own addresses. natless
-// cannot show the host's rules the link that a client's packet came in by, so that
-// a rule about that link would be passed by.
+// addHostShut keeps what leaves the device from the host's own addresses, but for
+// answers to the host. natless cannot show the host's rules the link that a
+// client's packet came in by, so that a rule about that link would be passed by.
 func (t *familyTable) addHostShut(s tableSpec) {
-	t.input = []ruleSpec{{
-		fmt.Sprintf("iif %q drop", s.Device),
-		append([]expr.Any{
+	t.input = append(t.input, t.counted(fmt.Sprintf("iif %q ct state != established,related", s.Device), countHost,
+		[]expr.Any{
 			&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: linkRef{index: s.Index}.key()},
-		}, verdict(expr.VerdictDrop)...),
-	}}
+		}, noneOf(ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED))))
+}
+
+// noneOf turns what ctBits matches round.
+func noneOf(bits []expr.Any) []expr.Any {
+	bits[len(bits)-1].(*expr.Cmp).Op = expr.CmpOpEq
+	return bits
 }

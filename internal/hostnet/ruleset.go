@@ -17,6 +17,7 @@ import (
 type foreign struct {
 	family       string // ip, ip6 or inet
 	table, chain string
+	hook         nftables.ChainHook
 	legacy       bool // of the older iptables
 	drop         bool // its policy
 	chains       []string
@@ -35,7 +36,8 @@ type rule struct {
 	in, out linkMatch
 	more    bool // it has conditions that are not looked at
 	byLink  bool // some of these are about the link that packets come in by
-	unknown bool // it may end packets, or lead them anywhere, by a map or a queue
+	byHost  bool // some are about the IPv6 address, other than link-local, that they come from
+	unknown bool // it may end packets, or lead them anywhere, by a map or a queue; or it cannot be read
 	comment string
 	verdict expr.VerdictKind // VerdictContinue where it decides nothing
 	to      string           // the chain of VerdictJump and VerdictGoto
@@ -112,41 +114,61 @@ func (f *foreign) hasChain(prefix string) bool {
 // foreignChains finds the chains of others that forwarded packets pass. Where
 // nftables cannot be read there are none; Check warns of that.
 func foreignChains() []*foreign {
-	found, _ := chainsAt(unix.AF_UNSPEC, nftables.ChainHookForward)
-	return found
+	return slices.DeleteFunc(readForeign().at("", nftables.ChainHookForward), func(f *foreign) bool {
+		return f.legacy && f.table != "filter" // where iptables has no place for an accept
+	})
 }
 
-// chainsAt finds the chains of others that filter packets of a family at one of
-// the hooks; of both families for AF_UNSPEC. With an error they may be incomplete.
-func chainsAt(family int, hooks ...*nftables.ChainHook) (found []*foreign, err error) {
-	not := map[int]string{unix.AF_INET: "ip6", unix.AF_INET6: "ip"}[family]
-	found, err = legacyChains(not, hooks)
-	conn, connErr := nftables.New()
-	if connErr != nil {
-		return found, errors.Join(err, connErr)
+// foreigns are the chains of others that filter packets.
+type foreigns struct {
+	chains []*foreign // of IP
+	links  []*foreign // of links and bridges, which see packets before and after
+	err    error      // why they may be incomplete
+}
+
+// readForeign finds them. Their rules are read when they are first asked for.
+func readForeign() *foreigns {
+	all := &foreigns{}
+	all.chains, all.err = legacyChains()
+	conn, err := nftables.New()
+	if err != nil {
+		all.err = errors.Join(all.err, err)
+		return all
 	}
-	chains, listErr := conn.ListChains()
-	if listErr != nil {
-		return found, errors.Join(err, listErr)
+	chains, err := conn.ListChains()
+	if err != nil {
+		all.err = errors.Join(all.err, err)
+		return all
 	}
 	for _, c := range chains {
-		family, ip := familyNames[c.Table.Family]
-		if !ip || family == not || isOwn(c.Table) || c.Hooknum == nil || c.Type == nftables.ChainTypeNAT {
+		if isOwn(c.Table) || c.Hooknum == nil || c.Type == nftables.ChainTypeNAT {
 			continue
 		}
-		if !slices.ContainsFunc(hooks, func(h *nftables.ChainHook) bool { return *h == *c.Hooknum }) {
-			continue
-		}
-		f := &foreign{family: family, table: c.Table.Name, chain: c.Name, rules: rulesOf(conn, c.Table)}
+		f := &foreign{family: familyNames[c.Table.Family], table: c.Table.Name, chain: c.Name, hook: *c.Hooknum, rules: rulesOf(conn, c.Table)}
 		f.drop = c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 		for _, other := range chains {
 			if other.Table.Name == c.Table.Name && other.Table.Family == c.Table.Family {
 				f.chains = append(f.chains, other.Name)
 			}
 		}
-		found = append(found, f)
+		if f.family == "" || f.family == "inet" && f.hook == *nftables.ChainHookIngress {
+			all.links = append(all.links, f)
+		} else {
+			all.chains = append(all.chains, f)
+		}
 	}
-	return found, err
+	return all
+}
+
+// at are those at one of the hooks that packets of IP pass, but for those of the
+// family.
+func (all *foreigns) at(but string, hooks ...*nftables.ChainHook) (list []*foreign) {
+	for _, f := range all.chains {
+		if f.family != but && slices.ContainsFunc(hooks, func(h *nftables.ChainHook) bool { return *h == f.hook }) {
+			list = append(list, f)
+		}
+	}
+	return list
 }
 
 var familyNames = map[nftables.TableFamily]string{
@@ -159,14 +181,17 @@ func isOwn(t *nftables.Table) bool {
 	return t.Name == ownTable && slices.Contains(onceFamilies, t.Family)
 }
 
-// rulesOf reads the chains of a table, each when it is first asked for. One
-// that cannot be read, as when it has just gone, has no rules.
+// rulesOf reads the chains of a table, each when it is first asked for. One that
+// has just gone has no rules; of one that cannot be read nothing is known.
 func rulesOf(conn *nftables.Conn, table *nftables.Table) func(string) []rule {
 	read := map[string][]rule{}
 	return func(chain string) []rule {
 		list, ok := read[chain]
 		if !ok {
-			rules, _ := conn.GetRules(table, &nftables.Chain{Table: table, Name: chain})
+			rules, err := conn.GetRules(table, &nftables.Chain{Table: table, Name: chain})
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				list = append(list, rule{verdict: expr.VerdictContinue, unknown: true})
+			}
 			for _, r := range rules {
 				list = append(list, newRule(r.Exprs))
 			}
@@ -186,29 +211,36 @@ func newRule(exprs []expr.Any) rule {
 		case *expr.Counter, *expr.Log:
 		case *expr.Meta:
 			loaded = r.load(e)
+		case *expr.Bitwise:
+			r.more = true
+			loaded = comparison{source: about.source}
 		case *expr.Cmp:
 			if about.note(e) {
 				continue
 			}
 			r.more = true
+			r.byHost = r.byHost || about.source && !linkLocal(e.Data)
 		case *expr.Match:
 			r.match(e)
 		case *expr.Payload:
 			r.more = true
 			r.byLink = r.byLink || e.Base == expr.PayloadBaseLLHeader // who sent it on the link
+			loaded = comparison{source: e.Base == expr.PayloadBaseNetworkHeader && e.Offset == sourceAt6 && e.Len > 1}
 		case *expr.Lookup:
 			r.more = true
+			r.byHost = r.byHost || about.source
 			r.unknown = r.unknown || e.IsDestRegSet && e.DestRegister == unix.NFT_REG_VERDICT
-		case *expr.Queue:
+		case *expr.Queue, *expr.TProxy, *expr.SynProxy:
 			r.unknown = true
 		case *expr.Reject:
 			r.verdict = expr.VerdictDrop
 		case *expr.Verdict:
 			r.verdict, r.to = e.Kind, e.Chain
 		case *expr.Target:
-			r.verdict = targetVerdict(e.Name)
+			r.target(e.Name)
 		default:
 			r.more = true
+			r.byHost = r.byHost || about.source
 		}
 		if about.with != nil {
 			r.more = true // as with a set of names
@@ -217,6 +249,14 @@ func newRule(exprs []expr.Any) rule {
 	}
 	return r
 }
+
+// sourceAt6 is where the source is in the header of an IPv6 packet (RFC 8200
+// section 3), in bytes.
+const sourceAt6 = 8
+
+// linkLocal tells whether what a source is compared with is in fe80::/10, as in
+// the rules of DHCPv6. By such an address nobody is a client.
+func linkLocal(source []byte) bool { return source[0] == 0xfe && source[1]&0xc0 == 0x80 }
 
 // linkKeys are what a rule can know of the link that a packet comes in by.
 var linkKeys = []expr.MetaKey{
@@ -240,10 +280,12 @@ func (r *rule) load(e *expr.Meta) comparison {
 	return comparison{}
 }
 
-// comparison is of the name of a link, or of its index.
+// comparison is of the name of a link, or of its index, or of the source of an
+// IPv6 packet.
 type comparison struct {
-	with  *linkMatch // nil: of something else
-	index bool
+	with   *linkMatch // nil: of something else
+	index  bool
+	source bool
 }
 
 // loopback is how the kernel compares the index of lo, which is 1 in every
@@ -266,18 +308,36 @@ func (c comparison) note(e *expr.Cmp) bool {
 
 // match notes a match of iptables.
 func (r *rule) match(e *expr.Match) {
-	if comment, ok := e.Info.(*xt.Comment); ok {
-		r.comment = string(*comment)
+	r.matches(e.Name, func() string {
+		comment, _ := e.Info.(*xt.Comment)
+		if comment == nil {
+			return ""
+		}
+		return string(*comment)
+	})
+}
+
+func (r *rule) matches(name string, comment func() string) {
+	if name == "comment" {
+		r.comment = comment()
 		return
 	}
 	r.more = true
-	r.byLink = r.byLink || e.Name == "mac" || e.Name == "physdev"
+	r.byLink = r.byLink || name == "mac" || name == "physdev"
+	r.byHost = r.byHost || name == "set" || name == "iprange"
 }
 
-// targetVerdict is what a target of iptables other than the built-in ones does.
-func targetVerdict(name string) expr.VerdictKind {
+// passing are the targets of iptables that end no packet.
+var passing = []string{
+	"AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "HL", "LED", "LOG", "MARK", "NFLOG",
+	"NOTRACK", "RATEEST", "SECMARK", "SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL",
+}
+
+// target notes what a target of iptables other than the built-in ones does.
+func (r *rule) target(name string) {
 	if name == "REJECT" {
-		return expr.VerdictDrop
+		r.verdict = expr.VerdictDrop
+		return
 	}
-	return expr.VerdictContinue
+	r.unknown = r.unknown || !slices.Contains(passing, name)
 }

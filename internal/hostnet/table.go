@@ -54,6 +54,7 @@ type familyTable struct {
 	forward, postrouting []ruleSpec
 	input                []ruleSpec
 	leaving              []ruleSpec // after postrouting
+	counters             []string   // that rules refer to
 	before               int        // how far before the NAT of others postrouting comes
 }
 
@@ -92,7 +93,7 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Masquerade: covering(h.plan.Masquerade),
 		Inbound:    covering(h.plan.Inbound),
 		Own:        covering(h.plan.IPv4),
-		HostShut:   h.plan.Guarded && hostChoosesByLink(),
+		HostShut:   h.plan.Guarded && v.shutsHost(v.these(v.clientLinks(h.plan, h.device))),
 		Index:      h.device,
 		Links:      append(v.refs(v.clients), linkRef{h.device, h.plan.Device}),
 		Named:      covering(h.plan.Clients),
@@ -117,7 +118,7 @@ func (s tableSpec) tables() []familyTable {
 		return list
 	}
 	for i := range list {
-		list[i].forward, list[i].input = nil, nil
+		list[i].forward, list[i].input, list[i].counters = nil, nil, slices.DeleteFunc(list[i].counters, func(c string) bool { return c != countBare })
 		list[i].sets = slices.DeleteFunc(list[i].sets, func(set setSpec) bool { return set.name != setPools })
 	}
 	return slices.DeleteFunc(list, func(t familyTable) bool { return len(t.postrouting) == 0 })
@@ -126,10 +127,13 @@ func (s tableSpec) tables() []familyTable {
 func (s tableSpec) ipv4() familyTable {
 	t := familyTable{family: nftables.TableFamilyIPv4}
 	t.guard(s, s.Opened4, false)
-	t.addOwnSources(s)
 	t.addLinks(setLinks, s.Links)
 	if s.Stateful {
-		t.addForward("ct state established,related accept", established(), verdict(expr.VerdictAccept))
+		t.addForward("ct state established accept", ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED), verdict(expr.VerdictAccept))
+	}
+	t.addOwnSources(s)
+	if s.Stateful {
+		t.addForward("ct state related accept", ctBits(expr.CtKeySTATE, expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 		t.addPublished()
 	}
 	t.addWayBack4()
@@ -238,6 +242,9 @@ func (t familyTable) String() string {
 	for _, set := range t.sets {
 		fmt.Fprintf(&b, "\tset %s { %s }\n", set.name, set)
 	}
+	for _, c := range t.counters {
+		fmt.Fprintf(&b, "\tcounter %s { }\n", c)
+	}
 	chain := func(head string, rules []ruleSpec) {
 		if len(rules) == 0 {
 			return
@@ -278,17 +285,29 @@ func (h *Host) tableChanges(v *view, f forwardingPlan) []change {
 	spec := h.tableSpec(v, f)
 	same := h.table.Device != "" && reflect.DeepEqual(spec, h.table)
 	whole := h.guard.verify(h.tablePrint)
-	if whole && same {
-		return nil
+	if !whole || !slices.Equal(spec.Masquerade, h.table.Masquerade) || spec.Foreign6 && !h.table.Foreign6 {
+		h.untold = true // flows that began since were not masqueraded, or were
 	}
-	lost := !whole // and with them the masquerading, of flows that began since
-	return []change{{key: tablesKey, text: "replace " + spec.String(), again: same, do: func() (err error) {
-		h.table = spec
-		if h.tablePrint, err = h.guard.install(func() error { return installTable(spec) }, spec.parts()); err != nil || !lost {
+	forget := change{
+		key: "tracked flows", text: "delete tracked flows that began without the tables", again: same,
+		do: func() error {
+			err := forgetBegunWithout(spec, h.plan.IPv6, v)
+			h.untold = err != nil
 			return err
-		}
-		return forgetUnmasqueraded(spec.Masquerade)
-	}}}
+		},
+	}
+	var list []change
+	if !whole || !same {
+		list = append(list, change{key: tablesKey, text: "replace " + spec.String(), again: same, do: func() (err error) {
+			h.table = spec
+			h.tablePrint, err = h.guard.install(func() error { return installTable(spec) }, spec.parts())
+			return err
+		}})
+	}
+	if h.untold && tracked() {
+		list = append(list, forget)
+	}
+	return list
 }
 
 // tablesKey is that of the change that replaces the tables.
@@ -426,6 +445,9 @@ func addTable(conn *nftables.Conn, t familyTable) error {
 			return err
 		}
 	}
+	for _, c := range t.counters {
+		conn.AddObj(&nftables.CounterObj{Table: table, Name: c})
+	}
 	accept := nftables.ChainPolicyAccept
 	addChain(conn, table, &nftables.Chain{
 		Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward,
@@ -528,10 +550,10 @@ func out(device string) []expr.Any {
 	}
 }
 
-// source6 puts the source of an IPv6 packet, which is at offset 8 of its header
-// (RFC 8200 section 3), into register 1: the four that nft counts from NFT_REG32_00.
+// source6 puts the source of an IPv6 packet into register 1: the four that nft
+// counts from NFT_REG32_00.
 func source6() expr.Any {
-	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 16}
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: sourceAt6, Len: 16}
 }
 
 // toOwnSource translates the source of an IPv6 packet to itself.
@@ -555,10 +577,6 @@ func noWayBack() []expr.Any {
 // by, which begin at register 1.
 func sourceAndLink(then expr.Any) []expr.Any {
 	return []expr.Any{source6(), &expr.Meta{Key: expr.MetaKeyIIF, Register: unix.NFT_REG32_04}, then}
-}
-
-func established() []expr.Any {
-	return ctBits(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED)
 }
 
 // Offsets of the addresses in an IPv4 header (RFC 791 section 3.1).

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/google/nftables"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -130,11 +131,11 @@ func dropLegacyForward(t *testing.T, ipv6 bool) {
 	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	require.NoError(t, err)
 	defer unix.Close(fd)
-	info, entries, err := l.fetch()
+	info, entries, err := l.fetch("filter")
 	if err != nil {
 		testenv.Skip(t, "this kernel has no legacy iptables: "+err.Error())
 	}
-	table, err := l.read(unix.NF_INET_FORWARD, forwardChain)
+	table, err := l.read("filter", nftables.ChainHookForward)
 	require.NoError(t, err)
 	require.False(t, table.drop)
 

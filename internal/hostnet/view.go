@@ -22,6 +22,7 @@ type view struct {
 	// What links lead to, see assign.
 	uplinks, clients map[int]bool
 	roles            []LinkRole
+	rules            *foreigns // see foreign
 }
 
 type link struct {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/natless/natless/mapping"
 )
 
 // Kind says what an Event is about.
@@ -46,10 +48,10 @@ const (
 // Watch, once attached, keeps the host as the plan wants it until ctx is done or
 // the Host closed: puts back what others remove, follows links and default routes,
 // reports new clashes. It calls local at once and whenever the "local" IPv6
-// prefixes change, with a slice that is the callee's, and neighbours at each look with
-// whether the host would let clients reach each other without natless. All are
-// called from one goroutine and must not call back into the Host.
-func (h *Host) Watch(ctx context.Context, report func(Event), local func([]netip.Prefix), neighbours func(bool)) error {
+// prefixes change, with a slice that is the callee's, and around at each look with
+// what the host knows of the links of clients. All are called from one goroutine
+// and must not call back into the Host.
+func (h *Host) Watch(ctx context.Context, report func(Event), local func([]netip.Prefix), around func(mapping.Around)) error {
 	wake, urgent := make(chan struct{}, 1), make(chan struct{}, 1)
 	links, err := listen(unix.NETLINK_ROUTE, linkGroups)
 	if err != nil {
@@ -64,7 +66,7 @@ func (h *Host) Watch(ctx context.Context, report func(Event), local func([]netip
 	defer tables.Close()
 	go h.guard.relayTables(tables, urgent, wake)
 	go h.claims.relay(wake)
-	w := &watcher{host: h, report: report, local: local, neighbours: neighbours, clashes: map[string]bool{}, tries: map[string]*patience{}}
+	w := &watcher{host: h, report: report, local: local, around: around, clashes: map[string]bool{}, tries: map[string]*patience{}}
 	tick := time.NewTicker(idleLook)
 	defer tick.Stop()
 	for {
@@ -142,16 +144,16 @@ func relay(f *os.File, wake chan<- struct{}) {
 }
 
 type watcher struct {
-	host       *Host
-	report     func(Event)
-	local      func([]netip.Prefix)
-	neighbours func(bool)
-	last       []netip.Prefix
-	told       bool
-	gone       bool
-	clashes    map[string]bool
-	blocked    map[string]bool      // by firewalls, in words, as at the last look; nil before the first
-	tries      map[string]*patience // by the changes' keys
+	host    *Host
+	report  func(Event)
+	local   func([]netip.Prefix)
+	around  func(mapping.Around)
+	last    []netip.Prefix
+	told    bool
+	gone    bool
+	clashes map[string]bool
+	blocked map[string]bool      // by firewalls, in words, as at the last look; nil before the first
+	tries   map[string]*patience // by the changes' keys
 }
 
 func (w *watcher) tell(k Kind, format string, args ...any) {
@@ -187,7 +189,7 @@ func (w *watcher) look() (closed bool) {
 	}
 	w.gone = false
 	w.makeAll(v, time.Now())
-	w.neighbours(h.neighbours(v))
+	w.around(h.around(v))
 	w.tellFirewalls(v)
 	return false
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"github.com/natless/natless/mapping"
 )
 
 // longEnough is waited for what must come, on a machine with other things to do.
@@ -25,7 +27,7 @@ type watched struct {
 	mu     sync.Mutex
 	events []Event
 	local  []netip.Prefix
-	lets   atomic.Bool
+	around atomic.Pointer[mapping.Around]
 }
 
 func watch(t *testing.T, h *Host) *watched {
@@ -42,7 +44,7 @@ func watch(t *testing.T, h *Host) *watched {
 			ended <- err
 			return
 		}
-		ended <- h.Watch(ctx, w.report, w.setLocal, w.lets.Store)
+		ended <- h.Watch(ctx, w.report, w.setLocal, func(a mapping.Around) { w.around.Store(&a) })
 	}()
 	t.Cleanup(func() {
 		cancel()

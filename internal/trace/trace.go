@@ -202,11 +202,11 @@ func (w *witness) LookupRanges(f translate.Flow) (translate.Flow, mapping.Ranges
 	return to, x, v
 }
 
-// SpeaksFor is asked about an ICMP error by which connections end.
-func (w *witness) SpeaksFor(host, dst netip.Addr) bool {
-	speaks := w.table.SpeaksFor(host, dst)
+// SpeaksFor is asked about an ICMP error of IPv6.
+func (w *witness) SpeaksFor(host, dst netip.Addr, hard bool) bool {
+	speaks := w.table.SpeaksFor(host, dst, hard)
 	if !speaks {
-		w.add(Step{Step: StepQuotedDestination, From: dst, Section: "RFC 5508 4.2", Text: fmt.Sprintf("%v is a client, and the packet was not for it", host)})
+		w.add(Step{Step: StepQuotedDestination, From: dst, Section: "RFC 5508 4.2", Text: fmt.Sprintf("%v is neither where the packet went nor a router on the way there", host)})
 	}
 	return speaks
 }
