@@ -237,7 +237,7 @@ func (f *foreign) chooses() bool {
 	}
 	return f.some(func(r rule) bool {
 		loopback := r.in == linkMatch{name: "lo"} // which no client's is
-		return r.unknown || r.byLink || r.in != (linkMatch{}) && !loopback || r.byHost && f.family != "ip"
+		return r.unread || r.byLink || r.in != (linkMatch{}) && !loopback || r.byHost && f.family != "ip"
 	})
 }
 

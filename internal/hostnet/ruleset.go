@@ -37,7 +37,8 @@ type rule struct {
 	more    bool // it has conditions that are not looked at
 	byLink  bool // some of these are about the link that packets come in by
 	byHost  bool // some are about the IPv6 address, other than link-local, that they come from
-	unknown bool // it may end packets, or lead them anywhere, by a map or a queue; or it cannot be read
+	unknown bool // it may end packets, or lead them anywhere, by a map or a queue
+	unread  bool // it stands for a chain that cannot be read
 	comment string
 	verdict expr.VerdictKind // VerdictContinue where it decides nothing
 	to      string           // the chain of VerdictJump and VerdictGoto
@@ -151,7 +152,7 @@ func readForeign() *foreigns {
 				f.chains = append(f.chains, other.Name)
 			}
 		}
-		if f.family == "" || f.family == "inet" && f.hook == *nftables.ChainHookIngress {
+		if f.family == "" || f.family == "inet" && f.hook == inetIngress {
 			all.links = append(all.links, f)
 		} else {
 			all.chains = append(all.chains, f)
@@ -159,6 +160,9 @@ func readForeign() *foreigns {
 	}
 	return all
 }
+
+// inetIngress is NF_INET_INGRESS of linux/netfilter.h.
+const inetIngress = 5
 
 // at are those at one of the hooks that packets of IP pass, but for those of the
 // family.
@@ -190,7 +194,7 @@ func rulesOf(conn *nftables.Conn, table *nftables.Table) func(string) []rule {
 		if !ok {
 			rules, err := conn.GetRules(table, &nftables.Chain{Table: table, Name: chain})
 			if err != nil && !errors.Is(err, unix.ENOENT) {
-				list = append(list, rule{verdict: expr.VerdictContinue, unknown: true})
+				list = append(list, rule{verdict: expr.VerdictContinue, unknown: true, unread: true})
 			}
 			for _, r := range rules {
 				list = append(list, newRule(r.Exprs))
