@@ -233,9 +233,36 @@ func TestLabHostIsGuarded(t *testing.T) {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(1)}, &expr.Verdict{Kind: expr.VerdictAccept})
 	time.Sleep(300 * time.Millisecond)
 	require.NoError(t, pingOnce(t, w.client, host), "rules about loopback make no difference")
-	input(append(cameIn("lan1"), &expr.Verdict{Kind: expr.VerdictDrop})...)
+	// The host has an IPv4 address by natless too, once it has asked for something.
+	require.NoError(t, pingOnce(t, w.Host, lab.Server6))
+	lent := lab.Embed(lab.Pref64, w.lease(t, "2001:db8:1::1")).String()
+	require.NoError(t, pingOnce(t, w.client, lent))
+	assert.NotContains(t, w.query(t, "status"), "this host's own IPv4 addresses")
+
+	input(append(cameIn("lan1"), // but for its neighbour discovery
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Verdict{Kind: expr.VerdictDrop})...)
 	require.Eventually(t, func() bool { return pingOnce(t, w.client, host) != nil }, 5*time.Second, 100*time.Millisecond)
+	assert.Error(t, pingOnce(t, w.client, lent))
+	assert.Contains(t, w.query(t, "status"), "this host's own IPv4 addresses")
 	works(t, w)
+	require.NoError(t, pingOnce(t, w.Host, lab.MappedIPv4), "what the host asks of a client is answered")
+}
+
+// The host forwards to its clients, and says of one that is gone that it is.
+func TestLabHostReportsWhoIsGone(t *testing.T) {
+	const gone4 = "203.0.113.99"
+	w := start(t, setup{flags: []string{"--pref64", lab.Pref64, "--map", gone4 + "=2001:db8:1::99"}})
+	require.NoError(t, pingOnce(t, w.Host, lab.Server6), "the host is a client itself")
+	require.NoError(t, w.Host.SetSysctl("net/ipv6/neigh/lan1/mcast_solicit", "1"))
+	conn, err := w.Server.Dial(t.Context(), "udp", gone4+":9")
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("hello"))
+	require.NoError(t, err)
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
+	_, err = conn.Read(make([]byte, 10))
+	require.ErrorIs(t, err, syscall.EHOSTUNREACH)
 }
 
 // What the administrator's own DNAT leads to a leased address comes through, and

@@ -31,14 +31,8 @@ func ForgetFlows(list []mapping.Portion) error {
 	return nil
 }
 
-// tracked reports whether any flow is tracked.
-func tracked() bool {
-	count, _ := readSysctl(filepath.Join(procNet, "netfilter", "nf_conntrack_count"))
-	return count != "" && count != "0"
-}
-
 func deleteFlows(family netlink.InetFamily, such netlink.CustomConntrackFilter) error {
-	if !tracked() {
+	if count, _ := readSysctl(filepath.Join(procNet, "netfilter", "nf_conntrack_count")); count == "" || count == "0" {
 		return nil
 	}
 	err := retry(func() error {

@@ -352,3 +352,44 @@ func TestFlowsBegunWithoutTheTablesAreForgotten(t *testing.T) {
 	require.NoError(t, p.h.settle())
 	require.Equal(t, "2001:db8:1::5", client())
 }
+
+// What belongs to a connection to a client is not masqueraded, for that is not:
+// ICMP errors leave with an address of the host, and answers to those on a link of
+// clients with the client's.
+func TestErrorsAndAnswersOfPoolAddresses(t *testing.T) {
+	p := newPacketHost(t)
+	addAddr(t, "clients", "203.0.113.129/25")
+	inside := openWire(t, "clients")
+	neighbour(t, "clients", "203.0.113.130", inside)
+	require.NoError(t, p.h.settle())
+
+	p.uplink.send(udp(t, "198.51.100.1:53", "198.51.100.7:4000"))
+	in := p.device()
+	require.NotNil(t, in)
+	p.emit(unreachable(t, "169.254.64.1", in))
+	out := receiveSuch(t, p.uplink.fd, layers.LayerTypeEthernet, func(p gopacket.Packet) bool { return p.Layer(layers.LayerTypeICMPv4) != nil })
+	require.NotNil(t, out)
+	ip := out.NetworkLayer().(*layers.IPv4)
+	require.Equal(t, "192.0.2.2", ip.SrcIP.String())
+	require.Equal(t, "198.51.100.1", ip.DstIP.String())
+	require.Zero(t, checksum(ip.LayerContents()))
+
+	inside.send(udp(t, "203.0.113.130:4000", "169.254.64.5:53"))
+	require.NotNil(t, p.device(), "IPv4 of a link of clients to a lease")
+	p.emit(udp(t, "169.254.64.5:53", "203.0.113.130:4000"))
+	out = inside.receive()
+	require.NotNil(t, out)
+	require.Equal(t, "169.254.64.5", out.NetworkLayer().(*layers.IPv4).SrcIP.String())
+}
+
+// checksum is that of RFC 1071: zero over a header that has it right.
+func checksum(b []byte) uint16 {
+	sum := 0
+	for i := 0; i < len(b); i += 2 {
+		sum += int(b[i])<<8 | int(b[i+1])
+	}
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}

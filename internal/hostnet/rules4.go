@@ -2,11 +2,14 @@ package hostnet
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 // Counters, by name, of what these rules drop (nft list counters).
@@ -68,19 +71,103 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 }
 
 // addUnmasqueraded drops pool addresses that are on their way out although the
-// rule before was to replace them. The kernel translates no packet that
-// connection tracking calls INVALID, nor one of a connection that began while the
-// rule was not there. A link-local source must not be forwarded (RFC 3927 7).
+// rule before was to replace them. The kernel translates no packet that connection
+// tracking calls INVALID, nor one of a connection that began while the rule was not
+// there. A link-local source must not be forwarded (RFC 3927 7).
+//
+// Nor does it translate two things that belong to connections to clients, which
+// are not masqueraded. ICMP errors, as natless's own about a packet that is too
+// big, have an address of this host instead: nobody looks for them by their source.
+// And what a client answers to those on links to clients, who know it by the pool's
+// address, goes there.
 func (t *familyTable) addUnmasqueraded(s tableSpec) {
-	t.leaving = []ruleSpec{t.counted(fmt.Sprintf("ip saddr @masqueraded oifname != %q", s.Device), countBare,
-		address4(source, setPools), notOut(s.Device))}
+	bare := fmt.Sprintf("ip saddr @masqueraded oifname != %q", s.Device)
+	if len(s.Faces) > 0 && !s.Kept {
+		t.addFaces(s.Faces)
+		t.leaving = append(t.leaving, ruleSpec{
+			bare + " ip protocol icmp ct state related ip saddr set oif map @faces",
+			slices.Concat(address4(source, setPools), notOut(s.Device), isICMP(), ctBits(expr.CtKeySTATE, expr.CtStateBitRELATED), toFace()),
+		})
+	}
+	if !s.Kept {
+		t.leaving = append(t.leaving, ruleSpec{
+			"oif @links ct direction reply accept",
+			slices.Concat(outIn(setLinks), answering(), verdict(expr.VerdictAccept)),
+		})
+	}
+	t.leaving = append(t.leaving, t.counted(bare, countBare, address4(source, setPools), notOut(s.Device)))
+}
+
+// face is an IPv4 address of the host on a link.
+type face struct {
+	link linkRef
+	addr netip.Addr
+}
+
+// faces are what the host is known by on its links, but for the device.
+func (v *view) faces(device int) (list []face) {
+	for _, l := range v.sorted() {
+		i := slices.IndexFunc(v.addrs, func(a address) bool {
+			return a.index == l.index && a.addr.Is4() && !a.addr.IsLinkLocalUnicast() && !a.addr.IsLoopback()
+		})
+		if i >= 0 && l.index != device {
+			list = append(list, face{linkRef{l.index, l.name}, v.addrs[i].addr})
+		}
+	}
+	return list
+}
+
+// addFaces is a map from links to addresses.
+func (t *familyTable) addFaces(list []face) {
+	set := setSpec{name: setFaces, typ: nftables.TypeIFIndex, to: nftables.TypeIPAddr}
+	var items []string
+	for _, f := range list {
+		set.elements = append(set.elements, nftables.SetElement{Key: f.link.key(), Val: f.addr.AsSlice()})
+		items = append(items, fmt.Sprintf("%q : %v", f.link.name, f.addr))
+	}
+	set.items = strings.Join(items, ", ")
+	t.sets = append(t.sets, set)
+}
+
+// isICMP matches packets of ICMP, which are errors where they are related to a
+// connection.
+func isICMP() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: protocol4, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMP}},
+	}
+}
+
+// toFace writes the host's address on the link that a packet leaves by over its
+// source, and matches none where there is none.
+func toFace() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyOIF, Register: 1},
+		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: setFaces},
+		&expr.Payload{
+			OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 4,
+			CsumType: expr.CsumTypeInet, CsumOffset: checksum4,
+		},
+	}
+}
+
+func outIn(set string) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set}}
+}
+
+// answering matches packets in the direction of a connection's answers.
+func answering() []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}, // IP_CT_DIR_REPLY
+	}
 }
 
 // addHostShut keeps what leaves the device from the host's own addresses, but for
 // answers to the host. natless cannot show the host's rules the link that a
 // client's packet came in by, so that a rule about that link would be passed by.
 func (t *familyTable) addHostShut(s tableSpec) {
-	t.input = append(t.input, t.counted(fmt.Sprintf("iif %q ct state != established,related", s.Device), countHost,
+	t.input = append(t.input, t.counted(fmt.Sprintf("iif %q ct state ! established,related", s.Device), countHost,
 		[]expr.Any{
 			&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: linkRef{index: s.Index}.key()},

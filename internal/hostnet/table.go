@@ -30,6 +30,7 @@ type tableSpec struct {
 	Index               int // of the device
 	Masquerade, Inbound []netip.Prefix
 	Own                 []netip.Prefix // IPv4 addresses that are routed to the device
+	Faces               []face         // what ICMP errors of pool addresses leave as
 	HostShut            bool           // clients do not reach the host's own IPv4 addresses
 	Stateful            bool           // some IPv4 prefix is open to answers only
 	Links               []linkRef      // those to clients, and the device
@@ -66,7 +67,8 @@ type setSpec struct {
 	interval bool
 	items    string
 	elements []nftables.SetElement
-	memory   bool // the rules add to it, and the kernel forgets
+	memory   bool                 // the rules add to it, and the kernel forgets
+	to       nftables.SetDatatype // it is a map to these
 }
 
 // A set of memory holds this much for this long. What is beyond that is looked
@@ -84,6 +86,7 @@ const (
 	setReachable = "reachable"
 	setInbound   = "inbound"
 	setOwn       = "own"
+	setFaces     = "faces"
 	setPools     = "masqueraded"
 )
 
@@ -94,6 +97,7 @@ func (h *Host) tableSpec(v *view, f forwardingPlan) tableSpec {
 		Inbound:    covering(h.plan.Inbound),
 		Own:        covering(h.plan.IPv4),
 		HostShut:   h.plan.Guarded && v.shutsHost(v.these(v.clientLinks(h.plan, h.device))),
+		Faces:      v.faces(h.device),
 		Index:      h.device,
 		Links:      append(v.refs(v.clients), linkRef{h.device, h.plan.Device}),
 		Named:      covering(h.plan.Clients),
@@ -240,7 +244,11 @@ func (t familyTable) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table %s %s {\n", familyNames[t.family], ownTable)
 	for _, set := range t.sets {
-		fmt.Fprintf(&b, "\tset %s { %s }\n", set.name, set)
+		kind := "set"
+		if set.to.Name != "" {
+			kind = "map"
+		}
+		fmt.Fprintf(&b, "\t%s %s { %s }\n", kind, set.name, set)
 	}
 	for _, c := range t.counters {
 		fmt.Fprintf(&b, "\tcounter %s { }\n", c)
@@ -270,6 +278,9 @@ func (t familyTable) String() string {
 // String is what the braces of a set are around, as nft would read it.
 func (s setSpec) String() string {
 	head := "type " + s.typ.Name + "; "
+	if s.to.Name != "" {
+		head = fmt.Sprintf("type %s : %s; ", s.typ.Name, s.to.Name)
+	}
 	switch {
 	case s.memory:
 		return head + fmt.Sprintf("size %d; flags dynamic, timeout; timeout %s;", remembered, rememberFor)
@@ -288,26 +299,25 @@ func (h *Host) tableChanges(v *view, f forwardingPlan) []change {
 	if !whole || !slices.Equal(spec.Masquerade, h.table.Masquerade) || spec.Foreign6 && !h.table.Foreign6 {
 		h.untold = true // flows that began since were not masqueraded, or were
 	}
-	forget := change{
-		key: "tracked flows", text: "delete tracked flows that began without the tables", again: same,
-		do: func() error {
-			err := forgetBegunWithout(spec, h.plan.IPv6, v)
-			h.untold = err != nil
-			return err
-		},
+	forget := func() error {
+		err := forgetBegunWithout(spec, h.plan.IPv6, v)
+		h.untold = err != nil
+		return err
 	}
-	var list []change
-	if !whole || !same {
-		list = append(list, change{key: tablesKey, text: "replace " + spec.String(), again: same, do: func() (err error) {
+	switch {
+	case !whole || !same:
+		return []change{{key: tablesKey, text: "replace " + spec.String(), again: same, do: func() (err error) {
 			h.table = spec
 			h.tablePrint, err = h.guard.install(func() error { return installTable(spec) }, spec.parts())
-			return err
-		}})
+			if err != nil || !h.untold {
+				return err
+			}
+			return forget()
+		}}}
+	case h.untold: // it failed the last time
+		return []change{{key: "tracked flows", text: "delete tracked flows that began without the tables", do: forget}}
 	}
-	if h.untold && tracked() {
-		list = append(list, forget)
-	}
-	return list
+	return nil
 }
 
 // tablesKey is that of the change that replaces the tables.
@@ -399,7 +409,7 @@ func printFamily(b *strings.Builder, conn *nftables.Conn, f nftables.TableFamily
 func names(elements []nftables.SetElement) []string {
 	list := make([]string, len(elements))
 	for i, e := range elements {
-		list[i] = string(e.Key)
+		list[i] = string(e.Key) + string(e.Val)
 	}
 	slices.Sort(list)
 	return list
@@ -519,6 +529,9 @@ func addSet(conn *nftables.Conn, table *nftables.Table, spec setSpec) error {
 		Table: table, Name: spec.name, KeyType: spec.typ, Interval: spec.interval, Constant: spec.interval,
 		Concatenation: len(nftables.ConcatSetTypeElements(spec.typ)) > 1,
 	}
+	if spec.to.Name != "" {
+		s.IsMap, s.DataType = true, spec.to
+	}
 	if spec.memory {
 		s.Dynamic, s.HasTimeout, s.Timeout, s.Size = true, true, rememberFor, remembered
 	}
@@ -579,8 +592,10 @@ func sourceAndLink(then expr.Any) []expr.Any {
 	return []expr.Any{source6(), &expr.Meta{Key: expr.MetaKeyIIF, Register: unix.NFT_REG32_04}, then}
 }
 
-// Offsets of the addresses in an IPv4 header (RFC 791 section 3.1).
+// Offsets in an IPv4 header (RFC 791 section 3.1).
 const (
+	protocol4   = 9
+	checksum4   = 10
 	source      = 12
 	destination = 16
 )
