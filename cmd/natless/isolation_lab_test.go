@@ -255,14 +255,23 @@ func TestLabHostReportsWhoIsGone(t *testing.T) {
 	w := start(t, setup{flags: []string{"--pref64", lab.Pref64, "--map", gone4 + "=2001:db8:1::99"}})
 	require.NoError(t, pingOnce(t, w.Host, lab.Server6), "the host is a client itself")
 	require.NoError(t, w.Host.SetSysctl("net/ipv6/neigh/lan1/mcast_solicit", "1"))
+	atServer, err := w.Server.Capture("eth0")
+	require.NoError(t, err)
 	conn, err := w.Server.Dial(t.Context(), "udp", gone4+":9")
 	require.NoError(t, err)
 	defer conn.Close()
 	_, err = conn.Write([]byte("hello"))
 	require.NoError(t, err)
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
-	_, err = conn.Read(make([]byte, 10))
-	require.ErrorIs(t, err, syscall.EHOSTUNREACH)
+	require.Eventually(t, func() bool {
+		for _, b := range atServer.Packets() {
+			p := gopacket.NewPacket(b, layers.LayerTypeIPv4, gopacket.Default)
+			icmp, ok := p.Layer(layers.LayerTypeICMPv4).(*layers.ICMPv4)
+			if ok && icmp.TypeCode == layers.CreateICMPv4TypeCode(layers.ICMPv4TypeDestinationUnreachable, layers.ICMPv4CodeHost) {
+				return assert.Equal(t, lab.HostIPv4, p.NetworkLayer().(*layers.IPv4).SrcIP.String())
+			}
+		}
+		return false
+	}, 5*time.Second, 50*time.Millisecond)
 }
 
 // What the administrator's own DNAT leads to a leased address comes through, and

@@ -31,7 +31,7 @@ func sharing(offload string, clients int) setup {
 	return setup{
 		offload: offload, clients: clients,
 		config: own + "hairpin = \"intrinsic\"\n",
-		flags: []string{"--pref64", lab.Pref64, "--pool", shared4 + "/32", "--pool-mode", "port-range"},
+		flags:  []string{"--pref64", lab.Pref64, "--pool", shared4 + "/32", "--pool-mode", "port-range"},
 	}
 }
 
