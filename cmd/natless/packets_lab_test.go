@@ -56,8 +56,8 @@ func TestLabLongTraceroute(t *testing.T) {
 			lab.HostIPv4,  // r4
 			"192.0.2.129", // s4
 			"192.0.2.1",   // the host
-			ownIPv4,       // natless
-			ownIPv4,       // the host with IPv6: nothing is mapped to it
+			"192.0.2.1",   // natless, whose own address must not leave (RFC 3927 7)
+			"192.0.2.1",   // the host with IPv6: nothing is mapped to it
 			"203.0.113.2", // s6
 			"203.0.113.3", // r6
 			lab.MappedIPv4,

@@ -54,8 +54,8 @@ func TestLabTraceroute(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, []string{
 			lab.HostIPv4,
-			ownIPv4, // natless
-			ownIPv4, // the host with IPv6: no IPv4 address stands for it
+			lab.HostIPv4, // natless, whose own address must not leave (RFC 3927 7)
+			lab.HostIPv4, // the host with IPv6: no IPv4 address stands for it
 			lab.MappedIPv4,
 		}, path(hops))
 	})

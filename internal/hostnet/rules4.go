@@ -78,8 +78,8 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 // Nor does it translate two things that belong to connections to clients, which
 // are not masqueraded. ICMP errors, as natless's own about a packet that is too
 // big, have an address of this host instead: nobody looks for them by their source.
-// And what a client answers to those on links to clients, who know it by the pool's
-// address, goes there.
+// And who was let in to a pool's address, as to ping natless's own or from a link to
+// clients, is answered by it.
 func (t *familyTable) addUnmasqueraded(s tableSpec) {
 	bare := fmt.Sprintf("ip saddr @masqueraded oifname != %q", s.Device)
 	if len(s.Faces) > 0 && !s.Kept {
@@ -91,8 +91,8 @@ func (t *familyTable) addUnmasqueraded(s tableSpec) {
 	}
 	if !s.Kept {
 		t.leaving = append(t.leaving, ruleSpec{
-			"oif @links ct direction reply accept",
-			slices.Concat(outIn(setLinks), answering(), verdict(expr.VerdictAccept)),
+			"ct direction reply accept",
+			slices.Concat(answering(), verdict(expr.VerdictAccept)),
 		})
 	}
 	t.leaving = append(t.leaving, t.counted(bare, countBare, address4(source, setPools), notOut(s.Device)))
@@ -149,10 +149,6 @@ func toFace() []expr.Any {
 			CsumType: expr.CsumTypeInet, CsumOffset: checksum4,
 		},
 	}
-}
-
-func outIn(set string) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIF, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set}}
 }
 
 // answering matches packets in the direction of a connection's answers.
