@@ -51,15 +51,16 @@ type Table struct {
 	journal journal
 	keeper  *keeper // nil: leases are made at once, by whoever resolves
 
+	neighbours atomic.Bool // the host lets clients reach each other, see SetNeighbours
+
 	// writing is held by whoever changes anything but who is local, also while
 	// the change is being saved. Workers, listings and traces never wait for it.
 	writing sync.Mutex
 	// mu guards the state of pools and what is below. To write it needs writing
 	// too, which is taken first. It is never held while anything is saved.
-	mu         sync.Mutex
-	local      []netip.Prefix
-	neighbours atomic.Bool    // the host lets clients reach each other
-	networks   map[uint64]int // leases by the upper half of their clients' addresses
+	mu       sync.Mutex
+	local    []netip.Prefix
+	networks map[uint64]int // leases by the upper half of their clients' addresses
 
 	attachments map[string]Attachment // by ID
 	shelved     []Map                 // those that are saved and not in force

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -45,22 +44,6 @@ func ip6(src, dst string, next layers.IPProtocol) *layers.IPv6 {
 
 func ip4(src, dst string, next layers.IPProtocol) *layers.IPv4 {
 	return &layers.IPv4{Version: 4, TTL: 64, Protocol: next, SrcIP: net.ParseIP(src).To4(), DstIP: net.ParseIP(dst).To4()}
-}
-
-// lease is the IPv4 address that a client has been lent.
-func (w *world) lease(t *testing.T, client string) string {
-	t.Helper()
-	for line := range strings.Lines(w.query(t, "lease", "ls")) {
-		if words := strings.Fields(line); strings.Contains(line, client+" ") || strings.Contains(line, " "+client) {
-			for _, word := range words {
-				if a, err := netip.ParseAddr(word); err == nil && a.Is4() {
-					return word
-				}
-			}
-		}
-	}
-	require.Fail(t, "no lease", client)
-	return ""
 }
 
 func pingOnce(t *testing.T, n *lab.Node, to string) error {
@@ -108,7 +91,7 @@ func TestLabStrangerIsNoClient(t *testing.T) {
 	works(t, w)
 	atClient, err := w.client.CaptureAll("eth0")
 	require.NoError(t, err)
-	for _, src := range []string{"203.0.113.81", lab.MappedIPv4, w.lease(t, client1)} {
+	for _, src := range []string{"203.0.113.81", lab.MappedIPv4, w.leaseOf(t, client1).String()} {
 		ip := ip4(src, lab.MappedIPv4, layers.IPProtocolUDP)
 		u := &layers.UDP{SrcPort: 53, DstPort: 7}
 		require.NoError(t, u.SetNetworkLayerForChecksum(ip))
@@ -244,7 +227,7 @@ func TestLabPublishedLease(t *testing.T) {
 	w := start(t, setup{})
 	works(t, w)
 	serve(t, w.client, client1)
-	lease := w.lease(t, client1)
+	lease := w.leaseOf(t, client1).String()
 	refused(t, w.Server, lease)
 	ruleset(t, w.Host, func(c *nftables.Conn) {
 		table := c.AddTable(&nftables.Table{Name: "published", Family: nftables.TableFamilyIPv4})

@@ -19,7 +19,7 @@ import (
 // what does not go to the device is none of the later rules' business. An accept
 // ends only this chain: other tables still have their say.
 func (t *familyTable) guard(s tableSpec, opened []linkRef, raised bool) {
-	elsewhere := otherLink(expr.MetaKeyOIF, s.Index)
+	elsewhere := byLink(expr.MetaKeyOIF, expr.CmpOpNeq, s.Index)
 	bridged, within := "", []expr.Any(nil)
 	if (raised || len(opened) > 0) && len(s.Bridges) > 0 {
 		t.addPairs(setWithin, s.Bridges)
@@ -28,7 +28,7 @@ func (t *familyTable) guard(s tableSpec, opened []linkRef, raised bool) {
 	switch {
 	case raised:
 		t.addForward(fmt.Sprintf("iif != %q oif != %q %sdrop", s.Device, s.Device, bridged),
-			otherLink(expr.MetaKeyIIF, s.Index), elsewhere, within, verdict(expr.VerdictDrop))
+			byLink(expr.MetaKeyIIF, expr.CmpOpNeq, s.Index), elsewhere, within, verdict(expr.VerdictDrop))
 	case len(opened) > 0:
 		t.addLinks(setOpened, opened)
 		t.addForward(fmt.Sprintf("iif @opened oif != %q %sdrop", s.Device, bridged),
@@ -84,11 +84,11 @@ func (v *view) bridgesSeen() (list []linkRef) {
 	return list
 }
 
-// otherLink matches packets that do not come in, or go out, by a link.
-func otherLink(key expr.MetaKey, index int) []expr.Any {
+// byLink matches packets that come in, or go out, by a link, or by any other.
+func byLink(key expr.MetaKey, op expr.CmpOp, index int) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: linkRef{index: index}.key()},
+		&expr.Cmp{Op: op, Register: 1, Data: linkRef{index: index}.key()},
 	}
 }
 

@@ -18,7 +18,7 @@ func (t *familyTable) addOwnSources(s tableSpec) {
 	}
 	t.addPrefixes(setOwn, s.Own)
 	t.addForward(fmt.Sprintf("iif != %q ip saddr @own drop", s.Device),
-		otherLink(expr.MetaKeyIIF, s.Index), address4(source, setOwn), verdict(expr.VerdictDrop))
+		byLink(expr.MetaKeyIIF, expr.CmpOpNeq, s.Index), address4(source, setOwn), verdict(expr.VerdictDrop))
 }
 
 // addWayBack4 drops what a neighbour on a link of clients sends with a source that
@@ -47,11 +47,12 @@ func ctBits(key expr.CtKey, bits uint32) []expr.Any {
 }
 
 // addUnmasqueraded drops pool addresses that are on their way out although the
-// rule before was to replace them. The kernel translates no packet that
-// connection tracking calls INVALID, nor one of a connection that began while the
-// rule was not there. A link-local source must not be forwarded (RFC 3927 7). Errors
-// about flows that are not masqueraded go out all the same: the kernel translates
-// none of them, and path MTU discovery of mapped clients depends on natless's own.
+// rule before was to replace them: the kernel translates no packet that connection
+// tracking calls INVALID, and a link-local source must not be forwarded (RFC 3927
+// 7). Answers of natless's own address, and errors about flows that are not
+// masqueraded, go out all the same: nothing translates them, and path MTU discovery
+// of mapped clients depends on them. Connections that began while the rule was not
+// there are forgetUnmasqueraded's.
 func (t *familyTable) addUnmasqueraded(s tableSpec) {
 	t.leaving = []ruleSpec{{
 		fmt.Sprintf("ct state invalid,new,untracked ip saddr @masqueraded oifname != %q drop", s.Device),
@@ -66,9 +67,6 @@ func (t *familyTable) addUnmasqueraded(s tableSpec) {
 func (t *familyTable) addHostShut(s tableSpec) {
 	t.input = []ruleSpec{{
 		fmt.Sprintf("iif %q drop", s.Device),
-		append([]expr.Any{
-			&expr.Meta{Key: expr.MetaKeyIIF, Register: 1},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: linkRef{index: s.Index}.key()},
-		}, verdict(expr.VerdictDrop)...),
+		slices.Concat(byLink(expr.MetaKeyIIF, expr.CmpOpEq, s.Index), verdict(expr.VerdictDrop)),
 	}}
 }
